@@ -1,0 +1,32 @@
+"""Local endpoints (`bpf/lib/endpoints.h`): what differs between endpoints is here, never in code.
+
+Three maps: `endpoints` (array, endpoint id -> info, the one place that is written when something changes),
+`endpoint_addrs` (hash, 16-byte address -> endpoint id as u32) and `endpoint_ifs` (hash, ifindex -> endpoint id).
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from services.agent.abi.layout import Address, Struct
+
+Mac = ctypes.c_uint8 * 6
+
+MAX_ENDPOINTS = 4096
+
+
+class EndpointInfo(Struct):
+    """`struct endpoint_info`, 64 bytes. An all-zero entry (id 0) is no endpoint: its packets are dropped (203)."""
+
+    _fields_ = [
+        ("ifindex", ctypes.c_uint32),
+        ("identity", ctypes.c_uint32),
+        ("policy_id", ctypes.c_uint32),
+        ("policy_revision", ctypes.c_uint32),
+        ("id", ctypes.c_uint16),
+        ("flags", ctypes.c_uint16),
+        ("mac", Mac),
+        ("node_mac", Mac),
+        ("ipv4", Address),
+        ("ipv6", Address),
+    ]

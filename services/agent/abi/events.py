@@ -1,0 +1,107 @@
+"""Kernel events (`bpf/lib/events.h`): fixed-size records in two rings, read as numpy arrays.
+
+A ring holds one record size, so that a batch is one strided array: 8 bytes of ring header (length with BUSY and
+DISCARD bits, page offset), then the record. Sizes are chosen so that header + record is a power of two.
+New fields go at the end into the padding, and `version` goes up.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+EVENT_VERSION = 1
+
+RING_BUSY = 1 << 31
+RING_DISCARD = 1 << 30
+
+
+class EventType(IntEnum):
+    """`enum event_type`."""
+
+    NEW = 1
+    """A connection was allowed; `rule_id` says by what."""
+    DROP = 2
+    """A packet was dropped; `drop_reason` says why, `rule_id` which deny rule (0: default deny)."""
+    UPDATE = 3
+    """A live connection's counters, at most every few seconds."""
+    CLOSE = 4
+    """A connection ended (FIN both ways, RST) or was collected; last counters."""
+    VERDICT_CHANGE = 5
+    """An established connection met a changed policy; the new verdict is in `drop_reason` (0: allowed)."""
+    HTTP_REQUEST = 6
+    """A request met HTTP policy (http ring only)."""
+
+
+class CtState(IntEnum):
+    """`enum ct_status`."""
+
+    NEW = 0
+    ESTABLISHED = 1
+    REPLY = 2
+    RELATED = 3
+
+
+HEADER_FIELDS = [
+    ("type", "u1"),
+    ("subtype", "u1"),
+    ("version", "u1"),
+    ("flags", "u1"),
+    ("endpoint_id", "<u2"),
+    ("cpu", "<u2"),
+    ("time_ns", "<u8"),  # CLOCK_MONOTONIC
+]
+
+CONNECTION_FIELDS = [
+    ("saddr", "u1", (16,)),
+    ("daddr", "u1", (16,)),
+    ("sport", ">u2"),  # ICMP: type in sport, code in dport
+    ("dport", ">u2"),
+    ("protocol", "u1"),
+    ("tcp_flags", "u1"),
+    ("direction", "u1"),  # model.verdict.Direction: 1 ingress, 2 egress, as seen by endpoint_id
+    ("ct_state", "u1"),
+    ("src_identity", "<u4"),
+    ("dst_identity", "<u4"),
+    ("rule_id", "<u4"),
+    ("policy_revision", "<u4"),
+    ("drop_reason", "u1"),
+    ("match_type", "u1"),  # Hubble policy_match_type: 0 none, 1 L3, 2 L3-L4, 3 L4, 4 all, 5 L3-proto, 6 proto
+    ("pad0", "<u2"),
+    ("service_id", "<u4"),  # the Service that the client addressed, 0 = none
+]
+
+FLOW_EVENT = np.dtype(
+    [
+        *HEADER_FIELDS,
+        *CONNECTION_FIELDS,
+        ("packets", "<u4", (2,)),  # [0] original direction, [1] reply
+        ("bytes", "<u8", (2,)),
+        ("rtt_us", "<u4"),
+        ("retransmits", "<u4"),
+        ("duration_us", "<u4"),
+        ("l7_ruleset", "<u4"),
+    ]
+)
+"""`struct flow_event`, 120 bytes: original direction's addresses, whatever packet raised it (a DROP: the packet's)."""
+
+HTTP_EVENT = np.dtype(
+    [
+        *HEADER_FIELDS,
+        *CONNECTION_FIELDS,
+        ("http_version", "u1"),  # 10, 11; 0 = not known
+        ("method_len", "u1"),
+        ("status", "<u2"),  # the kernel's own answer (403), 0 = passed on
+        ("path_len", "<u2"),  # of the whole path; more than 136 = cut
+        ("pad1", "<u2"),
+        ("latency_us", "<u4"),
+        ("l7_ruleset", "<u4"),
+        ("method", "S16"),
+        ("path", "S136"),
+    ]
+)
+"""`struct http_event`, 248 bytes."""
+
+assert FLOW_EVENT.itemsize == 120, FLOW_EVENT.itemsize
+assert HTTP_EVENT.itemsize == 248, HTTP_EVENT.itemsize

@@ -1,0 +1,1 @@
+"""Generated protobuf and gRPC stubs, and nothing else: `./dev proto` writes them from `proto/`."""

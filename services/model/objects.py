@@ -1,0 +1,263 @@
+"""Kubernetes objects as the agent needs them: small, frozen, already validated.
+
+Sources (a folder of manifests, the Kubernetes API) build these; calc consumes them. Policies keep their raw
+document beside the key, because reading a policy is the business of `services.policy`, not of a source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.model.addresses import IPAddress, IPNetwork
+from services.model.identity import Identity, NumericIdentity
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectKey:
+    """Kind, namespace ('' for cluster scope) and name: what makes a Kubernetes object unique."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPort:
+    """A declared container port; `name` may be empty. `protocol` is an IP protocol number."""
+
+    name: str
+    port: int
+    protocol: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod. `addresses` may be empty until it has been given some; `node` until it is scheduled."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+    node: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    service_account: str = "default"
+    addresses: tuple[IPAddress, ...] = ()
+    ports: tuple[ContainerPort, ...] = ()
+    host_network: bool = False
+    phase: str = "Pending"
+    """Succeeded and Failed pods are no peers any more: their address may be used again."""
+    workload: tuple[str, str] = ("", "")
+    """(kind, name) of the owning workload, for flows."""
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey("Pod", self.namespace, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A namespace and its labels."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey("Namespace", "", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """One port of a Service. `target_port` is a number or a container port's name."""
+
+    name: str
+    port: int
+    protocol: int
+    target_port: int | str
+    node_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A Service; `cluster_ips` is empty for headless and ExternalName ones."""
+
+    namespace: str
+    name: str
+    type: str = "ClusterIP"
+    cluster_ips: tuple[IPAddress, ...] = ()
+    ports: tuple[ServicePort, ...] = ()
+    selector: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey("Service", self.namespace, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class SliceEndpoint:
+    """One endpoint of an EndpointSlice; the conditions' nil defaults are already resolved."""
+
+    addresses: tuple[IPAddress, ...]
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSlice:
+    """Backends of one Service. `ports` maps the Service port's name to (number, protocol)."""
+
+    namespace: str
+    name: str
+    service: str
+    ports: tuple[tuple[str, int, int], ...] = ()
+    """(name, port, protocol) triples; the name matches the Service port's name."""
+    endpoints: tuple[SliceEndpoint, ...] = ()
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey("EndpointSlice", self.namespace, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyObject:
+    """A NetworkPolicy, CiliumNetworkPolicy or CiliumClusterwideNetworkPolicy, not yet read.
+
+    `document` is the parsed manifest; `origin` says where it came from ("file:line", "kubernetes") for messages.
+    """
+
+    key: ObjectKey
+    document: Mapping[str, Any]
+    uid: str = ""
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IpEntry:
+    """A row of the cluster's address table: who owns a prefix and behind which node it lies.
+
+    `tunnel` is None where the address is reached without the overlay (this node, the world).
+    """
+
+    prefix: IPNetwork
+    identity: NumericIdentity
+    node: str = ""
+    tunnel: IPAddress | None = None
+    namespace: str = ""
+    pod: str = ""
+
+    @property
+    def key(self) -> IPNetwork:
+        return self.prefix
+
+
+@dataclass(frozen=True, slots=True)
+class LocalEndpoint:
+    """A workload interface of this node.
+
+    `policy_id` names the policy map entries it obeys; endpoints with equal identities share one.
+    """
+
+    id: int
+    """1..65535, unique on the node."""
+    namespace: str
+    pod: str
+    container_id: str
+    ifindex: int
+    ifname: str
+    mac: bytes
+    """The pod side's address: what frames to the pod are sent to."""
+    node_mac: bytes
+    """The host side's address: the pod's gateway."""
+    addresses: tuple[IPAddress, ...]
+    identity: NumericIdentity
+    ports: tuple[ContainerPort, ...] = ()
+    netns: str = ""
+    peer_ifname: str = "eth0"
+
+
+KubeObject = Pod | Namespace | Service | EndpointSlice | PolicyObject
+
+
+@dataclass(frozen=True, slots=True)
+class Upserted:
+    """An object exists with this content."""
+
+    object: KubeObject
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """An object is gone."""
+
+    key: ObjectKey
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """A source has told everything that existed when it was asked: `source` may be trusted to be complete."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityUpserted:
+    """A cluster identity exists."""
+
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityDeleted:
+    """A cluster identity was collected."""
+
+    id: NumericIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class IpUpserted:
+    """The address table has this row."""
+
+    entry: IpEntry
+
+
+@dataclass(frozen=True, slots=True)
+class IpDeleted:
+    """The address table lost this row."""
+
+    prefix: IPNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointUpserted:
+    """A workload interface of this node exists, with this content."""
+
+    endpoint: LocalEndpoint
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointDeleted:
+    """A workload interface of this node is gone."""
+
+    id: int
+
+
+Update = (
+    Upserted
+    | Deleted
+    | Synced
+    | IdentityUpserted
+    | IdentityDeleted
+    | IpUpserted
+    | IpDeleted
+    | EndpointUpserted
+    | EndpointDeleted
+)
+"""Everything that calc reacts to. Updates about one thing replace each other: only the latest counts."""
