@@ -17,9 +17,7 @@ class Struct(ctypes.Structure):
         """Bytes are accepted for byte arrays (`address=b"..."`)."""
         kinds = dict(self._fields_)  # type: ignore[arg-type]
         for name, value in fields.items():
-            if isinstance(value, bytes):
-                value = kinds[name](*value)
-            fields[name] = value
+            fields[name] = kinds[name](*value) if isinstance(value, bytes) else value
         super().__init__(**fields)
 
     @classmethod
@@ -34,7 +32,7 @@ class Struct(ctypes.Structure):
         return bytes(self)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and bytes(self) == bytes(other)  # type: ignore[call-overload]
+        return type(self) is type(other) and bytes(self) == bytes(other)
 
     def __hash__(self) -> int:
         return hash((type(self), bytes(self)))

@@ -1,0 +1,1 @@
+"""Plumbing every process shares: configuration, logging, TLS, gRPC service runner, metrics, retry, errors."""
