@@ -1,0 +1,90 @@
+"""How a process ends: exit codes and messages; how a failure is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from services.common.errors import CiliateError, Invalid, NotFound, Unavailable
+from services.common.metrics import split_address
+from services.common.retry import Backoff, retrying
+from services.common.runner import run
+
+
+async def fails(error: BaseException) -> None:
+    raise error
+
+
+async def fails_in_a_group() -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fails(Invalid("field a: wrong")))
+        group.create_task(fails(NotFound("field b: missing")))
+
+
+async def told_to_end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(30)
+
+
+async def ends() -> None:
+    await asyncio.sleep(0)
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(ends()) == 0
+    assert run(told_to_end()) == 0
+    assert run(fails(Invalid("x: no"))) == 1
+    assert capsys.readouterr().err == "error: x: no\n"
+    assert run(fails_in_a_group()) == 1
+    assert "field a: wrong" in capsys.readouterr().err
+
+
+def test_a_defect_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(fails(ZeroDivisionError()))
+
+
+def test_backoff_grows_to_its_bound_and_starts_again() -> None:
+    backoff = Backoff(initial=1.0, maximum=8.0, jitter=0.0)
+    delays = []
+    for _ in range(5):
+        delays.append(backoff.delay())
+        backoff._attempt += 1
+    assert delays == [1.0, 2.0, 4.0, 8.0, 8.0]
+    backoff.reset()
+    assert backoff.delay() == 1.0
+    assert all(0.7 <= Backoff(1.0, 1.0, 0.3).delay() <= 1.0 for _ in range(100))
+
+
+async def test_retrying_stops_at_success_and_at_other_errors() -> None:
+    told: list[CiliateError] = []
+    answers: list[BaseException | int] = [Unavailable("away"), Unavailable("away"), 7]
+
+    async def operation() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    backoff = Backoff(initial=0.001, maximum=0.001)
+    assert await retrying(operation, backoff, told.append) == 7
+    assert [str(error) for error in told] == ["away", "away"]
+    answers[:] = [Invalid("never")]
+    with pytest.raises(Invalid):
+        await retrying(operation, backoff, told.append)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::1]:0", ("::1", 0)), (":9", ("0.0.0.0", 9))]
+)
+def test_addresses(text: str, expected: tuple[str, int]) -> None:
+    assert split_address(text, "metrics_address") == expected
+
+
+@pytest.mark.parametrize("text", ["", "80", "host:", "host:x", "host:70000"])
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(Invalid, match="metrics_address"):
+        split_address(text, "metrics_address")
