@@ -1,0 +1,86 @@
+"""What a flow's numbers stand for: dictionary entries, small, frozen, compared by content.
+
+A flow row holds numbers; the things that repeat in every row (who, which policy, which Service, which request) are
+entries that are made once, travel once, and are found again by equality.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """One side of a flow, as it was when the flow was seen."""
+
+    address: bytes
+    """16 bytes, IPv4 as v4-mapped."""
+    identity: int = 0
+    labels: tuple[str, ...] = ()
+    """Sorted `source:key=value` texts."""
+    namespace: str = ""
+    pod: str = ""
+    workload_kind: str = ""
+    workload: str = ""
+    endpoint_id: int = 0
+    """The node's own number; 0 where the party is not local to the node that saw the flow."""
+    cluster: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRef:
+    """A policy object by name."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The policies behind a verdict.
+
+    `matched`: a rule of theirs matched (allow or deny). Otherwise nothing matched, and they are the policies that
+    isolate the endpoint, so that default deny applies.
+    """
+
+    matched: bool
+    policies: tuple[PolicyRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRef:
+    """The Service that a client addressed."""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A request line. `path` is hostile input, cut where `path_length` (bytes of the whole) says more."""
+
+    method: str
+    path: str
+    version: int = 0
+    """10, 11; 0 = unknown."""
+    path_length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRef:
+    """A node that flows were seen on."""
+
+    name: str
+    cluster: str = "default"
+    labels: tuple[str, ...] = ()
+    """Sorted `key=value` texts."""
+
+    @property
+    def absolute(self) -> str:
+        """`<cluster>/<node>`, or the bare node in the default cluster (Hubble API, 4.6)."""
+        return self.name if self.cluster in ("", "default") else f"{self.cluster}/{self.name}"
