@@ -180,9 +180,17 @@ def _policy(node: Node, origin: str) -> PolicyObject:
     kind = node.get("kind").text()
     namespace = "" if kind in _CLUSTER_SCOPED else _namespace(node)
     uid = node.at("metadata", "uid").text("")
-    return PolicyObject(ObjectKey(kind, namespace, _name(node)), node.value, uid, origin)
+    return PolicyObject(ObjectKey(kind, namespace, _name(node)), _essence(node.value), uid, origin)
 
 
+def _essence(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document without what servers write into it: otherwise every status update would look like a change."""
+    kept = {name: value for name, value in document.items() if name != "status"}
+    kept["metadata"] = {name: value for name, value in document["metadata"].items() if name in _KEPT_METADATA}
+    return kept
+
+
+_KEPT_METADATA = frozenset({"name", "namespace", "uid", "labels", "annotations"})
 _CLUSTER_SCOPED = frozenset({"Namespace", "CiliumClusterwideNetworkPolicy"})
 _DECODERS: dict[tuple[str, str], Decoder] = {
     ("", "Pod"): _pod,

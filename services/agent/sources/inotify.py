@@ -97,9 +97,7 @@ class FolderWatch:
                 self._everything = True
                 if mask & (_CREATE | _MOVED_TO):
                     self._add_tree(folder / name)
-        elif not mask & _CREATE:
-            self._changed.add(folder / name)
-        elif _is_link(folder / name):
+        elif not mask & _CREATE or _is_link(folder / name):
             self._changed.add(folder / name)
 
 

@@ -6,7 +6,6 @@ modules are registered empty (their submodules load as usual), and only configur
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
 import sys
@@ -93,7 +92,7 @@ class KubeClient:
             response = await self._get(path, query, timeout)
             async with response:
                 document: dict[str, Any] = await response.json(content_type=None)
-        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
+        except (TimeoutError, aiohttp.ClientError, ValueError) as error:
             raise Unavailable(f"kubernetes: {path}: {_reason(error)}") from error
         return document
 
@@ -107,7 +106,7 @@ class KubeClient:
                 async for line in response.content:
                     if line.strip():
                         yield json.loads(line)
-        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
+        except (TimeoutError, aiohttp.ClientError, ValueError) as error:
             raise Unavailable(f"kubernetes: watching {path}: {_reason(error)}") from error
 
     async def _get(self, path: str, query: Mapping[str, str], timeout: aiohttp.ClientTimeout) -> Any:

@@ -7,6 +7,7 @@ what was told before is sent, so deletions that happened during a gap are not lo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,15 @@ from typing import Any
 from services.agent.sources.decode import decode, key_of
 from services.agent.sources.fields import FieldError
 from services.agent.sources.kube_client import Gone, KubeClient, error_of
-from services.common.errors import CiliateError, Internal, NotFound
+from services.common.errors import CiliateError, Internal, NotFound, Unavailable
 from services.common.log import get_logger
 from services.common.retry import Backoff
 from services.model.objects import Deleted, KubeObject, ObjectKey, Synced, Update, Upserted
 
 PAGE = 500
 WATCH_SECONDS = 300
+SHORT_WATCH_SECONDS = 1.0
+"""A watch that ends sooner than this did not serve us: the next one waits, so that a sick server is not hammered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +78,7 @@ class KubernetesSource:
             except Internal:
                 raise
             except CiliateError as error:
-                if self._errors.get("connection") != str(error):
-                    self._log.warning("kubernetes unavailable", problem=str(error))
-                self._errors["connection"] = str(error)
+                self._unhealthy(error)
             await self._backoff.wait()
 
     async def _resuming(self) -> AsyncIterator[Update]:
@@ -95,15 +96,22 @@ class KubernetesSource:
             self._synced = True
             yield Synced(self.name)
         while version:
+            began = asyncio.get_running_loop().time()
             try:
                 async for kind, document in self._once(version):
                     version = document.get("metadata", {}).get("resourceVersion") or version
                     for update in self._event(kind, document):
                         yield update
+                self._healthy()
             except Gone:
                 self._log.info("watch expired, listing again")
                 return
-            self._healthy()
+            except Unavailable as error:
+                self._unhealthy(error)
+            if asyncio.get_running_loop().time() - began < SHORT_WATCH_SECONDS:
+                await self._backoff.wait()
+            else:
+                self._backoff.reset()
 
     async def _once(self, version: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """(type, object) of one watch request from `version` on."""
@@ -179,7 +187,11 @@ class KubernetesSource:
         self._known[key] = thing
         return [Upserted(thing)]
 
+    def _unhealthy(self, error: CiliateError) -> None:
+        if self._errors.get("connection") != str(error):
+            self._log.warning("kubernetes unavailable", problem=str(error))
+        self._errors["connection"] = str(error)
+
     def _healthy(self) -> None:
-        self._backoff.reset()
         if self._errors.pop("connection", None):
             self._log.info("kubernetes available")
