@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What differs between nodes, written by the agent (services/agent/abi/config.py). An all-zero config (nothing
+ * written yet) works for local pods: no overlay, everything unknown is reserved:world. */
+#pragma once
+#include "types.h"
+
+struct datapath_config {
+	u64 update_interval_ns; /* between UPDATE events of a live connection; 0 = none */
+	u32 overlay_ifindex;    /* 0 = no overlay */
+	u32 world_ipv4;         /* identity of unknown IPv4 addresses; 0 = reserved:world */
+	u32 world_ipv6;
+	u16 tunnel_port; /* network order: pods may not speak it to nodes */
+	u16 flags;
+	struct addr hairpin_ipv4; /* source of a pod's packets to itself through its own Service */
+	struct addr hairpin_ipv6;
+};
+_Static_assert(sizeof(struct datapath_config) == 56, "datapath_config");
+
+ARRAY_MAP(config, struct datapath_config, 1);
+
+INLINE struct datapath_config *datapath_config(void)
+{
+	u32 zero = 0;
+
+	return config.lookup(&zero);
+}

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The last steps of a packet: into a pod, onto the overlay, or out of the world. */
+#pragma once
+#include "config.h"
+#include "context.h"
+#include "endpoints.h"
+#include "events.h"
+#include "metrics.h"
+#include "parse.h"
+
+/* Set on packets that from_endpoint encapsulates, so that to_overlay leaves their tunnel key alone. Pods cannot set
+ * it: the mark is cleared when a packet changes network namespace. */
+#define MARK_ENCAPSULATED 0xc1110001
+
+/* Drop with a DROP event that describes the packet. Returns the verdict for the hook. */
+INLINE int drop_packet(struct __sk_buff *skb, struct pkt_ctx *ctx, int reason)
+{
+	u32 endpoint_id = ctx->direction == DIR_EGRESS ? ctx->src_endpoint : ctx->dst_endpoint;
+	struct flow_event *e;
+
+	count_packet(ctx->direction, reason, ctx->ip_len);
+	e = events.ringbuf_reserve(sizeof(*e));
+	if (!e) {
+		count_lost(EVENT_DROP);
+		return TC_ACT_SHOT;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	event_header_fill(&e->header, EVENT_DROP, endpoint_id);
+	if (ctx->family) {
+		e->connection.saddr = ctx->saddr;
+		e->connection.daddr = ctx->daddr;
+		e->connection.sport = ctx->sport;
+		e->connection.dport = ctx->dport;
+		e->connection.protocol = ctx->protocol;
+		e->connection.tcp_flags = ctx->tcp_flags;
+	}
+	e->connection.direction = ctx->direction;
+	e->connection.ct_state = ctx->ct_state;
+	e->connection.src_identity = ctx->src_identity;
+	e->connection.dst_identity = ctx->dst_identity;
+	e->connection.rule_id = ctx->rule_id;
+	e->connection.policy_revision = ctx->policy_revision;
+	e->connection.drop_reason = reason;
+	e->connection.match_type = ctx->match_type;
+	e->connection.service_id = ctx->service_id;
+	e->packets[0] = 1;
+	e->bytes[0] = ctx->ip_len;
+	e->l7_ruleset = ctx->l7_ruleset;
+	events.ringbuf_submit(e, wakeup_flags(ctx));
+	return TC_ACT_SHOT;
+}
+
+/* Route one hop: TTL - 1 and the pod's link. 0 or a drop reason. */
+INLINE int route_to_pod(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct endpoint_info *ep)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct eth_header *eth = data;
+
+	if (data + L3_OFF + sizeof(struct ipv4_header) > end)
+		return DROP_INVALID_PACKET_DROPPED;
+	__builtin_memcpy(eth->dst, ep->mac, 6);
+	__builtin_memcpy(eth->src, ep->node_mac, 6);
+	if (ctx->family == 4) {
+		struct ipv4_header *ip = data + L3_OFF;
+		u32 sum = ip->checksum;
+
+		if (ip->ttl <= 1)
+			return DROP_TTL_EXCEEDED;
+		ip->ttl -= 1;
+		sum += bpf_htons(0x0100); /* RFC 1141 */
+		ip->checksum = sum + (sum >= 0xffff);
+	} else {
+		struct ipv6_header *ip = data + L3_OFF;
+
+		if (ip->hop_limit <= 1)
+			return DROP_TTL_EXCEEDED;
+		ip->hop_limit -= 1;
+	}
+	return 0;
+}
+
+/* Hand the packet to pod ctx->dst_endpoint, by ctx->delivery. Its policy has been asked. */
+INLINE int deliver_to_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	struct endpoint_info *ep;
+	int reason;
+
+	if (ctx->delivery == DELIVER_PASS) {
+		count_packet(DIR_INGRESS, 0, ctx->ip_len);
+		return TC_ACT_OK;
+	}
+	ep = endpoint_by_id(ctx->dst_endpoint);
+	if (!ep)
+		return drop_packet(skb, ctx, DROP_EP_NOT_READY);
+	reason = route_to_pod(skb, ctx, ep);
+	if (reason)
+		return drop_packet(skb, ctx, reason);
+	/* A frame for somebody else's MAC would be refused by the pod's stack. */
+	if (skb->pkt_type != 0)
+		bpf_skb_change_type(skb, 0 /* PACKET_HOST */);
+	count_packet(DIR_INGRESS, 0, ctx->ip_len);
+	return bpf_redirect_peer(ep->ifindex, 0);
+}

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Local endpoints (services/agent/abi/endpoints.py): what differs between them is here, never in code. */
+#pragma once
+#include "types.h"
+
+struct endpoint_info {
+	u32 ifindex; /* host side of the veth */
+	u32 identity;
+	u32 policy_id;       /* whose entries of the policy map apply; endpoints with equal labels share one */
+	u32 policy_revision; /* bumped with every change of those entries */
+	u16 id;              /* 0: no such endpoint */
+	u16 flags;
+	u8 mac[6];      /* the pod's */
+	u8 node_mac[6]; /* the host side's, the pod's gateway */
+	struct addr ipv4;
+	struct addr ipv6;
+};
+_Static_assert(sizeof(struct endpoint_info) == 64, "endpoint_info");
+
+#define MAX_ENDPOINTS 4096
+
+ARRAY_MAP(endpoints, struct endpoint_info, MAX_ENDPOINTS);
+HASH_MAP(endpoint_addrs, struct addr, u32, 2 * MAX_ENDPOINTS);
+HASH_MAP(endpoint_ifs, u32, u32, MAX_ENDPOINTS);
+
+/* NULL unless `id` is an endpoint. */
+INLINE struct endpoint_info *endpoint_by_id(u32 id)
+{
+	struct endpoint_info *ep = endpoints.lookup(&id);
+
+	return ep && ep->id ? ep : NULL;
+}
+
+INLINE struct endpoint_info *endpoint_by_ifindex(u32 ifindex)
+{
+	u32 *id = endpoint_ifs.lookup(&ifindex);
+
+	return id ? endpoint_by_id(*id) : NULL;
+}
+
+INLINE struct endpoint_info *endpoint_by_addr(struct addr *address)
+{
+	u32 *id = endpoint_addrs.lookup(address);
+
+	return id ? endpoint_by_id(*id) : NULL;
+}
+
+INLINE bool endpoint_owns(const struct endpoint_info *ep, const struct addr *address)
+{
+	return addr_equal(address, &ep->ipv4) || addr_equal(address, &ep->ipv6);
+}

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Kernel events (services/agent/abi/events.py): one record size per ring, so that user space reads a batch as one
+ * strided array. New fields go into the padding at the end, EVENT_VERSION goes up. */
+#pragma once
+#include "context.h"
+
+#define EVENT_VERSION 1
+
+enum event_type {
+	EVENT_NEW = 1,
+	EVENT_DROP = 2,
+	EVENT_UPDATE = 3,
+	EVENT_CLOSE = 4,
+	EVENT_VERDICT_CHANGE = 5,
+	EVENT_HTTP_REQUEST = 6,
+	EVENT_TYPES = 8,
+};
+
+struct event_header {
+	u8 type;
+	u8 subtype;
+	u8 version;
+	u8 flags;
+	u16 endpoint_id;
+	u16 cpu;
+	u64 time_ns; /* CLOCK_MONOTONIC */
+};
+_Static_assert(sizeof(struct event_header) == 16, "event_header");
+
+/* Original direction's addresses, whatever packet raised the event; of a DROP the packet's. */
+struct event_connection {
+	struct addr saddr;
+	struct addr daddr;
+	u16 sport; /* network order; ICMP: type in sport, code in dport (host's numbers in network order) */
+	u16 dport;
+	u8 protocol;
+	u8 tcp_flags;
+	u8 direction; /* enum direction, as seen by the header's endpoint */
+	u8 ct_state;  /* enum ct_status */
+	u32 src_identity;
+	u32 dst_identity;
+	u32 rule_id;
+	u32 policy_revision;
+	u8 drop_reason;
+	u8 match_type;
+	u16 pad0;
+	u32 service_id;
+};
+_Static_assert(sizeof(struct event_connection) == 64, "event_connection");
+
+struct flow_event {
+	struct event_header header;
+	struct event_connection connection;
+	u32 packets[2]; /* [0] original direction, [1] reply */
+	u64 bytes[2];
+	u32 rtt_us;
+	u32 retransmits;
+	u32 duration_us;
+	u32 l7_ruleset;
+};
+_Static_assert(sizeof(struct flow_event) == 120, "flow_event");
+
+struct http_event {
+	struct event_header header;
+	struct event_connection connection;
+	u8 http_version; /* 10, 11; 0 = not known */
+	u8 method_len;
+	u16 status;   /* the kernel's own answer (403), 0 = passed on */
+	u16 path_len; /* of the whole path; more than 136 = cut */
+	u16 pad1;
+	u32 latency_us;
+	u32 l7_ruleset;
+	char method[16];
+	char path[136];
+};
+_Static_assert(sizeof(struct http_event) == 248, "http_event");
+
+/* Pages of ring; both powers of two. */
+BPF_RINGBUF_OUTPUT(events, 2048);
+BPF_RINGBUF_OUTPUT(http_events, 1024);
+
+/* Events of each kind (index: enum event_type) that found the ring full. Exact: nothing else loses events here. */
+PERCPU_MAP(lost, u64, EVENT_TYPES);
+
+/* Readers poll every few milliseconds; beyond so many events on one CPU they are also woken. */
+#define EVENTS_PER_WAKEUP 4096
+
+INLINE void count_lost(u32 type)
+{
+	u64 *count = lost.lookup(&type);
+
+	if (count)
+		*count += 1;
+}
+
+INLINE u64 wakeup_flags(struct pkt_ctx *ctx)
+{
+	ctx->events += 1;
+	return (ctx->events & (EVENTS_PER_WAKEUP - 1)) ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP;
+}
+
+INLINE void event_header_fill(struct event_header *header, u8 type, u32 endpoint_id)
+{
+	header->type = type;
+	header->subtype = 0;
+	header->version = EVENT_VERSION;
+	header->flags = 0;
+	header->endpoint_id = endpoint_id;
+	header->cpu = bpf_get_smp_processor_id();
+	header->time_ns = bpf_ktime_get_ns();
+}

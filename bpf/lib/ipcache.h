@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Address table (services/agent/abi/ipcache.py): prefix -> identity and, for remote pods, the node that has them. */
+#pragma once
+#include "config.h"
+
+struct ipcache_key {
+	u32 prefixlen; /* over 128 bits */
+	struct addr address;
+};
+_Static_assert(sizeof(struct ipcache_key) == 20, "ipcache_key");
+
+struct remote_endpoint_info {
+	u32 identity;
+	struct addr tunnel_endpoint; /* zero: no overlay */
+	u16 flags;
+	u8 key;
+	u8 pad;
+};
+_Static_assert(sizeof(struct remote_endpoint_info) == 24, "remote_endpoint_info");
+
+LPM_MAP(ipcache, struct ipcache_key, struct remote_endpoint_info, 262144);
+
+INLINE struct remote_endpoint_info *ipcache_lookup(const struct addr *address)
+{
+	struct ipcache_key key = { .prefixlen = 128, .address = *address };
+
+	return ipcache.lookup(&key);
+}
+
+/* Identity of addresses that no prefix covers. */
+INLINE u32 world_identity(const struct addr *address)
+{
+	struct datapath_config *cfg = datapath_config();
+	u32 identity = 0;
+
+	if (cfg)
+		identity = addr_is_v4(address) ? cfg->world_ipv4 : cfg->world_ipv6;
+	return identity ? identity : IDENTITY_WORLD;
+}

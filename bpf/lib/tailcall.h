@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Tail calls. Slots and program names are mirrored by services/agent/abi/tailcall.py, from which the loader fills
+ * the array. A call that returns found no program: the caller drops with MISSED_TAIL_CALL.
+ * Budget (33 in the kernel): hook -> ingress -> http_entry -> http_parse... -> http_deny. */
+#pragma once
+#include "types.h"
+
+enum tail_call {
+	TAIL_INGRESS = 0,    /* ingress policy of ctx->dst_endpoint, then delivery */
+	TAIL_HTTP_ENTRY = 1, /* a client -> server packet of a connection with an L7 rule set, already allowed at L4 */
+	TAIL_HTTP_PARSE = 2,
+	TAIL_HTTP_DENY = 3,
+	TAIL_HTTP_SPARE = 4,
+	TAIL_COUNT = 8,
+};
+
+BPF_F_TABLE("prog", u32, u32, tailcalls, TAIL_COUNT, 0);
