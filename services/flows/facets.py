@@ -1,0 +1,58 @@
+"""Which Hubble flow a row is: event types, and the two flows that one row can stand for.
+
+Hubble agents tell a policed packet twice: as a policy verdict (5) and as a trace (4) or a drop (1). Here it is one
+row with two *facets*. Filters decide which is shown: the first facet that passes. So `--type policy-verdict`,
+`--type drop` and `--type trace` all find it, and a plain listing shows it once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from services.flows.columns import Array, Columns, Kind
+from services.model.verdict import Direction, DropReason
+
+DROP, TRACE, POLICY_VERDICT, L7 = 1, 4, 5, 129
+NO_FACET = 0
+FACETS = (0, 1)
+
+TO_ENDPOINT, FROM_ENDPOINT = 0, 5
+"""`sub_type` of trace events; to-endpoint's trace_observation_point is 101 all the same."""
+
+POLICY_DROPS = (DropReason.POLICY_DENIED, DropReason.POLICY_DENY)
+
+DROPPED = 2
+CT_REPLY = 2
+
+_REASONS = np.arange(256, dtype=np.uint8)
+_REASONS[220:] = DropReason.POLICY_DENIED
+HUBBLE_REASON: Array = _REASONS
+"""Our drop reason -> the nearest that Hubble's enum has: its clients know no numbers from 206 on."""
+
+
+def event_types(columns: Columns, facet: int) -> tuple[Array, Array]:
+    """(type, sub_type) of every row's facet; type 0 where the row has no such facet."""
+    kind, reason = columns["kind"], HUBBLE_REASON[columns["drop_reason"]]
+    dropped = columns["verdict"] == DROPPED
+    types = np.zeros(len(kind), np.uint8)
+    changed = kind == Kind.VERDICT_CHANGE
+    refused = (kind == Kind.DROP) | (changed & dropped)
+    allowed = (kind == Kind.NEW) | (changed & ~dropped)
+    decided = allowed & (columns["policy"] != 0)
+    if facet == 0:
+        types[refused] = DROP
+        types[allowed | (kind == Kind.UPDATE) | (kind == Kind.CLOSE)] = TRACE
+        types[decided] = POLICY_VERDICT
+        types[kind == Kind.HTTP] = L7
+    else:
+        types[refused & np.isin(reason, POLICY_DROPS)] = POLICY_VERDICT
+        types[decided] = TRACE
+    points = np.where(columns["direction"] == Direction.INGRESS, TO_ENDPOINT, FROM_ENDPOINT)
+    subs = np.where(types == TRACE, points, np.where(types == DROP, reason, 0)).astype(np.uint8)
+    return types, subs
+
+
+def replies(columns: Columns) -> tuple[Array, Array]:
+    """(is_reply, is known) of every row: a dropped packet's is not known, except for an HTTP request's."""
+    known = (columns["verdict"] != DROPPED) | (columns["kind"] == Kind.HTTP)
+    return known & (columns["ct_state"] == CT_REPLY) & (columns["kind"] != Kind.HTTP), known

@@ -1,0 +1,25 @@
+"""Filters on what records never carry: `encrypted`, `interface`, `trace_id`, `ip_trace_id`, CEL expressions.
+
+They match as Hubble's do on flows without the field.
+"""
+
+from __future__ import annotations
+
+from services.common.pb.flow import flow_pb2
+from services.flows.filters.base import Condition, FilterError, Rows
+
+
+def build(given: flow_pb2.FlowFilter) -> list[Condition]:
+    """Conditions for the fields that are set."""
+    if given.experimental.cel_expression:
+        raise FilterError("experimental.cel_expression: CEL is not supported here; use the other filters")
+    found: list[Condition] = []
+    if given.interface:
+        found.append(Rows.none)
+    if given.encrypted and False not in given.encrypted:
+        found.append(Rows.none)
+    if given.trace_id and "" not in given.trace_id:
+        found.append(Rows.none)
+    if given.ip_trace_id and 0 not in given.ip_trace_id:
+        found.append(Rows.none)
+    return found

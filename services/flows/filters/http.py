@@ -1,0 +1,80 @@
+"""`http_method`, `http_path`, `http_url`, `http_status_code`, `http_header`: requests only.
+
+Refused, as Hubble does, together with event types that leave L7 (129) out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from urllib.parse import unquote
+
+import numpy as np
+
+from services.common.pb.flow import flow_pb2
+from services.flows.columns import Array, Kind
+from services.flows.entries import HttpRequest
+from services.flows.facets import L7
+from services.flows.filters.base import Condition, FilterError, Rows, regex, where_entry
+from services.flows.names import request_url
+
+_STATUS = re.compile(r"[1-5][0-9]{2}|[1-5][0-9]?\+")
+
+
+def build(given: flow_pb2.FlowFilter) -> list[Condition]:
+    """Conditions for the fields that are set."""
+    fields = ("http_status_code", "http_method", "http_path", "http_url", "http_header")
+    asked = [field for field in fields if getattr(given, field)]
+    if not asked:
+        return []
+    if given.event_type and not any(each.type == L7 for each in given.event_type):
+        raise FilterError(f"{asked[0]}: needs event type l7 (129) among the event types, or none at all")
+    found: list[Condition] = []
+    for value in given.http_status_code:
+        if not _STATUS.fullmatch(value):
+            raise FilterError(f"http_status_code: {value!r} is neither a code (404) nor a prefix (4+, 40+)")
+    if given.http_status_code or given.http_header:
+        found.append(Rows.none)  # requests have neither a status nor, yet, recorded headers
+    if given.http_method:
+        methods = frozenset(method.lower() for method in given.http_method)
+        found.append(where_entry("http", _has_method(methods)))
+    if given.http_path:
+        found.append(where_entry("http", _has_path([regex(text, "http_path") for text in given.http_path])))
+    if given.http_url:
+        found.append(_has_url([regex(text, "http_url") for text in given.http_url]))
+    return found
+
+
+def _has_method(methods: frozenset[str]) -> Callable[[HttpRequest], bool]:
+    def has(entry: HttpRequest) -> bool:
+        return bool(entry.method) and entry.method.lower() in methods
+
+    return has
+
+
+def _has_path(patterns: list[re.Pattern[str]]) -> Callable[[HttpRequest], bool]:
+    def has(entry: HttpRequest) -> bool:
+        path = unquote(re.split(r"[?#]", entry.path, maxsplit=1)[0])
+        return entry.path.startswith("/") and any(pattern.search(path) for pattern in patterns)
+
+    return has
+
+
+def _has_url(patterns: list[re.Pattern[str]]) -> Condition:
+    """A URL is made of three columns, so it is decided per distinct triple of a run."""
+
+    def condition(rows: Rows) -> Array:
+        mask = rows.none()
+        index = np.flatnonzero((rows["kind"] == Kind.HTTP) & (rows["http"] != 0))
+        known: dict[tuple[int, int, int], bool] = {}
+        columns = (rows["http"][index], rows["destination"][index], rows["destination_port"][index])
+        for place, key in zip(index.tolist(), zip(*(column.tolist() for column in columns), strict=True), strict=True):
+            answer = known.get(key)
+            if answer is None:
+                request, server = rows.dictionaries.requests[key[0]], rows.dictionaries.parties[key[1]]
+                url = request_url(request, server, key[2]) if request and server else ""
+                answer = known[key] = any(pattern.search(url) for pattern in patterns)
+            mask[place] = answer
+        return mask
+
+    return condition

@@ -1,0 +1,171 @@
+"""Flows in memory: time-ordered segments of columns, bounded by count, oldest thrown away first.
+
+A row's *position* is its place in everything that was ever appended: it tells a follower where to go on, and how
+many rows it missed when the store has moved past it. Rows of one node are appended in the order they were seen.
+Single-threaded by design: everything happens in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from services.flows.columns import DICTIONARY_OF, STORED, Array, Columns, Kind, length, zeros
+from services.flows.dictionary import Dictionaries, Uses
+from services.flows.entries import NodeRef
+
+MAX_SEGMENT_ROWS = 65_536
+MIN_SEGMENT_ROWS = 256
+RATE_SECONDS = 60
+
+
+class Segment:
+    """A run of rows. Appended to until full, then immutable."""
+
+    __slots__ = ("base", "capacity", "columns", "evicted", "lost", "max_time", "min_time", "pins", "rows", "uses")
+
+    def __init__(self, base: int, capacity: int, dictionaries: Dictionaries) -> None:
+        self.base, self.capacity, self.rows = base, capacity, 0
+        self.columns: Columns = {name: np.zeros(capacity, kind) for name, kind in STORED.items()}
+        self.uses = Uses(dictionaries)
+        self.min_time, self.max_time = np.iinfo(np.int64).max, 0
+        self.lost = 0
+        """Rows that are no flows but tell of lost events."""
+        self.pins = 0
+        self.evicted = False
+
+    def append(self, columns: Columns, start: int, node: int) -> int:
+        """Copy rows from `start` on, as many as fit; returns how many."""
+        count = min(self.capacity - self.rows, length(columns) - start)
+        rows = slice(self.rows, self.rows + count)
+        for name, values in columns.items():
+            self.columns[name][rows] = values[start : start + count]
+        self.columns["node"][rows] = node
+        for name, dictionary in DICTIONARY_OF.items():
+            if name in columns:
+                self.uses.add(dictionary, columns[name][start : start + count])
+        times = columns["time_ns"][start : start + count]
+        self.min_time = min(self.min_time, int(times.min()))
+        self.max_time = max(self.max_time, int(times.max()))
+        self.rows += count
+        return count
+
+    def seal(self) -> None:
+        """No more rows: columns that are all zeros give their memory back."""
+        for name, values in self.columns.items():
+            self.columns[name] = values[: self.rows] if values[: self.rows].any() else zeros(name, self.rows)
+
+
+class FlowStore:
+    """Keeps the newest `capacity` rows, in whole segments."""
+
+    def __init__(self, capacity: int, dictionaries: Dictionaries | None = None) -> None:
+        self.capacity = capacity
+        self.dictionaries = dictionaries or Dictionaries()
+        self.segments: deque[Segment] = deque()
+        self.listeners: set[Callable[[], None]] = set()
+        """Called after rows were appended."""
+        self.end = 0
+        """Position after the newest row."""
+        self.seen = 0
+        """Flows ever appended (without lost-event rows)."""
+        self.lost = 0
+        """Events ever told to be lost."""
+        self._segment_rows = max(MIN_SEGMENT_ROWS, min(MAX_SEGMENT_ROWS, capacity // 16))
+        self._rate: deque[tuple[int, int]] = deque()
+
+    @property
+    def first(self) -> int:
+        """Position of the oldest row held."""
+        return self.segments[0].base if self.segments else self.end
+
+    @property
+    def flows(self) -> int:
+        """Flows held now."""
+        return self.end - self.first - sum(segment.lost for segment in self.segments)
+
+    def node(self, node: NodeRef) -> int:
+        """The number of a node in the `node` column."""
+        return self.dictionaries.nodes.intern(node)
+
+    def append(self, columns: Columns, node: int) -> None:
+        """Add a batch of flows of one node; numbers are this store's, times are wall-clock nanoseconds."""
+        self._append(columns, node)
+        rows = length(columns)
+        self.seen += rows
+        if rows:
+            self._count(int(columns["time_ns"][-1]), rows)
+        self._tell()
+
+    def append_lost(self, node: int, source: int, cpu: int, events: int, first_ns: int, last_ns: int) -> None:
+        """Add a row that says how many events were lost, where and when."""
+        values = {
+            "time_ns": last_ns,
+            "kind": Kind.LOST,
+            "drop_reason": source,
+            "source_port": cpu & 0xFFFF,
+            "bytes": events,
+            "reply_bytes": max(0, last_ns - first_ns),
+        }
+        self._append({name: np.array([value], STORED[name]) for name, value in values.items()}, node)
+        self.segments[-1].lost += 1
+        self.lost += events
+        self._tell()
+
+    def _append(self, columns: Columns, node: int) -> None:
+        start, rows = 0, length(columns)
+        while start < rows:
+            if not self.segments or self.segments[-1].rows == self.segments[-1].capacity:
+                if self.segments:
+                    self.segments[-1].seal()
+                self.segments.append(Segment(self.end, self._segment_rows, self.dictionaries))
+            count = self.segments[-1].append(columns, start, node)
+            start += count
+            self.end += count
+        while self.end - self.first > self.capacity and len(self.segments) > 1:
+            self._evict(self.segments.popleft())
+
+    def _evict(self, segment: Segment) -> None:
+        segment.evicted = True
+        if not segment.pins:
+            segment.uses.release()
+
+    def _tell(self) -> None:
+        for listener in tuple(self.listeners):
+            listener()
+
+    @contextmanager
+    def pinned(self) -> Iterator[list[tuple[Segment, int]]]:
+        """(segment, rows) of what is held now; while the context is open, the rows' numbers keep their meaning."""
+        held = [(segment, segment.rows) for segment in self.segments]
+        for segment, _ in held:
+            segment.pins += 1
+        try:
+            yield held
+        finally:
+            for segment, _ in held:
+                segment.pins -= 1
+                if segment.evicted and not segment.pins:
+                    segment.uses.release()
+
+    def _count(self, now_ns: int, rows: int) -> None:
+        second = now_ns // 1_000_000_000
+        if self._rate and self._rate[-1][0] == second:
+            self._rate[-1] = (second, self._rate[-1][1] + rows)
+        else:
+            self._rate.append((second, rows))
+        while self._rate and self._rate[0][0] <= second - RATE_SECONDS:
+            self._rate.popleft()
+
+    def rate(self, now_ns: int) -> float:
+        """Flows per second over the last minute."""
+        since = now_ns // 1_000_000_000 - RATE_SECONDS
+        return sum(rows for second, rows in self._rate if second > since) / RATE_SECONDS
+
+
+def take(columns: Columns, index: Array) -> Columns:
+    """The rows at `index`, copied."""
+    return {name: values[index] for name, values in columns.items()}
