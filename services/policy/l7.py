@@ -1,0 +1,87 @@
+"""Layer-7 rules of a port: HTTP, DNS, Kafka, generic parsers, TLS server names and listeners, as values.
+
+Only HTTP is enforced by the datapath; the others are kept, so that the compiler can refuse what it cannot enforce
+instead of letting it pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class HeaderMatch:
+    """A header that a request must carry; `value` None = any value."""
+
+    name: str
+    value: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRule:
+    """One HTTP rule: every given field must match the whole text (regular expressions); None matches everything."""
+
+    method: str | None = None
+    path: str | None = None
+    host: str | None = None
+    headers: tuple[HeaderMatch, ...] = ()
+
+    @property
+    def sort_key(self) -> tuple[str, str, str, str]:
+        """Any fixed order will do: it makes equal rule sets equal values."""
+        return (self.method or "", self.path or "", self.host or "", repr(self.headers))
+
+    def __str__(self) -> str:
+        parts = [text for text in (self.method, self.host, self.path) if text]
+        return " ".join(parts) or "any request"
+
+
+@dataclass(frozen=True, slots=True)
+class DnsRule:
+    """A DNS name (`pattern` False) or pattern that may be asked for."""
+
+    name: str
+    pattern: bool = False
+
+    @property
+    def everything(self) -> bool:
+        """Whether every name matches."""
+        return self.pattern and set(self.name.rstrip(".")) == {"*"}
+
+
+@dataclass(frozen=True, slots=True)
+class OtherRule:
+    """A rule of a kind that the datapath does not enforce: Kafka, a generic parser, TLS server names, a listener."""
+
+    kind: str
+    fields: tuple[tuple[str, str], ...] = ()
+
+
+HTTP, DNS = "http", "dns"
+
+
+@dataclass(frozen=True, slots=True)
+class L7:
+    """The L7 rules of one port entry: any one of them allows."""
+
+    kind: str
+    http: frozenset[HttpRule] = frozenset()
+    dns: frozenset[DnsRule] = frozenset()
+    other: frozenset[OtherRule] = frozenset()
+
+    def union(self, more: L7) -> L7:
+        """What either allows. Different kinds on one port cannot be enforced together and stay visibly mixed."""
+        kind = self.kind if self.kind == more.kind else "mixed"
+        return L7(kind, self.http | more.http, self.dns | more.dns, self.other | more.other)
+
+    @property
+    def everything(self) -> bool:
+        """Whether no request is ever refused."""
+        return HttpRule() in self.http or any(rule.everything for rule in self.dns)
+
+    def http_rules(self) -> tuple[HttpRule, ...]:
+        """The HTTP rules in a fixed order."""
+        return tuple(sorted(self.http, key=lambda rule: rule.sort_key))
+
+    def __str__(self) -> str:
+        return f"{self.kind} [{', '.join(str(rule) for rule in self.http_rules())}]" if self.http else self.kind
