@@ -1,0 +1,160 @@
+"""Which local program stands for which image: the sandbox has no container runtime.
+
+Pure: a `Program` says what to run and which files it wants; the kubelet writes them and runs it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.common.errors import Invalid
+
+
+@dataclass(frozen=True, slots=True)
+class PodPlace:
+    """What a program may need to know about its pod. `directory` is the pod's own, on disk."""
+
+    name: str
+    namespace: str
+    directory: str
+    dns_hosts: str
+    """Path of the cluster's address records, in the hosts format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A local program: its command line, the files it wants (path -> content), the ports it answers on."""
+
+    arguments: tuple[str, ...]
+    files: Mapping[str, str] = field(default_factory=dict)
+    reload_signal: int = 0
+    """Sent when the cluster's address records change; 0 = does not care."""
+
+
+_NGINX = """\
+# Written by the sandbox for the pod {namespace}/{name}.
+daemon off;
+master_process off;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log warn;
+events {{ worker_connections 1024; }}
+http {{
+  log_format requests '$remote_addr $request_method $request_uri $status';
+  access_log {directory}/access.log requests;
+  client_body_temp_path {directory}/body;
+  proxy_temp_path {directory}/proxy;
+  fastcgi_temp_path {directory}/fastcgi;
+  uwsgi_temp_path {directory}/uwsgi;
+  scgi_temp_path {directory}/scgi;
+  keepalive_timeout 300s;
+  keepalive_requests 1000000;
+  server {{
+    listen 80 reuseport;
+    listen [::]:80;
+    default_type text/plain;
+    location / {{
+      return 200 "Server address: $server_addr:$server_port\\nServer name: {name}\\nURI: $request_uri\\n";
+    }}
+  }}
+}}
+"""
+
+
+def _nginx(place: PodPlace, _container: Mapping[str, Any]) -> Program:
+    path = f"{place.directory}/nginx.conf"
+    text = _NGINX.format(namespace=place.namespace, name=place.name, directory=place.directory)
+    early_log = f"{place.directory}/error.log"
+    return Program(("nginx", "-p", place.directory, "-e", early_log, "-c", path), {path: text})
+
+
+def _shell(_place: PodPlace, container: Mapping[str, Any]) -> Program:
+    command = [str(word) for word in (container.get("command") or ())]
+    arguments = [str(word) for word in (container.get("args") or ())]
+    # Without a command the image would end at once; a pod to exec into is what one wants from it.
+    return Program(tuple(command + arguments if command else ("sleep", "infinity")))
+
+
+def _dnsmasq(place: PodPlace, _container: Mapping[str, Any]) -> Program:
+    return Program(
+        (
+            "dnsmasq",
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--user=root",
+            "--no-hosts",
+            "--no-resolv",
+            "--no-negcache",
+            "--local-ttl=5",
+            "--local=/cluster.local/",
+            "--cache-size=0",
+            f"--pid-file={place.directory}/dnsmasq.pid",
+            f"--addn-hosts={place.dns_hosts}",
+            f"--log-facility={place.directory}/dnsmasq.log",
+        ),
+        reload_signal=1,  # SIGHUP: read the records again
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A known image: what stands for it, and how to say so."""
+
+    build: Callable[[PodPlace, Mapping[str, Any]], Program]
+    stands_for: str
+
+
+_WEB = Image(_nginx, "the local nginx, answering in plain text")
+_SHELL = Image(_shell, "a shell with this machine's programs (curl among them)")
+_DNS = Image(_dnsmasq, "the local dnsmasq, serving the names of Services")
+
+IMAGES: dict[str, Image] = {
+    "nginxdemos/hello": _WEB,
+    "nginx": _WEB,
+    "curlimages/curl": _SHELL,
+    "nicolaka/netshoot": _SHELL,
+    "alpine": _SHELL,
+    "busybox": _SHELL,
+    "debian": _SHELL,
+    "coredns/coredns": _DNS,
+}
+
+
+def repository(image: str) -> str:
+    """The image's name without registry, tag and digest: `registry.k8s.io/coredns/coredns:v1` -> `coredns/coredns`."""
+    name = image.partition("@")[0]
+    first, slash, rest = name.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        name = rest
+    head, _, tail = name.rpartition("/")
+    name = f"{head}/{tail.partition(':')[0]}" if head else tail.partition(":")[0]
+    return name.removeprefix("library/")
+
+
+def image_of(image: str, field_name: str) -> Image:
+    """The stand-in for `image`; raises `Invalid` naming the field where there is none."""
+    known = IMAGES.get(repository(image))
+    if known is None:
+        raise Invalid(
+            f"{field_name}: the sandbox has no local program for the image {image!r}; "
+            f"it knows {', '.join(sorted(IMAGES))} (any tag)"
+        )
+    return known
+
+
+def check_images(document: Mapping[str, Any], origin: str) -> list[str]:
+    """Check a Pod's or Deployment's image; returns what stands for what, to be told to the person.
+
+    Raises `Invalid` for an unknown image and for a command where the stand-in cannot run one.
+    """
+    spec, path = document["spec"], "spec"
+    if document["kind"] == "Deployment":
+        spec, path = spec["template"]["spec"], "spec.template.spec"
+    container, where = spec["containers"][0], f"{origin}: {path}.containers.0"
+    image = image_of(container["image"], f"{where}.image")
+    if container.get("command") and image is not _SHELL:
+        words = shlex.join(str(word) for word in container["command"])
+        raise Invalid(f"{where}.command: {words!r} cannot be run: {image.stands_for} stands for this image; remove it")
+    return [f"{container['image']} -> {image.stands_for}"]

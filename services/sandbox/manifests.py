@@ -1,0 +1,211 @@
+"""Reading manifests that people wrote: text in, checked objects out, errors with file, line and field.
+
+Pure. What a policy means is not judged here: that is the agents' business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from services.common.errors import Invalid
+from services.model.objects import ObjectKey
+
+Document = dict[str, Any]
+"""A Kubernetes object as its manifest says it."""
+
+API_VERSIONS = {
+    "Namespace": "v1",
+    "Pod": "v1",
+    "Service": "v1",
+    "EndpointSlice": "discovery.k8s.io/v1",
+    "Deployment": "apps/v1",
+    "NetworkPolicy": "networking.k8s.io/v1",
+    "CiliumNetworkPolicy": "cilium.io/v2",
+    "CiliumClusterwideNetworkPolicy": "cilium.io/v2",
+}
+CLUSTER_SCOPED = frozenset({"Namespace", "CiliumClusterwideNetworkPolicy"})
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One object of a manifest file; `origin` is "file:line"."""
+
+    key: ObjectKey
+    document: Document
+    origin: str
+
+
+def key_of(document: Document) -> ObjectKey:
+    """The key of a checked document."""
+    metadata = document["metadata"]
+    return ObjectKey(document["kind"], metadata.get("namespace", ""), metadata["name"])
+
+
+def parse(text: str, origin: str, namespace: str = "default") -> list[Manifest]:
+    """Read a YAML (or JSON) text of any number of objects.
+
+    Namespaced objects without a namespace get `namespace`. Raises `Invalid` with every problem found, one per line,
+    each as `file:line: field: what is wrong; the fix`.
+    """
+    try:
+        nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{origin}:{mark.line + 1}" if mark else origin
+        raise Invalid(f"{where}: not YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise Invalid(f"{origin}: not YAML: {error}") from error
+    problems: list[str] = []
+    found: list[Manifest] = []
+    for node in nodes:
+        document = yaml.SafeLoader("").construct_document(node)
+        mistakes = [
+            f"{origin}:{line_of(node, path)}: {'.'.join(map(str, path)) or 'document'}: {message}"
+            for path, message in _mistakes(document)
+        ]
+        problems += mistakes
+        if not mistakes:
+            document = _with_defaults(document, namespace)
+            found.append(Manifest(key_of(document), document, f"{origin}:{node.start_mark.line + 1}"))
+    if problems:
+        raise Invalid("\n".join(problems))
+    return found
+
+
+def line_of(node: yaml.Node, path: Sequence[str | int]) -> int:
+    """The 1-based line of the field at `path`, or of its nearest parent that is there."""
+    line = node.start_mark.line
+    for step in path:
+        if isinstance(node, yaml.MappingNode):
+            child = next((pair for pair in node.value if pair[0].value == step), None)
+            if child is None:
+                break
+            line, node = child[0].start_mark.line, child[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line
+        else:
+            break
+    return int(line) + 1
+
+
+def _with_defaults(document: Document, namespace: str) -> Document:
+    metadata = dict(document["metadata"])
+    if document["kind"] not in CLUSTER_SCOPED:
+        metadata.setdefault("namespace", namespace)
+    if document["kind"] == "Namespace":
+        # What the API server does: selectors on a namespace's name rely on it.
+        metadata["labels"] = {**(metadata.get("labels") or {}), "kubernetes.io/metadata.name": metadata["name"]}
+    return {**document, "metadata": metadata}
+
+
+_Mistake = tuple[tuple[str | int, ...], str]
+
+
+def _mistakes(document: Any) -> Iterator[_Mistake]:
+    if not isinstance(document, dict):
+        yield (), "must be a mapping with apiVersion, kind and metadata"
+        return
+    kind = document.get("kind")
+    if kind not in API_VERSIONS:
+        yield ("kind",), f"{kind!r} is not known here; known: {', '.join(API_VERSIONS)}"
+        return
+    version = document.get("apiVersion")
+    if version != API_VERSIONS[kind]:
+        yield ("apiVersion",), f"is {version!r}; {kind} wants {API_VERSIONS[kind]!r}"
+    yield from _metadata_mistakes(document.get("metadata"), ("metadata",), needs_name=True)
+    if kind == "Namespace":
+        return
+    if kind in {"Pod", "Service", "Deployment"} and not isinstance(document.get("spec"), dict):
+        yield ("spec",), "is missing; it must be a mapping"
+    elif kind == "Deployment":
+        yield from _deployment_mistakes(document["spec"])
+    elif kind == "Pod":
+        yield from _pod_mistakes(document["spec"], ("spec",))
+    elif kind == "Service":
+        yield from _service_mistakes(document["spec"])
+
+
+def _metadata_mistakes(metadata: Any, path: tuple[str | int, ...], *, needs_name: bool) -> Iterator[_Mistake]:
+    if not isinstance(metadata, dict):
+        yield path, "is missing; it must be a mapping with a name" if needs_name else "must be a mapping"
+        return
+    for field in ("name", "namespace"):
+        value = metadata.get(field)
+        if value is None and (field == "namespace" or not needs_name):
+            continue
+        pattern = _NAME if field == "name" else _NAMESPACE
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            yield (*path, field), f"{value!r} is no name; use lower-case letters, digits and '-'"
+    labels = metadata.get("labels") or {}
+    if not isinstance(labels, dict):
+        yield (*path, "labels"), "must be a mapping of text to text"
+        return
+    for key, value in labels.items():
+        if not isinstance(key, str) or not isinstance(value, str) or not _LABEL_VALUE.fullmatch(value):
+            yield (*path, "labels", key), f"{value!r} is no label value; use up to 63 of A-Z a-z 0-9 - _ . in quotes"
+
+
+def _deployment_mistakes(spec: Document) -> Iterator[_Mistake]:
+    replicas = spec.get("replicas", 1)
+    if not isinstance(replicas, int) or isinstance(replicas, bool) or not 0 <= replicas <= 1000:
+        yield ("spec", "replicas"), f"{replicas!r} must be a whole number from 0 to 1000"
+    template = spec.get("template")
+    if not isinstance(template, dict) or not isinstance(template.get("spec"), dict):
+        yield ("spec", "template"), "must hold metadata and spec of the pods"
+        return
+    mistakes = list(
+        _metadata_mistakes(template.get("metadata") or {}, ("spec", "template", "metadata"), needs_name=False)
+    )
+    yield from mistakes
+    wanted = (spec.get("selector") or {}).get("matchLabels") or {}
+    labels = (template.get("metadata") or {}).get("labels") or {}
+    if not wanted:
+        yield ("spec", "selector"), "must hold matchLabels that select the pods of the template"
+    elif not mistakes and not wanted.items() <= labels.items():
+        yield ("spec", "selector", "matchLabels"), "does not select the template's labels; make them equal"
+    yield from _pod_mistakes(template["spec"], ("spec", "template", "spec"))
+
+
+def _pod_mistakes(spec: Document, path: tuple[str | int, ...]) -> Iterator[_Mistake]:
+    containers = spec.get("containers")
+    if not isinstance(containers, list) or not containers:
+        yield (*path, "containers"), "must be a list with one container"
+        return
+    if len(containers) > 1:
+        yield (*path, "containers", 1), "the sandbox runs one program per pod; remove the other containers"
+    container = containers[0]
+    here = (*path, "containers", 0)
+    if not isinstance(container, dict) or not isinstance(container.get("image"), str):
+        yield (*here, "image"), "is missing; name an image"
+        return
+    for index, port in enumerate(container.get("ports") or ()):
+        number = port.get("containerPort") if isinstance(port, dict) else None
+        if not isinstance(number, int) or not 0 < number < 65536:
+            yield (*here, "ports", index, "containerPort"), f"{number!r} must be a port number, 1 to 65535"
+
+
+def _service_mistakes(spec: Document) -> Iterator[_Mistake]:
+    kind = spec.get("type", "ClusterIP")
+    if kind != "ClusterIP":
+        yield ("spec", "type"), f"{kind!r} is not run by the sandbox; use ClusterIP"
+    ports = spec.get("ports") or []
+    if not isinstance(ports, list):
+        yield ("spec", "ports"), "must be a list"
+        return
+    if not ports and spec.get("clusterIP") != "None":
+        yield ("spec", "ports"), "is missing; a Service needs at least one port"
+    for index, port in enumerate(ports):
+        number = port.get("port") if isinstance(port, dict) else None
+        if not isinstance(number, int) or not 0 < number < 65536:
+            yield ("spec", "ports", index, "port"), f"{number!r} must be a port number, 1 to 65535"
+        elif len(ports) > 1 and not port.get("name"):
+            yield ("spec", "ports", index, "name"), "is missing; a Service with several ports names each"

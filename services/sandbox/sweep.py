@@ -1,0 +1,72 @@
+"""Removing what a sandbox left: processes, namespaces, pinned eBPF objects, files. Safe to repeat.
+
+The same code ends a living sandbox (after its processes were asked nicely) and clears up after one that was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from services.common.errors import CiliateError, Conflict
+from services.sandbox import netns, state
+from services.sandbox.processes import end_recorded
+
+_LOCK = Path("/run/ciliate/sandbox.lock")
+
+
+@contextlib.asynccontextmanager
+async def machine_lock() -> AsyncIterator[None]:
+    """Held while sandboxes are claimed or swept, so that two starts at once do not clear each other away."""
+    _LOCK.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def remove(name: str) -> None:
+    """Remove everything of the sandbox `name`. Its supervisor must be dead, or be the caller."""
+    paths = state.Paths(name)
+    end_recorded(paths.ledger)
+    await netns.destroy(paths.netns_prefix)
+    shutil.rmtree(paths.bpffs, ignore_errors=True)
+    shutil.rmtree(paths.root, ignore_errors=True)
+
+
+async def claim(name: str) -> state.SandboxState:
+    """Make the sandbox ours: clear what dead ones left, refuse where one of that name lives.
+
+    Returns the first state, already on disk. Raises `Conflict`.
+    """
+    paths = state.Paths(state.check_name(name))
+    async with machine_lock():
+        for other in list(state.names()):
+            if not _alive(other):
+                await remove(other)
+        if paths.state.exists():
+            raise Conflict(f"sandbox {name!r} is running already; end it with: ciliate sandbox down --name {name}")
+        paths.root.mkdir(parents=True, mode=0o700)
+        pid = os.getpid()
+        claimed = state.SandboxState(name, pid, state.start_time(pid) or 0, str(paths.control))
+        claimed.save(paths.state)
+        return claimed
+
+
+def _alive(name: str) -> bool:
+    try:
+        return state.load(name).alive
+    except CiliateError:
+        return False

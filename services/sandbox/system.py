@@ -1,0 +1,54 @@
+"""What every cluster has before anybody applies anything: two namespaces and the cluster's DNS."""
+
+from __future__ import annotations
+
+from services.sandbox.kubelet import CLUSTER_DNS
+from services.sandbox.manifests import Manifest, parse
+
+_SYSTEM = f"""
+apiVersion: v1
+kind: Namespace
+metadata: {{name: default}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {{name: kube-system}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: coredns
+  namespace: kube-system
+  labels: {{k8s-app: kube-dns}}
+spec:
+  replicas: 1
+  selector: {{matchLabels: {{k8s-app: kube-dns}}}}
+  template:
+    metadata: {{labels: {{k8s-app: kube-dns}}}}
+    spec:
+      serviceAccountName: coredns
+      containers:
+        - name: coredns
+          image: registry.k8s.io/coredns/coredns:v1.11.3
+          ports:
+            - {{name: dns, containerPort: 53, protocol: UDP}}
+            - {{name: dns-tcp, containerPort: 53, protocol: TCP}}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: kube-dns
+  namespace: kube-system
+  labels: {{k8s-app: kube-dns}}
+spec:
+  clusterIP: {CLUSTER_DNS}
+  selector: {{k8s-app: kube-dns}}
+  ports:
+    - {{name: dns, port: 53, protocol: UDP}}
+    - {{name: dns-tcp, port: 53, protocol: TCP}}
+"""
+
+
+def system_manifests() -> list[Manifest]:
+    """The objects, in the order in which they are applied."""
+    return parse(_SYSTEM, "system")
