@@ -7,7 +7,6 @@ never a wrong answer: the loser of a race is told by the store who won, and take
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Container
 from dataclasses import dataclass
 
@@ -31,34 +30,37 @@ class Numbers:
     def __init__(self, first: int, last: int, generator: random.Random) -> None:
         self._first, self._last = first, last
         self._random = generator
-        self._resting: deque[int] = deque(maxlen=QUARANTINE)
+        self._resting: dict[int, None] = {}
         self._pending: set[int] = set()
 
-    def rest(self, id: int) -> None:
+    def rest(self, number: int) -> None:
         """The number was given back just now."""
-        self._resting.append(id)
+        self._resting[number] = None
+        if len(self._resting) > QUARANTINE:
+            del self._resting[next(iter(self._resting))]
 
     def take(self, taken: Container[int]) -> int:
         """A number that is not in `taken` nor being given out; `settle` it. Raises `Exhausted`."""
         for _ in range(PROBES):
-            id = self._random.randint(self._first, self._last)
-            if id not in taken and id not in self._pending and id not in self._resting:
-                self._pending.add(id)
-                return id
+            number: int = self._random.randint(self._first, self._last)
+            if number not in taken and number not in self._pending and number not in self._resting:
+                self._pending.add(number)
+                return number
         start = self._random.randint(self._first, self._last)
-        for avoided in (self._resting, ()):
-            for id in (*range(start, self._last + 1), *range(self._first, start)):
-                if id not in taken and id not in self._pending and id not in avoided:
-                    self._pending.add(id)
-                    return id
+        nothing: dict[int, None] = {}
+        for avoided in (self._resting, nothing):
+            for number in (*range(start, self._last + 1), *range(self._first, start)):
+                if number not in taken and number not in self._pending and number not in avoided:
+                    self._pending.add(number)
+                    return number
         raise Exhausted(
             f"labels: no identity is free in {self._first}..{self._last}; delete workloads with labels of their own, "
             "or filter out labels that differ from pod to pod"
         )
 
-    def settle(self, id: int) -> None:
+    def settle(self, number: int) -> None:
         """The number is given out, or was taken by somebody else: memory will know soon."""
-        self._pending.discard(id)
+        self._pending.discard(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,51 +101,51 @@ class Allocator:
             known = result
         raise Unavailable(f"labels {canonical[:80]!r}: others change this identity all the time; try again")
 
-    async def release(self, id: int, node: str) -> int:
+    async def release(self, number: int, node: str) -> int:
         """Drop the node's reference; one that is not there is no error. Returns the revision to wait for."""
-        outcome = await self._store.transact([], [Delete(self._keys.reference(id, node))])
-        return outcome.revision if node in self._view.state.references.get(id, ()) else 0
+        outcome = await self._store.transact([], [Delete(self._keys.reference(number, node))])
+        return outcome.revision if node in self._view.state.references.get(number, ()) else 0
 
     async def _create(self, canonical: str, node: str, lease: int) -> Allocation | int | None:
         """Try a new number; else the number that the labels have, None where only the number was taken."""
         labels_key = self._keys.labels(canonical)
-        id = self._numbers.take(self._view.state.identities)
+        number = self._numbers.take(self._view.state.identities)
         try:
-            master_key = self._keys.identity(id)
+            master_key = self._keys.identity(number)
             outcome = await self._store.transact(
                 [Absent(labels_key), Absent(master_key)],
                 [
                     Put(master_key, canonical.encode()),
-                    Put(labels_key, b"%d" % id),
-                    Put(self._keys.reference(id, node), b"", lease),
+                    Put(labels_key, b"%d" % number),
+                    Put(self._keys.reference(number, node), b"", lease),
                 ],
                 [labels_key],
             )
         finally:
-            self._numbers.settle(id)
+            self._numbers.settle(number)
         if outcome.succeeded:
-            return Allocation(id, True, outcome.revision)
+            return Allocation(number, True, outcome.revision)
         return int(outcome.found[labels_key].value) if labels_key in outcome.found else None
 
-    async def _adopt(self, canonical: str, id: int, node: str, lease: int) -> Allocation | int | None:
+    async def _adopt(self, canonical: str, number: int, node: str, lease: int) -> Allocation | int | None:
         """Refer to an identity that exists; else the number that the labels have now, None for none."""
-        labels_key, master_key = self._keys.labels(canonical), self._keys.identity(id)
-        number = b"%d" % id
-        reference = Put(self._keys.reference(id, node), b"", lease)
+        labels_key, master_key = self._keys.labels(canonical), self._keys.identity(number)
+        bound = b"%d" % number
+        reference = Put(self._keys.reference(number, node), b"", lease)
         outcome = await self._store.transact(
-            [Holds(labels_key, number), Holds(master_key, canonical.encode())], [reference], [labels_key, master_key]
+            [Holds(labels_key, bound), Holds(master_key, canonical.encode())], [reference], [labels_key, master_key]
         )
         if outcome.succeeded:
-            return Allocation(id, False, outcome.revision)
+            return Allocation(number, False, outcome.revision)
         if labels_key not in outcome.found:
             return None
-        if outcome.found[labels_key].value != number:
+        if outcome.found[labels_key].value != bound:
             return int(outcome.found[labels_key].value)
         if master_key in outcome.found:
             other = outcome.found[master_key].value.decode("utf-8", "replace")
-            raise Internal(f"identity {id} has two label sets in etcd: {canonical[:80]!r} and {other[:80]!r}")
+            raise Internal(f"identity {number} has two label sets in etcd: {canonical[:80]!r} and {other[:80]!r}")
         # Somebody deleted the master key by hand: the value key still binds the number, so write it again.
         await self._store.transact(
-            [Holds(labels_key, number), Absent(master_key)], [Put(master_key, canonical.encode()), reference]
+            [Holds(labels_key, bound), Absent(master_key)], [Put(master_key, canonical.encode()), reference]
         )
-        return id
+        return number

@@ -34,11 +34,11 @@ class GraceClock:
     def due(self, unreferenced: Mapping[int, int], now: float) -> list[int]:
         """Those that have been unreferenced (identity -> revision since) for the whole grace period."""
         fresh: dict[int, tuple[int, float]] = {}
-        for id, revision in unreferenced.items():
-            known = self._since.get(id)
-            fresh[id] = known if known and known[0] == revision else (revision, now)
+        for number, revision in unreferenced.items():
+            known = self._since.get(number)
+            fresh[number] = known if known and known[0] == revision else (revision, now)
         self._since = fresh
-        return [id for id, (_, since) in fresh.items() if now - since >= self._grace_seconds]
+        return [number for number, (_, since) in fresh.items() if now - since >= self._grace_seconds]
 
 
 class Collector:
@@ -64,21 +64,25 @@ class Collector:
     async def sweep(self, now: float) -> int:
         """Delete every identity that is due at `now` (seconds, any origin); returns how many went."""
         count = 0
-        for id in self._clock.due(self._view.state.unreferenced, now):
-            count += await self._collect(id)
+        for number in self._clock.due(self._view.state.unreferenced, now):
+            count += await self._collect(number)
         if count:
             log.info("identities collected", count=count)
         return count
 
-    async def _collect(self, id: int) -> bool:
-        canonical = self._view.state.identities.get(id)
+    async def _collect(self, number: int) -> bool:
+        canonical = self._view.state.identities.get(number)
         if canonical is None:
             return False
-        master_key, labels_key = self._keys.identity(id), self._keys.labels(canonical)
+        master_key, labels_key = self._keys.identity(number), self._keys.labels(canonical)
         outcome = await self._store.transact(
-            [Absent(self._keys.references(id)), Holds(master_key, canonical.encode()), Holds(labels_key, b"%d" % id)],
+            [
+                Absent(self._keys.references(number)),
+                Holds(master_key, canonical.encode()),
+                Holds(labels_key, b"%d" % number),
+            ],
             [Delete(master_key), Delete(labels_key)],
         )
         if outcome.succeeded:
-            self._collected(id)
+            self._collected(number)
         return outcome.succeeded

@@ -69,3 +69,7 @@ class Journal:
     def since(self, cursor: int) -> list[Change]:
         """What a reader at `cursor` (which must be covered) has to hear, coalesced."""
         return coalesce(self._changes[bisect_right(self._revisions, cursor) :])
+
+    def length_after(self, cursor: int) -> int:
+        """How many changes came after `cursor`, not coalesced."""
+        return len(self._changes) - bisect_right(self._revisions, cursor)

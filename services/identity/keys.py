@@ -63,17 +63,17 @@ class Keys:
         self.state = below(self._root + b"/state/")
         self.mark = self.state.first + b"mark"
 
-    def identity(self, id: int) -> bytes:
+    def identity(self, number: int) -> bytes:
         """Key of the identity's labels."""
-        return b"%s/state/id/%08d" % (self._root, id)
+        return b"%s/state/id/%08d" % (self._root, number)
 
-    def reference(self, id: int, node: str) -> bytes:
+    def reference(self, number: int, node: str) -> bytes:
         """Key of the node's reference to the identity."""
-        return b"%s/state/ref/%08d/%s" % (self._root, id, node.encode())
+        return b"%s/state/ref/%08d/%s" % (self._root, number, node.encode())
 
-    def references(self, id: int) -> KeyRange:
+    def references(self, number: int) -> KeyRange:
         """Where all references to the identity are."""
-        return below(b"%s/state/ref/%08d/" % (self._root, id))
+        return below(b"%s/state/ref/%08d/" % (self._root, number))
 
     def endpoint(self, prefix: str) -> bytes:
         """Key of the row for `prefix`, an address with its length in canonical form."""

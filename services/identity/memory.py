@@ -106,7 +106,8 @@ class MemoryStore:
         cursor = revision - 1
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: self.away or self.revision > cursor)
+                while not self.away and self.revision <= cursor:
+                    await self._changed.wait()
             await self._reach()
             head = self.revision
             events = [event for event in self._events if cursor < event.mod_revision <= head]

@@ -32,13 +32,12 @@ class Mirror:
     """State and journal of this replica, and whether etcd is behind them right now.
 
     `backlog`: how many revisions of the past are read at start, so that watchers who resume after this replica was
-    restarted find their place in the journal. `on_change` is called after every step forward, and when the
-    connection comes or goes.
+    restarted find their place in the journal.
     """
 
-    def __init__(self, store: Store, keys: Keys, journal: Journal, backlog: int, on_change: Callable[[], None]) -> None:
-        self._store, self._keys = store, keys
-        self._backlog, self._on_change = backlog, on_change
+    def __init__(self, store: Store, keys: Keys, journal: Journal, backlog: int) -> None:
+        self._store, self._keys, self._backlog = store, keys, backlog
+        self._listeners: list[Callable[[], None]] = []
         self.journal = journal
         self.state = State(keys)
         self.loaded = asyncio.Event()
@@ -59,6 +58,10 @@ class Mirror:
             except Unavailable as error:
                 self._lost(str(error))
             await self._backoff.wait()
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after every step forward, and when the connection comes or goes."""
+        self._listeners.append(listener)
 
     def require_loaded(self) -> None:
         """Raise `Unavailable` before the first complete read."""
@@ -160,17 +163,21 @@ class Mirror:
         self.connected, self._problem = True, "history is being read"
         self._backoff.reset()
         log.info("following etcd", revision=self.journal.head, identities=len(self.state.identities))
-        self._on_change()
+        self._tell()
 
     def _lost(self, problem: str) -> None:
         if self.connected or problem != self._problem:
             log.warning("etcd is away: reads go on from memory, changes are refused", reason=problem)
         self.connected, self._problem = False, problem
-        self._on_change()
+        self._tell()
 
     def _advanced(self) -> None:
         while self._waiting and self._waiting[0][0] <= self.journal.head:
             future = heapq.heappop(self._waiting)[2]
             if not future.done():
                 future.set_result(None)
-        self._on_change()
+        self._tell()
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()

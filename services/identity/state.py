@@ -63,21 +63,21 @@ class State:
 
     def _put(self, key: StateKey, entry: Entry) -> Change | None:
         match key:
-            case IdentityKey(id):
+            case IdentityKey(number):
                 canonical = entry.value.decode()
-                if self.identities.get(id) == canonical:
+                if self.identities.get(number) == canonical:
                     return None
-                self._forget_labels(id)
-                self.identities[id] = canonical
-                self.by_labels[canonical] = id
-                if id not in self.references:
-                    self.unreferenced[id] = entry.mod_revision
-                return IdentityChange(id, canonical)
-            case ReferenceKey(id, node):
-                nodes = self.references.setdefault(id, set())
+                self._forget_labels(number)
+                self.identities[number] = canonical
+                self.by_labels[canonical] = number
+                if number not in self.references:
+                    self.unreferenced[number] = entry.mod_revision
+                return IdentityChange(number, canonical)
+            case ReferenceKey(number, node):
+                nodes = self.references.setdefault(number, set())
                 self.reference_count += node not in nodes
                 nodes.add(node)
-                self.unreferenced.pop(id, None)
+                self.unreferenced.pop(number, None)
             case EndpointKey(prefix):
                 known = self.rows.get(prefix)
                 self.rows[prefix] = Row(entry.value, entry.mod_revision)
@@ -88,51 +88,51 @@ class State:
 
     def _remove(self, key: StateKey, revision: int) -> Change | None:
         match key:
-            case IdentityKey(id):
-                self._forget_labels(id)
-                self.unreferenced.pop(id, None)
-                return IdentityChange(id, None) if self.identities.pop(id, None) is not None else None
-            case ReferenceKey(id, node):
-                self._drop_reference(id, node, revision)
+            case IdentityKey(number):
+                self._forget_labels(number)
+                self.unreferenced.pop(number, None)
+                return IdentityChange(number, None) if self.identities.pop(number, None) is not None else None
+            case ReferenceKey(number, node):
+                self._drop_reference(number, node, revision)
             case EndpointKey(prefix):
                 return EndpointChange(prefix, None) if self.rows.pop(prefix, None) else None
             case LeaseKey(node):
                 self.leases.pop(node, None)
         return None
 
-    def _drop_reference(self, id: int, node: str, revision: int) -> None:
-        nodes = self.references.get(id)
+    def _drop_reference(self, number: int, node: str, revision: int) -> None:
+        nodes = self.references.get(number)
         if nodes is None or node not in nodes:
             return
         nodes.remove(node)
         self.reference_count -= 1
         if not nodes:
-            del self.references[id]
-            if id in self.identities:
-                self.unreferenced[id] = revision
+            del self.references[number]
+            if number in self.identities:
+                self.unreferenced[number] = revision
 
-    def _forget_labels(self, id: int) -> None:
-        canonical = self.identities.get(id)
-        if canonical is not None and self.by_labels.get(canonical) == id:
+    def _forget_labels(self, number: int) -> None:
+        canonical = self.identities.get(number)
+        if canonical is not None and self.by_labels.get(canonical) == number:
             del self.by_labels[canonical]
 
 
 def difference(old: State, new: State) -> Iterator[Change]:
     """What agents who know `old` must hear to know `new`."""
-    for id, canonical in new.identities.items():
-        if old.identities.get(id) != canonical:
-            yield IdentityChange(id, canonical)
+    for number, canonical in new.identities.items():
+        if old.identities.get(number) != canonical:
+            yield IdentityChange(number, canonical)
     for prefix, row in new.rows.items():
         known = old.rows.get(prefix)
         if known is None or known.value != row.value:
             yield EndpointChange(prefix, row.value)
     yield from (EndpointChange(prefix, None) for prefix in old.rows if prefix not in new.rows)
-    yield from (IdentityChange(id, None) for id in old.identities if id not in new.identities)
+    yield from (IdentityChange(number, None) for number in old.identities if number not in new.identities)
 
 
 def everything(state: State) -> Iterator[Change]:
     """The whole state as changes from nothing; identities before the rows that name them."""
-    yield from (IdentityChange(id, canonical) for id, canonical in list(state.identities.items()))
+    yield from (IdentityChange(number, canonical) for number, canonical in list(state.identities.items()))
     yield from (EndpointChange(prefix, row.value) for prefix, row in list(state.rows.items()))
 
 

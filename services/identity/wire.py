@@ -15,12 +15,12 @@ MESSAGE_BYTES = 512 << 10
 
 def reserved_identities() -> list[pb.Identity]:
     """The identities with fixed numbers, as every snapshot begins with them."""
-    return [pb.Identity(id=id, labels=labels.texts()) for id, labels in RESERVED_LABELS.items()]
+    return [pb.Identity(id=number, labels=labels.texts()) for number, labels in RESERVED_LABELS.items()]
 
 
-def identity_message(id: int, canonical: str) -> pb.Identity:
+def identity_message(number: int, canonical: str) -> pb.Identity:
     """An identity as callers see it."""
-    return pb.Identity(id=id, labels=label_texts(canonical))
+    return pb.Identity(id=number, labels=label_texts(canonical))
 
 
 def row_node(row: bytes) -> str:
@@ -42,10 +42,10 @@ def messages(changes: Iterable[Change], revision: int) -> Iterator[pb.WatchRespo
 
 def _add(message: pb.WatchResponse, change: Change) -> int:
     match change:
-        case IdentityChange(id, None):
-            message.deleted_identities.append(id)
-        case IdentityChange(id, canonical):
-            message.identities.append(identity_message(id, canonical or ""))
+        case IdentityChange(number, None):
+            message.deleted_identities.append(number)
+        case IdentityChange(number, canonical):
+            message.identities.append(identity_message(number, canonical or ""))
             return 16 + len(canonical or "")
         case EndpointChange(prefix, None):
             message.deleted_prefixes.append(prefix)
