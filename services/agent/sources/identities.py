@@ -40,7 +40,7 @@ from services.model.objects import (
 T = TypeVar("T")
 
 CALL_TIMEOUT_SECONDS = 5.0
-FIRST_KEEPALIVE_SECONDS = 5.0
+RETRY_KEEPALIVE_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -79,6 +79,11 @@ class IdentityClient:
         """Every cluster identity known."""
         return self._identities
 
+    @property
+    def entries(self) -> Mapping[IPNetwork, IpEntry]:
+        """The cluster's address table as known."""
+        return self._entries
+
     async def __aenter__(self) -> Self:
         await self._connect()
         return self
@@ -93,7 +98,7 @@ class IdentityClient:
         """A fresh channel reads the certificates again: they may have been rotated since."""
         old = self._channel
         self._channel = tls.channel(self._target, self._files, "identity")
-        self._stub = identity_pb2_grpc.IdentityServiceStub(self._channel)
+        self._stub = identity_pb2_grpc.IdentityServiceStub(self._channel)  # type: ignore[no-untyped-call]
         if old:
             # Calls that are under way may finish.
             await old.close(grace=CALL_TIMEOUT_SECONDS)
@@ -223,19 +228,16 @@ class IdentityClient:
         await self._call(lambda stub: stub.DeregisterEndpoint(request, timeout=CALL_TIMEOUT_SECONDS))
 
     async def keep_alive(self, on_lapse: Callable[[], None]) -> None:
-        """Keep this node's references for ever; `on_lapse` when they may have expired and must be made again."""
-        loop = asyncio.get_running_loop()
-        ttl, last = 0.0, loop.time()
+        """Keep this node's references for ever; `on_lapse` when they are gone and must all be made again."""
+        request, known = pb.KeepAliveRequest(node=self._node), 0
         while True:
-            pause = min(FIRST_KEEPALIVE_SECONDS, ttl / 3) if ttl else FIRST_KEEPALIVE_SECONDS
-            with contextlib.suppress(CiliateError):
-                request = pb.KeepAliveRequest(node=self._node)
+            pause = RETRY_KEEPALIVE_SECONDS
+            with contextlib.suppress(Unavailable):
                 answer = await self._call(lambda stub: stub.KeepAlive(request, timeout=CALL_TIMEOUT_SECONDS))
-                if ttl and loop.time() - last > ttl:
-                    self._log.warning("references may have expired", silent_seconds=round(loop.time() - last, 1))
+                if known and answer.lease != known:
+                    self._log.warning("the node's references are gone, making them again")
                     on_lapse()
-                ttl, last = float(answer.ttl_seconds), loop.time()
-                pause = max(ttl / 3, 0.5)
+                known, pause = answer.lease, max(answer.ttl_seconds / 4, 0.25)
             await asyncio.sleep(pause)
 
     async def _call(self, make: Callable[[Any], Awaitable[T]]) -> T:
