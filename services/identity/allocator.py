@@ -33,6 +33,11 @@ class Numbers:
         self._resting: dict[int, None] = {}
         self._pending: set[int] = set()
 
+    @property
+    def undecided(self) -> bool:
+        """Whether numbers are being given out right now, some of which may come back."""
+        return bool(self._pending)
+
     def rest(self, number: int) -> None:
         """The number was given back just now."""
         self._resting[number] = None
@@ -109,7 +114,14 @@ class Allocator:
     async def _create(self, canonical: str, node: str, lease: int) -> Allocation | int | None:
         """Try a new number; else the number that the labels have, None where only the number was taken."""
         labels_key = self._keys.labels(canonical)
-        number = self._numbers.take(self._view.state.identities)
+        try:
+            number = self._numbers.take(self._view.state.identities)
+        except Exhausted:
+            # These very labels may have got one of the last numbers, which memory does not know yet.
+            outcome = await self._store.transact([Absent(labels_key)], [], [labels_key])
+            if outcome.succeeded and not self._numbers.undecided:
+                raise
+            return None if outcome.succeeded else int(outcome.found[labels_key].value)
         try:
             master_key = self._keys.identity(number)
             outcome = await self._store.transact(

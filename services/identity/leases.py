@@ -47,8 +47,6 @@ class NodeLeases:
         async with self._claims.setdefault(node, asyncio.Lock()):
             lease = self._find(node) or await self._claim(node)
             self._known[node] = lease
-        if not self._claims[node].locked():
-            del self._claims[node]
         return lease
 
     def forget(self, node: str, lease: int) -> None:
