@@ -51,12 +51,7 @@ def run(environment: Mapping[str, str], read_input: Callable[[], str]) -> tuple[
         if command == "VERSION":
             return 0, json.dumps({"cniVersion": CURRENT, "supportedVersions": list(SUPPORTED)})
         config = _config(read_input())
-        version = config.get("cniVersion", CURRENT)
-        if version not in SUPPORTED:
-            version = CURRENT
-            raise PluginError(
-                INCOMPATIBLE_VERSION, f"cniVersion {config['cniVersion']!r} is not supported", f"use {CURRENT}"
-            )
+        version = _version(config)
         result = _dispatch(command, environment, config)
     except PluginError as error:
         answer = {"cniVersion": version, "code": error.code, "msg": error.message, "details": error.details}
@@ -88,6 +83,13 @@ def _config(text: str) -> Document:
     if not isinstance(config.get("socket"), str) or not config["socket"].startswith("/"):
         raise PluginError(INVALID_CONFIG, "the network configuration needs `socket`: the path of the agent's cni.sock")
     return config
+
+
+def _version(config: Document) -> str:
+    version = config.get("cniVersion", CURRENT)
+    if version not in SUPPORTED:
+        raise PluginError(INCOMPATIBLE_VERSION, f"cniVersion {version!r} is not supported", f"use {CURRENT}")
+    return str(version)
 
 
 def _request(command: str, environment: Mapping[str, str], config: Document) -> Document:
