@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from services.common.errors import CiliateError, Invalid
 from services.model.objects import ObjectKey
-from services.sandbox.manifests import Document, parse
+from services.sandbox.manifests import Document, Manifest, parse
 from services.sandbox.supervisor import Sandbox
 
 _LIMIT = 16 << 20
@@ -67,19 +67,12 @@ class ControlServer:
             return {"error": {"kind": type(error).__name__, "message": str(error)}}
 
     async def _apply(self, request: Answer) -> Answer:
-        manifests = parse(
-            str(request["text"]), str(request.get("origin", "manifest")), request.get("namespace", "default")
-        )
-        return {"messages": self._sandbox.apply(manifests)}
+        # Everything is read before anything is applied: a mistake in the last file leaves nothing half done.
+        return {"messages": self._sandbox.apply(_manifests(request))}
 
     async def _delete(self, request: Answer) -> Answer:
-        if "text" in request:
-            manifests = parse(
-                str(request["text"]), str(request.get("origin", "manifest")), request.get("namespace", "default")
-            )
-            keys = [manifest.key for manifest in manifests]
-        else:
-            keys = [self._find(*key) for key in request["keys"]]
+        keys = [manifest.key for manifest in _manifests(request)]
+        keys += [self._find(*key) for key in request.get("keys", ())]
         return {"messages": self._sandbox.delete(keys)}
 
     def _find(self, kind: str, namespace: str, name: str) -> ObjectKey:
@@ -90,7 +83,7 @@ class ControlServer:
         return ObjectKey(full, "" if cluster_scoped else namespace, name)
 
     async def _wait(self, request: Answer) -> Answer:
-        await self._sandbox.wait_ready(float(request.get("timeout", 60.0)))
+        await self._sandbox.wait_ready(float(request.get("seconds", 60.0)))
         return {}
 
     async def _status(self, _request: Answer) -> Answer:
@@ -99,6 +92,20 @@ class ControlServer:
     async def _down(self, _request: Answer) -> Answer:
         self.ended.set()
         return {}
+
+
+def _manifests(request: Answer) -> list[Manifest]:
+    """The objects of all texts in a request; raises `Invalid` with every mistake in every one."""
+    found: list[Manifest] = []
+    problems: list[str] = []
+    for source in request.get("sources", ()):
+        try:
+            found += parse(str(source["text"]), str(source["origin"]), str(request.get("namespace") or "default"))
+        except Invalid as error:
+            problems.append(str(error))
+    if problems:
+        raise Invalid("\n".join(problems))
+    return found
 
 
 async def _read_line(reader: asyncio.StreamReader) -> bytes:

@@ -168,10 +168,17 @@ class Kubelet:
             if port.get("protocol", "TCP") == "TCP"
         ]
         node = self._nodes[pod.document["spec"]["nodeName"]]
-        while not (pod.pid and await self._answers(node.netns, pod.addresses, ports)):
-            if not pod.child.running:
-                raise pod.child.died()
-            await asyncio.sleep(0.03)
+        while not pod.pid:
+            await self._pause(pod.child)
+        self._processes.record(pod.pid, f"pod {pod.key}")
+        while not await self._answers(node.netns, pod.addresses, ports):
+            await self._pause(pod.child)
+
+    @staticmethod
+    async def _pause(child: Child) -> None:
+        if not child.running:
+            raise child.died()
+        await asyncio.sleep(0.03)
 
     async def _answers(self, node_netns: str, addresses: list[str], ports: list[int]) -> bool:
         """Whether every port of the pod's first address accepts a connection from its node."""
@@ -189,6 +196,12 @@ class Kubelet:
     async def _take_down(self, pod: RunningPod) -> None:
         pod.ready = False
         if pod.child is not None:
+            if first := pod.pid:
+                # The first process of a PID namespace takes all others along; `unshare` then ends by itself. Killing
+                # only `unshare` is not enough: a program that changes its user forgets its parent-death signal.
+                with contextlib.suppress(ProcessLookupError, TimeoutError):
+                    os.kill(first, signal.SIGKILL)
+                    await asyncio.wait_for(pod.child.process.wait(), 5.0)
             await self._processes.kill(pod.child)
             pod.child = None
         if pod.attachment is not None:

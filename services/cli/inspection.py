@@ -1,0 +1,221 @@
+"""`ciliate endpoint`, `identity`, `policy`, `service`: what nodes and the identity service know."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from services.cli import connect
+from services.cli.output import Column, Item, Output, OutputOption, render, render_one, say
+from services.common.errors import Invalid, NotFound
+from services.common.pb.agent.v1 import agent_pb2
+from services.common.pb.identity.v1 import identity_pb2, identity_pb2_grpc
+from services.common.tls import channel
+
+NodeOption = Annotated[str, typer.Option("--node", help="only this node (default: every node that is known here)")]
+
+endpoints = typer.Typer(help="Pod interfaces: their identity and policy state.", no_args_is_help=True)
+identities = typer.Typer(help="Security identities: numbers for label sets.", no_args_is_help=True)
+policies = typer.Typer(help="Policies, and what they come to for an endpoint.", no_args_is_help=True)
+services = typer.Typer(help="Services and their backends.", no_args_is_help=True)
+
+
+def as_item(message: Message, **more: Any) -> dict[str, Any]:
+    """A message as a plain mapping with every field, names as in the contract."""
+    fields = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return {**more, **fields}
+
+
+def gather(
+    context: typer.Context, node: str, call: Callable[[Any], Awaitable[Any]], field: str
+) -> list[dict[str, Any]]:
+    """The repeated `field` of every agent's answer, with the node's name in each item."""
+    answers = connect.run(connect.each_agent(connect.find(context.obj), node, call))
+    return [as_item(each, node=name) for name, answer in answers for each in getattr(answer, field)]
+
+
+def _pod(item: Item) -> str:
+    return f"{item['namespace']}/{item['pod']}"
+
+
+def _enforced(item: Item) -> str:
+    directions = [name for name in ("ingress", "egress") if item[f"{name}_enforced"]]
+    return "+".join(directions) or "off"
+
+
+ENDPOINT_COLUMNS: tuple[Column, ...] = (
+    ("node", "node"),
+    ("id", "id"),
+    ("pod", _pod),
+    ("addresses", "addresses"),
+    ("identity", "identity"),
+    ("policy", _enforced),
+    ("revision", "policy_revision"),
+    ("state", "state"),
+)
+
+
+@endpoints.command("list")
+def endpoint_list(context: typer.Context, node: NodeOption = "", output: OutputOption = Output.TABLE) -> None:
+    """List the pod interfaces of the nodes."""
+    found = gather(context, node, lambda stub: stub.ListEndpoints(agent_pb2.ListEndpointsRequest()), "endpoints")
+    say(render(found, ENDPOINT_COLUMNS, output, "no endpoints"))
+
+
+EndpointArgument = Annotated[str, typer.Argument(help="number, address, pod or namespace/pod")]
+
+
+def first_found(context: typer.Context, node: str, what: str, call: Callable[[Any], Awaitable[Any]]) -> tuple[str, Any]:
+    """The answer of the first node that knows `what`; `NotFound` where none does."""
+    servers = connect.find(context.obj)
+    missing: NotFound | None = None
+    for name, _ in connect.known_agents(servers, node):
+        try:
+            return connect.run(connect.each_agent(servers, name, call))[0]
+        except NotFound as error:
+            missing = error
+    raise NotFound(f"no node knows {what!r}: {missing}; see: ciliate endpoint list")
+
+
+@endpoints.command("get")
+def endpoint_get(
+    context: typer.Context, endpoint: EndpointArgument, node: NodeOption = "", output: OutputOption = Output.TABLE
+) -> None:
+    """Show one pod interface."""
+    wanted = agent_pb2.GetEndpointRequest(endpoint=endpoint)
+    name, answer = first_found(context, node, endpoint, lambda stub: stub.GetEndpoint(wanted))
+    say(render_one(as_item(answer.endpoint, node=name), output))
+
+
+IDENTITY_COLUMNS: tuple[Column, ...] = (("id", "id"), ("labels", "labels"))
+
+
+@identities.command("list")
+def identity_list(
+    context: typer.Context,
+    label: Annotated[list[str] | None, typer.Option("--label", "-l", help="only those with this label")] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List the cluster's identities."""
+    found = connect.run(_identities(connect.find(context.obj), label or []))
+    say(render(found, IDENTITY_COLUMNS, output, "no identities"))
+
+
+async def _identities(servers: connect.Servers, labels: list[str]) -> list[dict[str, Any]]:
+    async def collect(stub: Any) -> list[dict[str, Any]]:
+        return [as_item(each) async for each in stub.List(identity_pb2.ListRequest(labels=labels))]
+
+    async with channel(servers.identity, servers.tls, "identity") as there:
+        stub = identity_pb2_grpc.IdentityServiceStub(there)  # type: ignore[no-untyped-call]
+        found = await connect.calling("identity service", servers.identity, collect(stub))
+    return sorted(found, key=lambda item: int(item["id"]))
+
+
+@identities.command("get")
+def identity_get(
+    context: typer.Context,
+    identity: Annotated[str, typer.Argument(help="its number")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show one identity and the nodes that use it."""
+    if not identity.isdigit():
+        raise Invalid(f"identity: {identity!r} is no number; find it with: ciliate identity list")
+    say(render_one(connect.run(_identity(connect.find(context.obj), int(identity))), output))
+
+
+async def _identity(servers: connect.Servers, number: int) -> dict[str, Any]:
+    async with channel(servers.identity, servers.tls, "identity") as there:
+        stub = identity_pb2_grpc.IdentityServiceStub(there)  # type: ignore[no-untyped-call]
+        call = stub.Get(identity_pb2.GetRequest(id=number))
+        answer = await connect.calling("identity service", servers.identity, call)
+    return {**as_item(answer.identity), "referenced_by": list(answer.referenced_by)}
+
+
+POLICY_COLUMNS: tuple[Column, ...] = (
+    ("node", "node"),
+    ("kind", "kind"),
+    ("namespace", "namespace"),
+    ("name", "name"),
+    ("ingress", "ingress_rules"),
+    ("egress", "egress_rules"),
+    ("endpoints", "endpoints"),
+    ("error", "error"),
+)
+
+
+@policies.command("list")
+def policy_list(context: typer.Context, node: NodeOption = "", output: OutputOption = Output.TABLE) -> None:
+    """List the policies that the nodes know, and which of their endpoints each selects."""
+    found = gather(context, node, lambda stub: stub.ListPolicies(agent_pb2.ListPoliciesRequest()), "policies")
+    say(render(found, POLICY_COLUMNS, output, "no policies"))
+
+
+def _peer(item: Item) -> str:
+    return "any" if not item["identity"] else f"{item['identity']} {' '.join(item['identity_labels'])}".strip()
+
+
+def _ports(item: Item) -> str:
+    bits = int(item["port_prefix"])
+    if not bits:
+        return str(item["protocol"])
+    first = int(item["port"])
+    last = first + (1 << (16 - bits)) - 1
+    return f"{first if first == last else f'{first}-{last}'}/{item['protocol']}"
+
+
+def _rule(item: Item) -> str:
+    rule = item.get("rule") or {}
+    if not rule.get("name"):
+        return "policy is off"
+    where = f"{rule['namespace']}/" if rule["namespace"] else ""
+    return f"{rule['kind']} {where}{rule['name']} {rule['direction']}[{rule['index']}]"
+
+
+ENTRY_COLUMNS: tuple[Column, ...] = (
+    ("direction", "direction"),
+    ("peer", _peer),
+    ("port", _ports),
+    ("verdict", "verdict"),
+    ("http", "http_rules"),
+    ("rule", _rule),
+)
+
+
+@policies.command("get")
+def policy_get(
+    context: typer.Context, endpoint: EndpointArgument, node: NodeOption = "", output: OutputOption = Output.TABLE
+) -> None:
+    """Show the compiled policy of one endpoint: every entry, and the rule that it comes from."""
+    wanted = agent_pb2.GetPolicyRequest(endpoint=endpoint)
+    name, answer = first_found(context, node, endpoint, lambda stub: stub.GetPolicy(wanted))
+    item = as_item(answer, node=name)
+    if output is not Output.TABLE:
+        say(render_one(item, output))
+        return
+    say(f"{name} endpoint {item['endpoint']['id']} {_pod(item['endpoint'])} identity {item['endpoint']['identity']}")
+    for direction in ("ingress", "egress"):
+        isolating = [f"{each['kind']} {each['name']}" for each in item[f"isolating_{direction}"]]
+        say(f"{direction}: " + (f"denied unless allowed, by {', '.join(isolating)}" if isolating else "open"))
+    say("")
+    say(render(item["entries"], ENTRY_COLUMNS, output, "no entries"))
+
+
+SERVICE_COLUMNS: tuple[Column, ...] = (
+    ("node", "node"),
+    ("namespace", "namespace"),
+    ("name", "name"),
+    ("type", "type"),
+    ("frontend", lambda item: [port["frontend"] for port in item["ports"]]),
+    ("backends", lambda item: sorted({text for port in item["ports"] for text in port["backends"]})),
+)
+
+
+@services.command("list")
+def service_list(context: typer.Context, node: NodeOption = "", output: OutputOption = Output.TABLE) -> None:
+    """List Services as the nodes' datapath knows them."""
+    found = gather(context, node, lambda stub: stub.ListServices(agent_pb2.ListServicesRequest()), "services")
+    say(render(found, SERVICE_COLUMNS, output, "no services"))

@@ -1,0 +1,116 @@
+"""`ciliate status`: is everything there, and does it work?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.cli import connect
+from services.cli.inspection import NodeOption, as_item
+from services.cli.output import Column, Item, Output, OutputOption, as_json, as_yaml, render, say
+from services.common.errors import CiliateError
+from services.common.pb.agent.v1 import agent_pb2
+from services.common.pb.observer import observer_pb2, observer_pb2_grpc
+from services.common.tls import channel
+
+
+async def collect(servers: connect.Servers, node: str) -> dict[str, Any]:
+    """Everything's state; what does not answer carries its error instead of failing the whole."""
+    identity, relay, agents = await asyncio.gather(
+        _or_error(_identity(servers)), _or_error(_relay(servers)), _agents(servers, node)
+    )
+    found: dict[str, Any] = {"sandbox": servers.sandbox, "identity": identity, "relay": relay, "nodes": agents}
+    parts = [identity, relay, *agents]
+    found["ok"] = all(not part.get("error") for part in parts) and all(each.get("ready") for each in agents)
+    return found
+
+
+async def _or_error(work: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return await work
+    except CiliateError as error:
+        return {"error": str(error)}
+
+
+async def _identity(servers: connect.Servers) -> dict[str, Any]:
+    async with channel(servers.identity, servers.tls, "identity") as there:
+        call = health_pb2_grpc.HealthStub(there).Check(health_pb2.HealthCheckRequest(), timeout=3.0)
+        answer = await connect.calling("identity service", servers.identity, call)
+    return {"status": health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status), "target": servers.identity}
+
+
+async def _relay(servers: connect.Servers) -> dict[str, Any]:
+    async with channel(servers.relay, servers.tls, "relay") as there:
+        stub = observer_pb2_grpc.ObserverStub(there)  # type: ignore[no-untyped-call]
+        call = stub.ServerStatus(observer_pb2.ServerStatusRequest(), timeout=3.0)
+        answer = await connect.calling("relay", servers.relay, call)
+    return {"status": "SERVING", "target": servers.relay, **as_item(answer)}
+
+
+async def _agents(servers: connect.Servers, node: str) -> list[dict[str, Any]]:
+    async def one(name: str) -> dict[str, Any]:
+        try:
+            call = agent_pb2.StatusRequest()
+            answers = await connect.each_agent(servers, name, lambda stub: stub.Status(call, timeout=3.0))
+            return as_item(answers[0][1])
+        except CiliateError as error:
+            return {"node": name, "error": str(error)}
+
+    return list(await asyncio.gather(*(one(name) for name, _ in connect.known_agents(servers, node))))
+
+
+def _health(item: Item) -> str:
+    if item.get("error"):
+        return "unreachable"
+    degraded = [each["name"] for each in item["components"] if each["health"] == "HEALTH_DEGRADED"]
+    if degraded:
+        return f"degraded: {', '.join(degraded)}"
+    return "ready" if item["ready"] else "starting"
+
+
+NODE_COLUMNS: tuple[Column, ...] = (
+    ("node", "node"),
+    ("state", _health),
+    ("ready after", lambda item: f"{item['ready_after_seconds']:.1f} s" if item.get("ready_after_seconds") else ""),
+    ("memory", lambda item: f"{int(item['rss_bytes']) / 1e6:.0f} MB" if item.get("rss_bytes") else ""),
+    ("endpoints", "endpoints"),
+    ("identities", "identities"),
+    ("policies", "policies"),
+    ("services", "services"),
+    ("lost events", lambda item: sum(int(number) for number in (item.get("lost_events") or {}).values())),
+)
+
+
+def text(found: Item) -> str:
+    """The state for people: a line per service, a table of nodes, then whatever is wrong."""
+    relay, identity = found["relay"], found["identity"]
+    lines = [f"sandbox:   {found['sandbox']}"] if found["sandbox"] else []
+    lines.append(f"identity:  {identity.get('error') or identity['status']}")
+    if relay.get("error"):
+        lines.append(f"relay:     {relay['error']}")
+    else:
+        flows = f"{relay['num_flows']}/{relay['max_flows']} flows, {relay.get('flows_rate', 0):.1f}/s"
+        lines.append(f"relay:     {relay['status']}, {relay.get('num_connected_nodes', 0)} nodes, {flows}")
+    lines += ["", render(found["nodes"], NODE_COLUMNS, Output.TABLE, "no agents")]
+    for node in found["nodes"]:
+        problems = [node["error"]] if node.get("error") else []
+        problems += [
+            f"{each['name']}: {each['message']}"
+            for each in node.get("components", ())
+            if each["health"] != "HEALTH_OK" and each["message"]
+        ]
+        problems += [*node.get("object_errors", ()), *node.get("policy_errors", ())]
+        lines += [f"! {node['node']}: {problem}" for problem in problems]
+    return "\n".join(lines)
+
+
+def status(context: typer.Context, node: NodeOption = "", output: OutputOption = Output.TABLE) -> None:
+    """Show whether the identity service, the relay and the agents work. Exit status 1 where one does not."""
+    found = connect.run(collect(connect.find(context.obj), node))
+    say(as_json(found) if output is Output.JSON else as_yaml(found) if output is Output.YAML else text(found))
+    if not found["ok"]:
+        raise typer.Exit(1)
