@@ -3,6 +3,7 @@
  * opened the connection, what policy said and at which revision, and counts both ways. */
 #pragma once
 #include "context.h"
+#include "parse.h"
 
 enum ct_status {
 	CT_NEW = 0,
@@ -65,3 +66,115 @@ BPF_F_TABLE("lru_hash", struct ct_key, struct ct_entry, ct, 1024, CT_MAP_FLAGS);
 
 /* An untouched zero entry to start from: 128 bytes are too many for the stack of a program that holds more. */
 PERCPU_MAP(ct_fresh, struct ct_entry, 1);
+
+#define SECOND 1000000000ULL
+#define CT_TIMEOUT_TCP (8000 * SECOND)
+#define CT_TIMEOUT_SYN (60 * SECOND)
+#define CT_TIMEOUT_CLOSE (10 * SECOND)
+#define CT_TIMEOUT_OTHER (60 * SECOND)
+
+INLINE bool ct_both_fins(const struct ct_entry *entry)
+{
+	return (entry->flags & (CT_F_FIN_ORIGINAL | CT_F_FIN_REPLY)) == (CT_F_FIN_ORIGINAL | CT_F_FIN_REPLY);
+}
+
+INLINE u64 ct_timeout(const struct ct_entry *entry, u8 protocol)
+{
+	if (protocol != PROTO_TCP)
+		return CT_TIMEOUT_OTHER;
+	if ((entry->flags & CT_F_CLOSING) || ct_both_fins(entry))
+		return CT_TIMEOUT_CLOSE;
+	return (entry->flags & CT_F_SEEN_REPLY) ? CT_TIMEOUT_TCP : CT_TIMEOUT_SYN;
+}
+
+/* The entry is history: its time is over and it waits to be collected, or it is closing and this packet opens a new
+ * connection with the same ports. */
+INLINE bool ct_is_over(const struct ct_entry *entry, const struct pkt_ctx *ctx)
+{
+	if (ctx->now_ns > entry->expires_ns)
+		return true;
+	return (ctx->flags & CTX_F_SYN) && ((entry->flags & CT_F_CLOSING) || ct_both_fins(entry));
+}
+
+/* Key of the endpoint that sends the packet (`sends`) or receives it. */
+INLINE void ct_key_set(struct pkt_ctx *ctx, bool sends)
+{
+	struct ct_key *key = &ctx->key;
+
+	key->local = sends ? ctx->saddr : ctx->daddr;
+	key->remote = sends ? ctx->daddr : ctx->saddr;
+	key->local_port = sends ? ctx->sport : ctx->dport;
+	key->remote_port = sends ? ctx->dport : ctx->sport;
+	key->protocol = ctx->protocol;
+	key->scope = CT_SCOPE_CONNECTION;
+	key->pad = 0;
+	if (unlikely(ctx->protocol == PROTO_ICMP || ctx->protocol == PROTO_ICMPV6)) {
+		if (is_icmp_echo(ctx->family, ctx->icmp_type)) {
+			bool pings = is_icmp_request(ctx->family, ctx->icmp_type) == sends;
+
+			key->local_port = pings ? ctx->icmp_id : 0;
+			key->remote_port = pings ? 0 : ctx->icmp_id;
+		} else {
+			key->local_port = ctx->sport;
+			key->remote_port = ctx->dport;
+		}
+	}
+}
+
+/* Key of the connection that an ICMP error is about: the packet inside went the other way. */
+INLINE void ct_key_set_inner(struct pkt_ctx *ctx, bool sends)
+{
+	struct ct_key *key = &ctx->key;
+
+	key->local = sends ? ctx->inner_daddr : ctx->inner_saddr;
+	key->remote = sends ? ctx->inner_saddr : ctx->inner_daddr;
+	key->local_port = sends ? ctx->inner_dport : ctx->inner_sport;
+	key->remote_port = sends ? ctx->inner_sport : ctx->inner_dport;
+	key->protocol = ctx->inner_protocol;
+	key->scope = CT_SCOPE_CONNECTION;
+	key->pad = 0;
+}
+
+/* TCP only: flags, handshake time, retransmissions. `way` 0 = original direction. */
+INLINE void ct_account_tcp(const struct pkt_ctx *ctx, struct ct_entry *entry, u32 way)
+{
+	u8 tcp = ctx->tcp_flags;
+	u32 end = ctx->tcp_seq + ctx->payload_len + (tcp & TCP_SYN ? 1 : 0) + (tcp & TCP_FIN ? 1 : 0);
+
+	entry->tcp_flags |= tcp;
+	if (end != ctx->tcp_seq) {
+		if ((s32)(end - entry->seq_end[way & 1]) > 0 || !entry->seq_end[way & 1])
+			entry->seq_end[way & 1] = end;
+		else
+			entry->retransmits += 1;
+	}
+	if (unlikely(entry->handshake_ns && way == (entry->direction == DIR_EGRESS))) {
+		entry->rtt_us = (bpf_ktime_get_ns() - entry->handshake_ns) / 1000;
+		entry->handshake_ns = 0;
+	}
+	if (unlikely(tcp & (TCP_SYN | TCP_FIN | TCP_RST))) {
+		if ((tcp & TCP_SYN) && way == (entry->direction == DIR_INGRESS))
+			entry->handshake_ns = bpf_ktime_get_ns();
+		if (tcp & TCP_FIN)
+			entry->flags |= way ? CT_F_FIN_REPLY : CT_F_FIN_ORIGINAL;
+		if (tcp & TCP_RST)
+			entry->flags |= CT_F_RST;
+	}
+}
+
+INLINE void ct_account(const struct pkt_ctx *ctx, struct ct_entry *entry, bool original)
+{
+	u32 way = original ? 0 : 1;
+
+	if (original) {
+		entry->packets[0] += 1;
+		entry->bytes[0] += ctx->ip_len;
+	} else {
+		entry->packets[1] += 1;
+		entry->bytes[1] += ctx->ip_len;
+		entry->flags |= CT_F_SEEN_REPLY;
+	}
+	if (ctx->protocol == PROTO_TCP && !(ctx->flags & CTX_F_NO_L4))
+		ct_account_tcp(ctx, entry, way);
+	entry->expires_ns = ctx->now_ns + ct_timeout(entry, ctx->protocol);
+}

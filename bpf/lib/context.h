@@ -30,7 +30,7 @@ enum ctx_flags {
 	CTX_F_ICMP_ERROR = 4,     /* inner_* describe the packet that the error is about */
 	CTX_F_L7_STARTED = 8,     /* this packet's re-evaluation put an open connection under an L7 rule set */
 	CTX_F_SYN = 16,           /* TCP SYN without ACK */
-	CTX_F_HAIRPIN = 32,       /* a pod that reaches itself through its own Service */
+	CTX_F_REVNAT = 32,        /* a reply: service_address and service_port are what the client knows */
 };
 
 struct pkt_ctx {
@@ -61,9 +61,10 @@ struct pkt_ctx {
 	struct addr inner_daddr;
 	u16 inner_sport;
 	u16 inner_dport;
-	u8 inner_protocol;
-	u8 inner_pad;
+	u16 inner_protocol;
+	u16 inner_l3_off;
 	u16 inner_l4_off;
+	u16 inner_pad2;
 
 	/* Who talks to whom. Endpoint ids are 0 for everything that is not a pod of this node. */
 	u32 src_identity;
@@ -81,6 +82,9 @@ struct pkt_ctx {
 	u32 l7_ruleset;
 	u32 service_id;
 	u32 policy_revision;
+	struct addr service_address; /* with service_id: what the client addressed */
+	u16 service_port;
+	u16 pad;
 	u64 now_ns; /* coarse monotonic clock */
 	u64 events; /* emitted by this CPU: every so many wake the reader */
 };

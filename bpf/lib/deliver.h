@@ -79,8 +79,16 @@ INLINE int route_to_pod(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct
 	return 0;
 }
 
-/* Hand the packet to pod ctx->dst_endpoint, by ctx->delivery. Its policy has been asked. */
-INLINE int deliver_to_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
+/* Verdicts on their way to the hook: a TC action, or a drop reason as a negative number, so that each program has one
+ * place where packets are dropped. */
+INLINE int finish(struct __sk_buff *skb, struct pkt_ctx *ctx, int verdict)
+{
+	return verdict < 0 ? drop_packet(skb, ctx, -verdict) : verdict;
+}
+
+/* Hand the packet to pod ctx->dst_endpoint, by ctx->delivery. Its policy has been asked. Returns a verdict for
+ * `finish`. */
+INLINE int deliver(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
 	struct endpoint_info *ep;
 	int reason;
@@ -91,13 +99,19 @@ INLINE int deliver_to_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	}
 	ep = endpoint_by_id(ctx->dst_endpoint);
 	if (!ep)
-		return drop_packet(skb, ctx, DROP_EP_NOT_READY);
+		return -DROP_EP_NOT_READY;
 	reason = route_to_pod(skb, ctx, ep);
 	if (reason)
-		return drop_packet(skb, ctx, reason);
+		return -reason;
 	/* A frame for somebody else's MAC would be refused by the pod's stack. */
 	if (skb->pkt_type != 0)
 		bpf_skb_change_type(skb, 0 /* PACKET_HOST */);
 	count_packet(DIR_INGRESS, 0, ctx->ip_len);
 	return bpf_redirect_peer(ep->ifindex, 0);
+}
+
+/* The same as a program's last word. */
+INLINE int deliver_to_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	return finish(skb, ctx, deliver(skb, ctx));
 }

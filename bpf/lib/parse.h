@@ -180,6 +180,7 @@ INLINE void parse_inner(struct __sk_buff *skb, struct pkt_ctx *ctx, u32 offset)
 
 	if (offset > 1200)
 		return;
+	ctx->inner_l3_off = offset;
 	if (ctx->family == 4) {
 		struct ipv4_header *ip = packet_bytes(skb, offset, sizeof(*ip));
 
@@ -331,6 +332,9 @@ INLINE int parse_ipv4(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	ctx->protocol = ip->protocol;
 	ctx->ttl = ip->ttl;
 	id = ip->id;
+	/* 224.0.0.0/24 never leaves its link. */
+	if (unlikely((ip->daddr & bpf_htonl(0xffffff00)) == bpf_htonl(0xe0000000)))
+		return PARSE_LINK_SCOPE;
 	if (unlikely(ip->fragment & bpf_htons(0x3fff))) {
 		ctx->flags |= CTX_F_FRAGMENT;
 		if (ip->fragment & bpf_htons(0x1fff))
@@ -389,11 +393,13 @@ INLINE int parse_packet(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	ctx->dst_endpoint = 0;
 	ctx->ip_len = skb->len - L3_OFF;
 	ctx->now_ns = bpf_ktime_get_coarse_ns();
+	ctx->family = 0;
+	if (unlikely(skb->vlan_present))
+		return DROP_UNSUPPORTED_L3_PROTOCOL;
 	if (likely(skb->protocol == bpf_htons(ETHERTYPE_IPV4)))
 		return parse_ipv4(skb, ctx);
 	if (skb->protocol == bpf_htons(ETHERTYPE_IPV6))
 		return parse_ipv6(skb, ctx);
-	ctx->family = 0;
 	if (skb->protocol == bpf_htons(ETHERTYPE_ARP))
 		return PARSE_LINK_SCOPE;
 	return DROP_UNSUPPORTED_L3_PROTOCOL;

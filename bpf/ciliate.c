@@ -1,0 +1,5 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The datapath as one translation unit: compiled once, so that all programs share their maps. */
+#include "endpoint.c"
+#include "http.c"
+#include "overlay.c"

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Hooks on the host side of a pod's veth, and the ingress stage that they share with the overlay.
+ *
+ * from_endpoint (tc ingress): pod -> parse, anti-spoofing, Service, egress policy -> local pod, overlay or stack
+ * to_endpoint   (tc egress):  node's stack -> parse, who is it -> ingress -> pod
+ * ingress       (tail call):  ingress policy of ctx->dst_endpoint, replies of Services, HTTP, delivery
+ */
+#include "lib/deliver.h"
+#include "lib/hairpin.h"
+#include "lib/http_hook.h"
+#include "lib/ipcache.h"
+#include "lib/lb.h"
+#include "lib/link.h"
+#include "lib/overlay.h"
+#include "lib/tailcall.h"
+#include "lib/verdict.h"
+
+/* Is the packet really the pod's? */
+INLINE int check_source(struct __sk_buff *skb, const struct pkt_ctx *ctx, const struct endpoint_info *ep)
+{
+	struct eth_header *eth = packet_bytes(skb, 0, sizeof(*eth));
+
+	if (!eth || !mac_equal(eth->src, ep->mac))
+		return DROP_INVALID_SOURCE_MAC;
+	if (!addr_equal(&ctx->saddr, ctx->family == 4 ? &ep->ipv4 : &ep->ipv6))
+		return DROP_INVALID_SOURCE_IP;
+	return 0;
+}
+
+/* Packets that cannot concern a Service any more spare the look-up: they belong to a connection that was seen to go
+ * where it goes. */
+INLINE bool is_settled(const struct pkt_ctx *ctx, const struct ct_entry *entry)
+{
+	if (!entry)
+		return false;
+	if (ctx->protocol == PROTO_TCP)
+		return !(ctx->flags & CTX_F_SYN);
+	return ctx->protocol != PROTO_UDP || entry->direction == DIR_INGRESS || (entry->flags & CT_F_SEEN_REPLY);
+}
+
+/* A packet that no pod and no overlay takes: what must not go up to the node's stack? */
+INLINE int check_stack_bound(const struct pkt_ctx *ctx)
+{
+	struct datapath_config *cfg = datapath_config();
+	u32 to = ctx->dst_identity;
+
+	if (is_service_address(ctx))
+		return DROP_SERVICE_BACKEND_NOT_FOUND;
+	/* A pod that spoke VXLAN to a node could claim any identity. */
+	if (cfg && ctx->protocol == PROTO_UDP && ctx->dport == cfg->tunnel_port && cfg->tunnel_port &&
+	    (to == IDENTITY_HOST || to == IDENTITY_REMOTE_NODE || to == IDENTITY_KUBE_APISERVER))
+		return DROP_INVALID_PACKET_DROPPED;
+	return 0;
+}
+
+/* Where does it go, may it go there, and then send it. */
+INLINE int send_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct endpoint_info *src,
+			      struct ct_entry *entry)
+{
+	struct remote_endpoint_info *remote = NULL;
+	struct endpoint_info *dst = NULL;
+	int reason;
+
+	if (entry && entry->peer_endpoint) {
+		dst = endpoint_by_id(entry->peer_endpoint);
+		if (dst && !endpoint_owns(dst, &ctx->daddr))
+			dst = NULL;
+	}
+	/* An open connection to somewhere else stays there; should its address have become a pod of this node, the
+	 * stack delivers it. */
+	if (!dst && (!entry || entry->peer_endpoint))
+		dst = endpoint_by_addr(&ctx->daddr);
+	if (dst) {
+		ctx->dst_identity = dst->identity;
+	} else {
+		remote = ipcache_lookup(&ctx->daddr);
+		ctx->dst_identity = remote ? remote->identity : world_identity(&ctx->daddr);
+		if (remote && addr_is_zero(&remote->tunnel_endpoint))
+			remote = NULL;
+		if (!entry && !remote) {
+			reason = check_stack_bound(ctx);
+			if (reason)
+				return -reason;
+		}
+	}
+	reason = police(ctx, entry, src, DIR_EGRESS, ctx->dst_identity, dst ? dst->id : 0);
+	if (reason)
+		return -reason;
+	if (ctx->ct_state == CT_REPLY && ctx->l7_ruleset)
+		http_reply_hook(skb, ctx);
+	count_packet(DIR_EGRESS, 0, ctx->ip_len);
+	if (dst) {
+		ctx->dst_endpoint = dst->id;
+		ctx->delivery = DELIVER_PEER;
+		tailcalls.call(skb, TAIL_INGRESS);
+		return -DROP_MISSED_TAIL_CALL;
+	}
+	return remote ? encapsulate(skb, ctx, remote) : TC_ACT_OK;
+}
+
+INLINE int handle_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	int reason = parse_packet(skb, ctx), service;
+	struct endpoint_info *src = endpoint_by_ifindex(skb->ifindex);
+	struct ct_entry *entry;
+	struct addr to;
+	u16 port;
+
+	if (!src)
+		return -DROP_EP_NOT_READY;
+	ctx->src_endpoint = src->id;
+	ctx->src_identity = src->identity;
+	if (reason == PARSE_LINK_SCOPE)
+		return link_from_endpoint(skb, ctx, src);
+	if (!reason)
+		reason = check_source(skb, ctx, src);
+	if (reason)
+		return -reason;
+
+	ct_key_set(ctx, true);
+	entry = ct.lookup(&ctx->key);
+	if (!is_settled(ctx, entry) && (ctx->protocol == PROTO_TCP || ctx->protocol == PROTO_UDP)) {
+		if (is_hairpin_reply(ctx))
+			return hairpin_reply(skb, ctx);
+		service = service_backend(ctx, &to, &port);
+		if (service < 0)
+			return service;
+		if (service && addr_equal(&to, &ctx->saddr))
+			return hairpin_request(skb, ctx, src, &to, port);
+		if (service) {
+			reason = nat_rewrite(skb, ctx, false, &to, port);
+			if (reason)
+				return -reason;
+		}
+		ct_key_set(ctx, true);
+		if (service)
+			entry = ct.lookup(&ctx->key);
+	}
+	return send_from_endpoint(skb, ctx, src, entry);
+}
+
+int from_endpoint(struct __sk_buff *skb)
+{
+	struct pkt_ctx *ctx = pkt_context();
+
+	if (!ctx)
+		return TC_ACT_SHOT;
+	ctx->direction = DIR_EGRESS;
+	return finish(skb, ctx, handle_from_endpoint(skb, ctx));
+}
+
+INLINE int handle_ingress(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	struct endpoint_info *dst = endpoint_by_id(ctx->dst_endpoint);
+	struct addr address;
+	int reason;
+
+	if (!dst)
+		return -DROP_EP_NOT_READY;
+	ctx->dst_identity = dst->identity;
+	ctx->dst_ifindex = dst->ifindex;
+	ctx->l7_ruleset = 0;
+	ct_key_set(ctx, false);
+	reason = police(ctx, ct.lookup(&ctx->key), dst, DIR_INGRESS, ctx->src_identity, ctx->src_endpoint);
+	if (!reason && (ctx->flags & CTX_F_REVNAT)) {
+		address = ctx->service_address;
+		reason = ctx->ct_state == CT_RELATED ? nat_related(skb, ctx, &address, ctx->service_port) :
+						       nat_rewrite(skb, ctx, true, &address, ctx->service_port);
+	}
+	if (reason)
+		return -reason;
+	if (ctx->l7_ruleset && (ctx->ct_state == CT_NEW || ctx->ct_state == CT_ESTABLISHED)) {
+		tailcalls.call(skb, TAIL_HTTP_ENTRY);
+		return -DROP_MISSED_TAIL_CALL;
+	}
+	return deliver(skb, ctx);
+}
+
+int ingress(struct __sk_buff *skb)
+{
+	struct pkt_ctx *ctx = pkt_context();
+
+	if (!ctx)
+		return TC_ACT_SHOT;
+	ctx->direction = DIR_INGRESS;
+	return finish(skb, ctx, handle_ingress(skb, ctx));
+}
+
+INLINE int handle_to_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	int reason = parse_packet(skb, ctx);
+	struct endpoint_info *dst = endpoint_by_ifindex(skb->ifindex);
+	struct remote_endpoint_info *from;
+
+	if (reason == PARSE_LINK_SCOPE)
+		return TC_ACT_OK; /* the node on its own link */
+	if (!dst)
+		return -DROP_EP_NOT_READY;
+	ctx->dst_endpoint = dst->id;
+	ctx->dst_identity = dst->identity;
+	if (!reason && !endpoint_owns(dst, &ctx->daddr))
+		reason = DROP_STALE_OR_UNROUTABLE_IP;
+	if (reason)
+		return -reason;
+	from = ipcache_lookup(&ctx->saddr);
+	ctx->src_identity = from ? from->identity : world_identity(&ctx->saddr);
+	ctx->delivery = DELIVER_PASS;
+	tailcalls.call(skb, TAIL_INGRESS);
+	return -DROP_MISSED_TAIL_CALL;
+}
+
+int to_endpoint(struct __sk_buff *skb)
+{
+	struct pkt_ctx *ctx = pkt_context();
+
+	if (!ctx)
+		return TC_ACT_SHOT;
+	ctx->direction = DIR_INGRESS;
+	return finish(skb, ctx, handle_to_endpoint(skb, ctx));
+}

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* One endpoint's turn with a packet: conntrack, policy, counters, events. The same code for both directions; a
+ * packet between two pods of the node passes it twice, first for the sender, then for the receiver. */
+#pragma once
+#include "config.h"
+#include "conntrack.h"
+#include "deliver.h"
+#include "endpoints.h"
+#include "policy.h"
+#include "trace.h"
+
+/* What policy says of a packet in the original direction. */
+struct decision {
+	u32 rule_id;
+	u32 l7_ruleset;
+	u8 match_type;
+	u8 drop_reason; /* 0: allowed */
+};
+
+INLINE struct decision decide(const struct pkt_ctx *ctx, const struct endpoint_info *ep, u8 direction, u32 peer)
+{
+	struct decision d = {};
+	struct policy_entry *entry;
+	u16 port = ctx->dport;
+
+	/* The node may always reach its own pods (kubelet's probes). */
+	if (direction == DIR_INGRESS && peer == IDENTITY_HOST)
+		return d;
+	if (ctx->protocol == PROTO_ICMP || ctx->protocol == PROTO_ICMPV6)
+		port = ctx->sport; /* the type */
+	entry = policy_lookup(ep->policy_id, direction, peer, ctx->protocol, port, &d.match_type);
+	if (!entry) {
+		d.drop_reason = DROP_POLICY_DENIED;
+		return d;
+	}
+	d.rule_id = entry->rule_id;
+	d.l7_ruleset = entry->l7_ruleset;
+	if (entry->flags & POLICY_F_DENY)
+		d.drop_reason = DROP_POLICY_DENY;
+	else if (d.l7_ruleset && (direction != DIR_INGRESS || ctx->protocol != PROTO_TCP))
+		d.drop_reason = DROP_HTTP_NO_STATE; /* L7 rules that nobody here could enforce: fail closed */
+	return d;
+}
+
+INLINE void ct_fill(struct ct_entry *entry, struct pkt_ctx *ctx, const struct endpoint_info *ep, u8 direction,
+		    u32 peer_identity, u32 peer_endpoint, const struct decision *d)
+{
+	u64 now = bpf_ktime_get_ns();
+	bool tcp = ctx->protocol == PROTO_TCP;
+
+	entry->created_ns = now;
+	entry->last_event_ns = now;
+	entry->bytes[0] = ctx->ip_len;
+	entry->bytes[1] = 0;
+	entry->handshake_ns = (ctx->flags & CTX_F_SYN) && direction == DIR_EGRESS ? now : 0;
+	entry->packets[0] = 1;
+	entry->packets[1] = 0;
+	entry->seq_end[0] = tcp ? ctx->tcp_seq + ctx->payload_len + (ctx->tcp_flags & TCP_SYN ? 1 : 0) : 0;
+	entry->seq_end[1] = 0;
+	entry->rule_id = d->rule_id;
+	entry->l7_ruleset = d->l7_ruleset;
+	entry->self_identity = ep->identity;
+	entry->peer_identity = peer_identity;
+	entry->policy_revision = ep->policy_revision;
+	entry->service_id = ctx->service_id;
+	entry->rtt_us = 0;
+	entry->retransmits = 0;
+	entry->endpoint_id = ep->id;
+	entry->peer_endpoint = peer_endpoint;
+	entry->flags = 0;
+	if (tcp && (ctx->tcp_flags & TCP_FIN))
+		entry->flags |= CT_F_FIN_ORIGINAL;
+	if (tcp && (ctx->tcp_flags & TCP_RST))
+		entry->flags |= CT_F_RST;
+	entry->direction = direction;
+	entry->tcp_flags = ctx->protocol == PROTO_ICMP || ctx->protocol == PROTO_ICMPV6 ? ctx->icmp_type :
+											  ctx->tcp_flags;
+	entry->match_type = d->match_type;
+	entry->drop_reason = 0;
+	entry->nat_address = ctx->service_address;
+	entry->nat_port = ctx->service_port;
+	entry->nat_slot = 0;
+	entry->pad = 0;
+	entry->expires_ns = now + ct_timeout(entry, ctx->protocol);
+}
+
+INLINE int new_connection(struct pkt_ctx *ctx, const struct endpoint_info *ep, u8 direction, u32 peer_identity,
+			  u32 peer_endpoint)
+{
+	struct decision d = decide(ctx, ep, direction, peer_identity);
+	struct ct_entry *entry;
+	u32 zero = 0;
+
+	ctx->ct_state = CT_NEW;
+	ctx->rule_id = d.rule_id;
+	ctx->l7_ruleset = d.l7_ruleset;
+	ctx->match_type = d.match_type;
+	if (d.drop_reason)
+		return d.drop_reason;
+	entry = ct_fresh.lookup(&zero);
+	if (!entry)
+		return DROP_CT_MAP_INSERTION_FAILED;
+	ct_fill(entry, ctx, ep, direction, peer_identity, peer_endpoint, &d);
+	if (ct.update(&ctx->key, entry))
+		return DROP_CT_MAP_INSERTION_FAILED;
+	emit_flow(ctx, entry, EVENT_NEW, 0);
+	return 0;
+}
+
+/* The policy or the peer's identity changed since this entry was decided. */
+INLINE void decide_again(struct pkt_ctx *ctx, struct ct_entry *entry, const struct endpoint_info *ep, u8 direction,
+			 u32 peer_identity)
+{
+	struct decision d = decide(ctx, ep, direction, peer_identity);
+	bool was_denied = entry->flags & CT_F_DENIED;
+	bool changed = was_denied != !!d.drop_reason || entry->l7_ruleset != d.l7_ruleset;
+
+	if (!entry->l7_ruleset && d.l7_ruleset)
+		ctx->flags |= CTX_F_L7_STARTED;
+	entry->rule_id = d.rule_id;
+	entry->l7_ruleset = d.l7_ruleset;
+	entry->match_type = d.match_type;
+	entry->drop_reason = d.drop_reason;
+	entry->policy_revision = ep->policy_revision;
+	entry->peer_identity = peer_identity;
+	if (d.drop_reason)
+		entry->flags |= CT_F_DENIED;
+	else
+		entry->flags &= ~CT_F_DENIED;
+	if (changed)
+		emit_flow(ctx, entry, EVENT_VERDICT_CHANGE, d.drop_reason);
+}
+
+/* Counters, and the events that follow from them. */
+INLINE void follow_connection(struct pkt_ctx *ctx, struct ct_entry *entry, bool original)
+{
+	struct datapath_config *cfg = datapath_config();
+
+	ct_account(ctx, entry, original);
+	if (unlikely((entry->flags & CT_F_RST) || ct_both_fins(entry))) {
+		/* After the second FIN comes its ACK: the last packet belongs to the count. */
+		if (!(entry->flags & CT_F_CLOSED) && !(ctx->tcp_flags & TCP_FIN)) {
+			entry->flags |= CT_F_CLOSED;
+			emit_flow(ctx, entry, EVENT_CLOSE, 0);
+		}
+		return;
+	}
+	if (cfg && cfg->update_interval_ns && ctx->now_ns > entry->last_event_ns + cfg->update_interval_ns) {
+		entry->last_event_ns = ctx->now_ns;
+		emit_flow(ctx, entry, EVENT_UPDATE, 0);
+	}
+}
+
+/* An ICMP error about a connection of this endpoint passes with it. */
+INLINE bool is_related(struct pkt_ctx *ctx, bool sends)
+{
+	struct ct_entry *entry;
+
+	ct_key_set_inner(ctx, sends);
+	entry = ct.lookup(&ctx->key);
+	if (!entry || ctx->now_ns > entry->expires_ns) {
+		ct_key_set(ctx, sends);
+		return false;
+	}
+	ctx->ct_state = CT_RELATED;
+	ctx->rule_id = entry->rule_id;
+	if (!sends && entry->direction == DIR_EGRESS && entry->service_id) {
+		ctx->service_id = entry->service_id;
+		ctx->service_address = entry->nat_address;
+		ctx->service_port = entry->nat_port;
+		ctx->flags |= CTX_F_REVNAT;
+	}
+	return true;
+}
+
+/* An entry that the packet may use, or NULL; one that is over is reported as closed and will be overwritten. */
+INLINE struct ct_entry *ct_current(struct pkt_ctx *ctx, struct ct_entry *entry)
+{
+	if (!entry || likely(!ct_is_over(entry, ctx)))
+		return entry;
+	if (!(entry->flags & CT_F_CLOSED))
+		emit_flow(ctx, entry, EVENT_CLOSE, 0);
+	return NULL;
+}
+
+/* The endpoint's verdict: 0 or a drop reason. `entry` is its conntrack entry for ctx->key or NULL. */
+INLINE int police(struct pkt_ctx *ctx, struct ct_entry *entry, const struct endpoint_info *ep, u8 direction,
+		  u32 peer_identity, u32 peer_endpoint)
+{
+	ctx->direction = direction;
+	ctx->policy_revision = ep->policy_revision;
+	if (unlikely(ctx->flags & CTX_F_ICMP_ERROR) && is_related(ctx, direction == DIR_EGRESS))
+		return 0;
+	entry = ct_current(ctx, entry);
+	if (unlikely(!entry))
+		return new_connection(ctx, ep, direction, peer_identity, peer_endpoint);
+	if (entry->direction == direction) {
+		ctx->ct_state = CT_ESTABLISHED;
+		if (unlikely(entry->policy_revision != ep->policy_revision || entry->peer_identity != peer_identity))
+			decide_again(ctx, entry, ep, direction, peer_identity);
+		ctx->rule_id = entry->rule_id;
+		ctx->match_type = entry->match_type;
+		ctx->l7_ruleset = entry->l7_ruleset;
+		if (unlikely(entry->flags & CT_F_DENIED))
+			return entry->drop_reason;
+		if (unlikely(ctx->service_id && !entry->service_id)) {
+			entry->service_id = ctx->service_id;
+			entry->nat_address = ctx->service_address;
+			entry->nat_port = ctx->service_port;
+		}
+		follow_connection(ctx, entry, true);
+		return 0;
+	}
+	ctx->ct_state = CT_REPLY;
+	ctx->rule_id = entry->rule_id;
+	ctx->l7_ruleset = entry->l7_ruleset;
+	ctx->service_id = entry->service_id;
+	if (direction == DIR_INGRESS && entry->service_id) {
+		ctx->service_address = entry->nat_address;
+		ctx->service_port = entry->nat_port;
+		ctx->flags |= CTX_F_REVNAT;
+	}
+	follow_connection(ctx, entry, false);
+	return 0;
+}

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Hooks on the VXLAN device.
+ *
+ * from_overlay (tc ingress): decapsulated packet -> identity from the VNI -> ingress of a local pod, or up the stack
+ * to_overlay   (tc egress):  the node's own packets to remote pods -> tunnel key; pods' packets have theirs already
+ */
+#include "lib/deliver.h"
+#include "lib/ipcache.h"
+#include "lib/overlay.h"
+#include "lib/tailcall.h"
+
+/* The link's own chatter ends here: it is counted, nobody is told. */
+INLINE int swallow(const struct pkt_ctx *ctx)
+{
+	count_packet(0, DROP_UNSUPPORTED_L3_PROTOCOL, ctx->ip_len);
+	return TC_ACT_SHOT;
+}
+
+INLINE int handle_from_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	int reason = parse_packet(skb, ctx), identity = overlay_identity(skb);
+	struct endpoint_info *dst;
+
+	if (reason == PARSE_LINK_SCOPE)
+		return swallow(ctx);
+	if (reason)
+		return -reason;
+	if (identity < 0)
+		return -DROP_ERROR_RETRIEVING_TUNNEL_KEY;
+	ctx->src_identity = identity;
+	/* The inner frame carries MACs of another node: it is for us all the same. */
+	if (skb->pkt_type != 0)
+		bpf_skb_change_type(skb, 0 /* PACKET_HOST */);
+	dst = endpoint_by_addr(&ctx->daddr);
+	if (!dst)
+		return TC_ACT_OK;
+	ctx->dst_endpoint = dst->id;
+	ctx->delivery = DELIVER_PEER;
+	tailcalls.call(skb, TAIL_INGRESS);
+	return -DROP_MISSED_TAIL_CALL;
+}
+
+int from_overlay(struct __sk_buff *skb)
+{
+	struct pkt_ctx *ctx = pkt_context();
+
+	if (!ctx)
+		return TC_ACT_SHOT;
+	ctx->direction = DIR_INGRESS;
+	return finish(skb, ctx, handle_from_overlay(skb, ctx));
+}
+
+INLINE int handle_to_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	int reason = parse_packet(skb, ctx);
+	struct remote_endpoint_info *from, *remote;
+
+	if (reason == PARSE_LINK_SCOPE)
+		return swallow(ctx);
+	if (reason)
+		return -reason;
+	from = ipcache_lookup(&ctx->saddr);
+	ctx->src_identity = from ? from->identity : world_identity(&ctx->saddr);
+	remote = ipcache_lookup(&ctx->daddr);
+	if (!remote || addr_is_zero(&remote->tunnel_endpoint))
+		return -DROP_NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT;
+	ctx->dst_identity = remote->identity;
+	reason = set_tunnel(skb, remote, ctx->src_identity);
+	return reason ? -reason : TC_ACT_OK;
+}
+
+int to_overlay(struct __sk_buff *skb)
+{
+	struct pkt_ctx *ctx = pkt_context();
+
+	if (skb->mark == MARK_ENCAPSULATED) {
+		skb->mark = 0;
+		return TC_ACT_OK;
+	}
+	if (!ctx)
+		return TC_ACT_SHOT;
+	ctx->direction = 0; /* nobody's policy: the packet belongs to no endpoint of ours */
+	return finish(skb, ctx, handle_to_overlay(skb, ctx));
+}

@@ -1,0 +1,24 @@
+"""Tail calls (`bpf/lib/tailcall.h`): slots of the program array and the programs that fill them."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class TailCall(IntEnum):
+    """`enum tail_call`; the program's name is the member's, in lower case, without `TAIL_`."""
+
+    TAIL_INGRESS = 0
+    TAIL_HTTP_ENTRY = 1
+    TAIL_HTTP_PARSE = 2
+    TAIL_HTTP_DENY = 3
+    TAIL_HTTP_SPARE = 4
+
+    @property
+    def program(self) -> str:
+        """The C function behind the slot."""
+        return self.name.removeprefix("TAIL_").lower()
+
+
+HOOKS = ("from_endpoint", "to_endpoint", "from_overlay", "to_overlay")
+"""Programs that are attached to devices."""

@@ -1,0 +1,53 @@
+"""The BPF file system: mounted where it should be, pins replaced without a gap."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from services.agent.datapath import syscall
+from services.common.errors import Denied, Unavailable
+
+BPFFS = Path("/sys/fs/bpf")
+
+
+def mounted(path: Path = BPFFS) -> bool:
+    """True when a bpf file system is mounted at `path`."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        fields = line.split()
+        if fields[1] == str(path) and fields[2] == "bpf":
+            return True
+    return False
+
+
+def ensure_bpffs(root: Path, mount_point: Path = BPFFS) -> None:
+    """Mount bpffs if `root` is to be under its usual place and nobody has mounted it."""
+    if mount_point not in root.parents or mounted(mount_point):
+        return
+    if not mount_point.is_dir():
+        raise Unavailable(f"{mount_point} does not exist: this kernel has no BPF file system")
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"bpf", str(mount_point).encode(), b"bpf", 0, b"mode=0700"):
+        error = os.strerror(ctypes.get_errno())
+        raise Denied(f"cannot mount the BPF file system at {mount_point}: {error}; the agent needs root")
+
+
+def repin(fd: int, path: Path) -> None:
+    """Pin `fd` at `path`, in place of what is there, by rename: a reader finds the old object or the new one."""
+    temporary = path.with_name(f"{path.name}_new")
+    temporary.unlink(missing_ok=True)
+    syscall.obj_pin(fd, temporary)
+    temporary.replace(path)
+
+
+def remove_pins(root: Path) -> None:
+    """Unpin all of a node. Attached programs live on until their filters go."""
+    if not root.is_dir():
+        return
+    for folder in ("maps", "progs"):
+        for pin in (root / folder).iterdir() if (root / folder).is_dir() else ():
+            pin.unlink()
+        if (root / folder).is_dir():
+            (root / folder).rmdir()
+    root.rmdir()
