@@ -84,3 +84,8 @@ def length(columns: Columns) -> int:
 def zeros(name: str, rows: int) -> Array:
     """A column of zeros that takes no memory to speak of."""
     return np.broadcast_to(np.zeros((), STORED[name]), rows)
+
+
+def take(columns: Columns, index: Array) -> Columns:
+    """The rows at `index`, copied."""
+    return {name: values[index] for name, values in columns.items()}

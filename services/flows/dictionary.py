@@ -101,6 +101,15 @@ class Dictionaries:
         return found
 
 
+def distinct(numbers: Array, size: int) -> Array:
+    """The distinct ones of `numbers` (all below `size`), ascending, by the cheaper of two ways."""
+    if size > 8 * len(numbers):
+        return np.unique(numbers)
+    marks = np.zeros(size, np.bool_)
+    marks[numbers] = True
+    return np.flatnonzero(marks)
+
+
 class Uses:
     """The numbers that one holder (a segment, a batch, a stream) has retained, each once."""
 
@@ -119,7 +128,7 @@ class Uses:
             held = self._held[dictionary] = grown
         fresh = numbers[~held[numbers]]
         if len(fresh):
-            fresh = np.unique(fresh)
+            fresh = distinct(fresh, target.size)
             held[fresh] = True
             target.retain(fresh)
 

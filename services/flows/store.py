@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from services.flows.columns import DICTIONARY_OF, STORED, Array, Columns, Kind, length, zeros
+from services.flows.columns import DICTIONARY_OF, STORED, Columns, Kind, length, zeros
 from services.flows.dictionary import Dictionaries, Uses
 from services.flows.entries import NodeRef
 
@@ -164,8 +164,3 @@ class FlowStore:
         """Flows per second over the last minute."""
         since = now_ns // 1_000_000_000 - RATE_SECONDS
         return sum(rows for second, rows in self._rate if second > since) / RATE_SECONDS
-
-
-def take(columns: Columns, index: Array) -> Columns:
-    """The rows at `index`, copied."""
-    return {name: values[index] for name, values in columns.items()}

@@ -1,20 +1,43 @@
 """The flow pipeline of a node, in one object.
 
     rings (kernel) --RingReader--> records --decode + Enricher--> columns --+--> FlowStore --> the node's Observer
-    lost counters ------------------------> exact loss counts --------------+--> SendBuffer --RelayPusher--> relay
+    lost counters ----LostWatch---> exact loss counts ---------------------+--> SendBuffer --RelayPusher--> relay
 
-The agent's app makes one, gives `observer()` to its gRPC servers, and runs `run()` in its task group.
+The agent's app makes one, registers `observer` on its gRPC servers, and runs `run()` in its task group.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
+from services.agent.abi.events import FLOW_EVENT, HTTP_EVENT, EventType
+from services.agent.events import decode
+from services.agent.events.buffer import SendBuffer
+from services.agent.events.clock import WallClock
+from services.agent.events.enrich import Enricher
 from services.agent.events.getters import LostCounters, Names
-from services.common.tls import TlsFiles
+from services.agent.events.losses import LostWatch
+from services.agent.events.metrics import EventMetrics
+from services.agent.events.push import RelayPusher
+from services.agent.events.reader import RingReader
+from services.agent.events.wake import RingWaker
+from services.common.pb.ingest.v1 import ingest_pb2 as pb
+from services.common.tls import TlsFiles, channel
+from services.flows.columns import Array, Columns
 from services.flows.entries import NodeRef
+from services.flows.observer import Observer
+from services.flows.store import FlowStore
+
+CHUNK = 8192
+"""Records per batch: a megabyte, so that the columns are cut out of the processor's cache."""
+ACTIVE_SECONDS = 0.005
+IDLE_SECONDS = 0.025
+"""Nothing came the last time: look less often. The kernel still calls when a ring fills up."""
+LOST_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,4 +70,94 @@ class FlowPipeline:
         lost: LostCounters,
         registry: CollectorRegistry,
     ) -> None:
+        """The descriptors are the maps `events` and `http_events`; they stay the caller's to close."""
         self.config = config
+        self.store = FlowStore(config.capacity)
+        self.observer = Observer(self.store, config.node, f"ciliate {config.version}", config.version)
+        self.buffer = SendBuffer(self.store.dictionaries, config.buffer_bytes)
+        self.pusher: RelayPusher | None = None
+        self._flows = RingReader.open(flow_ring_fd, FLOW_EVENT)
+        self._requests = RingReader.open(http_ring_fd, HTTP_EVENT)
+        self._lost = LostWatch(lost)
+        self._clock = WallClock()
+        self._enricher = Enricher(self.store.dictionaries, names, config.node.cluster)
+        self._node = self.store.node(config.node)
+        self._metrics = EventMetrics(registry, self.store, self.buffer, (self._flows, self._requests))
+
+    async def run(self) -> None:
+        """Read, keep, push, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            if self.config.relay_target:
+                self.pusher = RelayPusher(
+                    self.buffer,
+                    self.store.dictionaries,
+                    lambda: channel(self.config.relay_target, self.config.tls, "relay"),
+                    self.config.node,
+                    self.config.version,
+                    self.config.observer_address,
+                )
+                self._metrics.pusher = self.pusher
+                tasks.create_task(self.pusher.run(), name="events:push")
+            tasks.create_task(self._read_rings(), name="events:read")
+            tasks.create_task(self._watch_losses(), name="events:lost")
+
+    async def _read_rings(self) -> None:
+        with RingWaker((self._flows.fd, self._requests.fd)) as waker:
+            while True:
+                read = self.drain_once()
+                if read >= CHUNK:
+                    await asyncio.sleep(0)  # more is waiting: let the others have a turn, then go on
+                else:
+                    await waker.wait(ACTIVE_SECONDS if read else IDLE_SECONDS)
+
+    async def _watch_losses(self) -> None:
+        while True:
+            await asyncio.sleep(LOST_SECONDS)
+            self.count_losses()
+
+    def drain_once(self) -> int:
+        """Take up to a chunk from each ring; returns the records taken. Raises `RingLayoutError`."""
+        flows, requests = self._flows.read(CHUNK), self._requests.read(CHUNK)
+        taken = len(flows) + len(requests)
+        if taken:
+            self._enricher.refresh(time.monotonic_ns())
+            good_flows = decode.readable(flows, EventType.NEW, EventType.VERDICT_CHANGE)
+            good_requests = decode.readable(requests, EventType.HTTP_REQUEST, EventType.HTTP_REQUEST)
+            unreadable = taken - len(good_flows) - len(good_requests)
+            if unreadable:
+                self._lose(pb.UNREADABLE, 0, unreadable)
+            self._keep(good_flows, good_requests)
+            self._metrics.read(len(flows), len(requests))
+        return taken
+
+    def count_losses(self) -> None:
+        """Tell what the kernel could not write since the last call."""
+        for cpu, events in self._lost.news():
+            self._lose(pb.KERNEL_RING, cpu, events)
+
+    def _keep(self, flows: Array, requests: Array) -> None:
+        batches: list[Columns] = []
+        if len(flows):
+            batches.append(decode.connections(flows, self._enricher, self._clock.convert))
+        if len(requests):
+            batches.append(decode.requests(requests, self._enricher, self._clock.convert))
+        if not batches:
+            return
+        columns = batches[0] if len(batches) == 1 else decode.by_time(*batches)
+        self.store.append(columns, self._node)
+        if self.pusher is not None:
+            self.buffer.add(columns, self._clock.now())
+            self.pusher.wake()
+
+    def _lose(self, source: int, cpu: int, events: int) -> None:
+        now = self._clock.now()
+        self.store.append_lost(self._node, source, cpu, events, now, now)
+        self._metrics.lost(source, events)
+        if self.pusher is not None:
+            self.buffer.lose(source, cpu, events, now)
+            self.pusher.wake()
+
+    def close(self) -> None:
+        """Unmap the rings; after `run` has ended."""
+        self._flows.close()
+        self._requests.close()

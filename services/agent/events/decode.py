@@ -1,0 +1,96 @@
+"""Records of the rings -> flow columns. Pure: time, names and dictionaries come in as arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from services.agent.abi.events import EVENT_VERSION, EventType
+from services.agent.events.enrich import Enricher
+from services.flows.columns import Array, Columns
+from services.model.verdict import DropReason
+
+FORWARDED, DROPPED = 1, 2
+
+WallTimes = Callable[[Array], Array]
+
+_PLAIN = {
+    "kind": "type",
+    "direction": "direction",
+    "ct_state": "ct_state",
+    "protocol": "protocol",
+    "tcp_flags": "tcp_flags",
+    "drop_reason": "drop_reason",
+    "match_type": "match_type",
+    "policy_revision": "policy_revision",
+}
+
+_POLICY_DROPS = np.zeros(256, np.bool_)
+_POLICY_DROPS[[DropReason.POLICY_DENIED, DropReason.POLICY_DENY]] = True
+_POLICY_DROPS[DropReason.HTTP_DENIED :] = True
+
+
+def readable(records: Array, first: EventType, last: EventType) -> Array:
+    """The records of this version with a type between `first` and `last`; the rest is counted by the caller."""
+    kinds = records["type"]
+    good = (records["version"] == EVENT_VERSION) & (kinds >= first) & (kinds <= last)
+    return records if good.all() else records[good]
+
+
+def connections(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:
+    """Columns of `FLOW_EVENT` records."""
+    columns = _common(records, enricher, wall)
+    kinds, reasons = records["type"], records["drop_reason"]
+    dropped = (kinds == EventType.DROP) | ((kinds == EventType.VERDICT_CHANGE) & (reasons != 0))
+    columns["verdict"] = np.where(dropped, DROPPED, FORWARDED).astype(np.uint8)
+    columns["policy"] = _decisions(records, dropped, enricher)
+    packets, octets = records["packets"], records["bytes"]
+    columns["packets"], columns["reply_packets"] = packets[:, 0].copy(), packets[:, 1].copy()
+    columns["bytes"], columns["reply_bytes"] = octets[:, 0].copy(), octets[:, 1].copy()
+    for name in ("rtt_us", "retransmits", "duration_us"):
+        columns[name] = records[name].copy()
+    return columns
+
+
+def requests(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:
+    """Columns of `HTTP_EVENT` records: refused ones have a status that the datapath answered, or a drop reason."""
+    columns = _common(records, enricher, wall)
+    refused = (records["status"] != 0) | (records["drop_reason"] != 0)
+    columns["verdict"] = np.where(refused, DROPPED, FORWARDED).astype(np.uint8)
+    columns["policy"] = _decisions(records, refused, enricher)
+    columns["http"] = enricher.requests(records)
+    columns["status"] = records["status"].copy()
+    columns["duration_us"] = records["latency_us"].copy()
+    return columns
+
+
+def _common(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:
+    columns: Columns = {name: records[field].copy() for name, field in _PLAIN.items()}
+    columns["time_ns"] = wall(records["time_ns"])
+    columns["source_port"] = records["sport"].astype(np.uint16)
+    columns["destination_port"] = records["dport"].astype(np.uint16)
+    columns["source"] = enricher.parties(records["saddr"], records["src_identity"])
+    columns["destination"] = enricher.parties(records["daddr"], records["dst_identity"])
+    columns["service"] = enricher.services(records["service_id"])
+    return columns
+
+
+def _decisions(records: Array, dropped: Array, enricher: Enricher) -> Array:
+    """A denial by policy without a rule is default deny; other drops (no route, bad packet) have no policy."""
+    denied = dropped & (_POLICY_DROPS[records["drop_reason"]] | (records["type"] == EventType.HTTP_REQUEST))
+    return enricher.decisions(records["rule_id"], denied, records["endpoint_id"], records["direction"])
+
+
+def by_time(first: Columns, second: Columns) -> Columns:
+    """Two batches as one, in the order of time."""
+    joined = {
+        name: np.concatenate([_column(first, name, second), _column(second, name, first)])
+        for name in first.keys() | second.keys()
+    }
+    order = np.argsort(joined["time_ns"], kind="stable")
+    return {name: values[order] for name, values in joined.items()}
+
+
+def _column(columns: Columns, name: str, other: Columns) -> Array:
+    return columns[name] if name in columns else np.zeros(len(columns["time_ns"]), other[name].dtype)

@@ -1,0 +1,149 @@
+"""Addresses, identities, rules, Services, requests -> dictionary numbers, as they are called now.
+
+Known things are found for whole columns at once (`FastIndex`); only what is new is asked from the getters.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import numpy as np
+
+from services.agent.events.getters import Names
+from services.agent.events.index import FastIndex
+from services.flows.columns import Array
+from services.flows.dictionary import Dictionaries
+from services.flows.entries import Decision, HttpRequest, Party
+
+KEEP_NAMES_NS = 30_000_000_000
+"""How long a pod's name outlives the pod: its last events are read after it is gone."""
+REMEMBERED = 16_384
+
+PartyKey = tuple[bytes, int]
+
+
+class Enricher:
+    """Turns raw key columns into numbers of `dictionaries`; answers are kept until `names.generation` changes."""
+
+    def __init__(self, dictionaries: Dictionaries, names: Names, cluster: str) -> None:
+        self._names, self._cluster = names, cluster
+        self._dictionaries = dictionaries
+        self._parties = FastIndex(3, dictionaries.parties, bits=16)
+        self._decisions = FastIndex(1, dictionaries.decisions)
+        self._services = FastIndex(1, dictionaries.services)
+        self._requests = FastIndex(21, dictionaries.requests, bits=12)
+        self._generation = names.generation
+        self._recent: OrderedDict[PartyKey, tuple[Party, int]] = OrderedDict()
+        """Parties with a pod, and since when (monotonic) they are found to have it no more; 0 = they have it."""
+        self._now = 0
+
+    def refresh(self, now_ns: int) -> None:
+        """Called before every batch with the monotonic time: ask again if the catalogues changed."""
+        self._now = now_ns
+        if self._generation != self._names.generation:
+            self._generation = self._names.generation
+            self._parties.clear()
+            self._decisions.clear()
+            self._services.clear()
+
+    def parties(self, addresses: Array, identities: Array) -> Array:
+        """Numbers of (n, 16) address bytes with (n,) identities."""
+        words = np.ascontiguousarray(addresses).view(np.uint64).reshape(-1, 2)
+        key = [words[:, 1].copy(), words[:, 0].copy(), identities.astype(np.uint64)]
+
+        def resolve(row: int) -> int:
+            return self._dictionaries.parties.intern(self._party(addresses[row].tobytes(), int(identities[row])))
+
+        return _through(self._parties, key, resolve)
+
+    def _party(self, address: bytes, identity: int) -> Party:
+        key = (address, identity)
+        pod = self._names.pod_at(address)
+        if pod is None:
+            kept = self._recent.get(key)
+            if kept is not None:
+                gone_since = kept[1] or self._now
+                self._recent[key] = (kept[0], gone_since)
+                if self._now - gone_since <= KEEP_NAMES_NS:
+                    return kept[0]
+        labels = self._names.identity_labels(identity)
+        if pod is None:
+            return Party(address, identity, labels)
+        kind, workload = pod.workload
+        party = Party(address, identity, labels, pod.namespace, pod.pod, kind, workload, pod.endpoint_id, self._cluster)
+        self._recent[key] = (party, 0)
+        self._recent.move_to_end(key)
+        if len(self._recent) > REMEMBERED:
+            self._recent.popitem(last=False)
+        return party
+
+    def decisions(self, rule_ids: Array, denied: Array, endpoint_ids: Array, directions: Array) -> Array:
+        """Numbers of the policies behind verdicts: the rule's; for a denial without a rule, the isolating ones."""
+        isolated = (1 << 40) | (endpoint_ids.astype(np.uint64) << np.uint64(8)) | directions
+        key = np.where(rule_ids != 0, rule_ids.astype(np.uint64), np.where(denied, isolated, 0).astype(np.uint64))
+
+        def resolve(row: int) -> int:
+            if rule_ids[row]:
+                policy = self._names.rule_policy(int(rule_ids[row]))
+                return self._dictionaries.decisions.intern(Decision(True, (policy,))) if policy else 0
+            policies = self._names.isolating(int(endpoint_ids[row]), int(directions[row]))
+            return self._dictionaries.decisions.intern(Decision(False, policies)) if policies else 0
+
+        return _through(self._decisions, [key], resolve, key != 0)
+
+    def services(self, service_ids: Array) -> Array:
+        """Numbers of the Services that clients addressed."""
+
+        def resolve(row: int) -> int:
+            found = self._names.service_ref(int(service_ids[row]))
+            return self._dictionaries.services.intern(found) if found else 0
+
+        return _through(self._services, [service_ids.astype(np.uint64)], resolve, service_ids != 0)
+
+    def requests(self, records: Array) -> Array:
+        """Numbers of the request lines in records of the HTTP ring."""
+        words = np.zeros((len(records), 21), np.uint64)
+        raw = words.view(np.uint8).reshape(len(records), 168)
+        raw[:, :16] = np.ascontiguousarray(records["method"]).view(np.uint8).reshape(-1, 16)
+        raw[:, 16:152] = np.ascontiguousarray(records["path"]).view(np.uint8).reshape(-1, 136)
+        words[:, 19] = records["http_version"].astype(np.uint64)
+        words[:, 20] = records["path_len"].astype(np.uint64) << np.uint64(8) | records["method_len"]
+
+        def resolve(row: int) -> int:
+            record = records[row]
+            path_length = int(record["path_len"])
+            request = HttpRequest(
+                _text(raw[row, :16].tobytes()[: int(record["method_len"])]),
+                _text(raw[row, 16:152].tobytes()[:path_length]),
+                int(record["http_version"]),
+                path_length,
+            )
+            return self._dictionaries.requests.intern(request)
+
+        return _through(self._requests, [words[:, place].copy() for place in range(21)], resolve)
+
+
+def _text(raw: bytes) -> str:
+    """Hostile bytes as text: what is not printable ASCII is escaped, so that a terminal stays a terminal."""
+    return "".join(chr(byte) if 0x20 < byte < 0x7F else f"%{byte:02X}" for byte in raw)
+
+
+def _through(index: FastIndex, key: list[Array], resolve: Callable[[int], int], wanted: Array | None = None) -> Array:
+    """Numbers for the key columns: from the index, else one by one from `resolve` (once per key and batch)."""
+    numbers, missing = index.find(key)
+    if wanted is not None:
+        missing = missing[wanted[missing]]
+    if not len(missing):
+        return numbers
+    numbers = numbers.copy()
+    made: dict[tuple[int, ...], int] = {}
+    for row, words in zip(missing.tolist(), zip(*(word[missing].tolist() for word in key), strict=True), strict=True):
+        number = made.get(words)
+        if number is None:
+            number = made[words] = resolve(row)
+        numbers[row] = number
+    found = missing[numbers[missing] != 0]
+    if len(found):
+        index.put([word[found] for word in key], numbers[found])
+    return numbers

@@ -1,0 +1,142 @@
+"""The one line about a flow that people read: `Summary` in the Hubble API.
+
+The beginning is Hubble's own text; what the datapath knows beyond it (which policy, how much, how long) follows
+after a semicolon.
+"""
+
+from __future__ import annotations
+
+from services.flows.columns import Kind
+from services.flows.entries import Decision, HttpRequest
+from services.flows.facets import DROPPED, POLICY_DROPS
+from services.model.verdict import DropReason, Protocol
+
+_FLAGS = (("SYN", 2), ("ACK", 16), ("RST", 4), ("FIN", 1), ("PSH", 8), ("URG", 32), ("ECE", 64), ("CWR", 128))
+
+_ICMP4 = {
+    0: "EchoReply",
+    3: "DestinationUnreachable",
+    4: "SourceQuench",
+    5: "Redirect",
+    8: "EchoRequest",
+    9: "RouterAdvertisement",
+    10: "RouterSolicitation",
+    11: "TimeExceeded",
+    12: "ParameterProblem",
+    13: "TimestampRequest",
+    14: "TimestampReply",
+    15: "InfoRequest",
+    16: "InfoReply",
+    17: "AddressMaskRequest",
+    18: "AddressMaskReply",
+}
+_ICMP4_CODES = {
+    3: ("Net", "Host", "Protocol", "Port", "FragmentationNeeded", "SourceRoutingFailed", "NetUnknown", "HostUnknown",
+        "SourceIsolated", "NetAdminProhibited", "HostAdminProhibited", "NetTOS", "HostTOS", "CommAdminProhibited",
+        "HostPrecedence", "PrecedenceCutoff"),
+    5: ("Net", "Host", "TOS+Net", "TOS+Host"),
+    11: ("TTLExceeded", "FragmentReassemblyTimeExceeded"),
+    12: ("PointerIndicatesError", "MissingOption", "BadLength"),
+}  # fmt: skip
+_ICMP6 = {
+    1: "DestinationUnreachable",
+    2: "PacketTooBig",
+    3: "TimeExceeded",
+    4: "ParameterProblem",
+    128: "EchoRequest",
+    129: "EchoReply",
+    133: "RouterSolicitation",
+    134: "RouterAdvertisement",
+    135: "NeighborSolicitation",
+    136: "NeighborAdvertisement",
+    137: "Redirect",
+}
+_ICMP6_CODES = {
+    1: ("NoRouteToDst", "AdminProhibited", "BeyondScopeOfSrc", "AddressUnreachable", "PortUnreachable",
+        "SrcAddressFailedPolicy", "RejectRouteToDst"),
+    3: ("HopLimitExceeded", "FragmentReassemblyTimeExceeded"),
+    4: ("ErroneousHeader", "UnrecognizedNextHeader", "UnrecognizedIPv6Option"),
+}  # fmt: skip
+
+_REFUSALS = {
+    DropReason.HTTP_DENIED: "HTTP request not allowed",
+    DropReason.HTTP_MALFORMED: "malformed HTTP",
+    DropReason.HTTP_NO_STATE: "HTTP connection of unknown state",
+    DropReason.HTTP_OUT_OF_ORDER: "HTTP segments out of order",
+    DropReason.HTTP_TOO_LARGE: "HTTP request head too large",
+    DropReason.HTTP_TLS: "TLS where HTTP rules apply",
+    DropReason.HTTP_HTTP2: "HTTP/2 where HTTP/1 rules apply",
+    DropReason.HTTP_CLOSED: "HTTP connection already refused",
+}
+
+
+def tcp_flag_names(flags: int) -> list[str]:
+    """Names of the flags that are set, in Hubble's order."""
+    return [name for name, bit in _FLAGS if flags & bit]
+
+
+def _icmp(kind: int, code: int, names: dict[int, str], codes: dict[int, tuple[str, ...]]) -> str:
+    name = names.get(kind)
+    if name is None:
+        return f"{kind}({code})"
+    known = codes.get(kind, ())
+    if code < len(known):
+        return f"{name}({known[code]})"
+    return name if not code and not known else f"{name}(Code: {code})"
+
+
+def layer4(protocol: int, flags: int, source_port: int, destination_port: int, *, ipv6: bool) -> str:
+    """Hubble's text for a packet."""
+    match protocol:
+        case Protocol.TCP:
+            return f"TCP Flags: {', '.join(tcp_flag_names(flags))}" if flags else "TCP"
+        case Protocol.UDP:
+            return "UDP"
+        case Protocol.SCTP:
+            return "SCTP"
+        case Protocol.ICMP:
+            return f"ICMPv4 {_icmp(source_port, destination_port, _ICMP4, _ICMP4_CODES)}"
+        case Protocol.ICMPV6:
+            return f"ICMPv6 {_icmp(source_port, destination_port, _ICMP6, _ICMP6_CODES)}"
+        case _:
+            return "IPv6" if ipv6 else "IPv4"
+
+
+def http(request: HttpRequest, url: str) -> str:
+    """`HTTP/1.1 GET http://…`"""
+    cut = f" (path cut, {request.path_length} bytes)" if request.path_length > len(request.path) else ""
+    return f"{protocol_name(request)} {request.method} {url}{cut}"
+
+
+def protocol_name(request: HttpRequest) -> str:
+    """`HTTP/1.1`; `HTTP/1` for 1.0, as Hubble has it."""
+    return {10: "HTTP/1", 11: "HTTP/1.1", 20: "HTTP/2"}.get(request.version, "HTTP")
+
+
+def refusal(kind: int, reason: int, decision: Decision | None) -> str:
+    """Why a packet or a request was refused, and by whom; empty where its drop reason says it all."""
+    names = ", ".join(str(policy) for policy in decision.policies) if decision else ""
+    if kind == Kind.HTTP or reason in _REFUSALS:
+        text = _REFUSALS.get(DropReason(reason), "") if reason in _REFUSALS else "HTTP request not allowed"
+        return f"{text} by {names}" if names else text
+    if reason not in POLICY_DROPS:
+        return ""
+    if decision is not None and decision.matched:
+        return f"denied by {names}"
+    return f"default deny by {names}" if names else "default deny"
+
+
+def counters(kind: int, packets: tuple[int, int], octets: tuple[int, int], rtt_us: int, duration_us: int) -> str:
+    """What a connection has carried so far; empty for rows that are no connection records."""
+    if kind not in (Kind.UPDATE, Kind.CLOSE):
+        return ""
+    state = "closed after" if kind == Kind.CLOSE else "open for"
+    text = f"{state} {duration_us / 1e6:.3f}s, {packets[0]}/{packets[1]} packets, {octets[0]}/{octets[1]} bytes"
+    return f"{text}, RTT {rtt_us / 1e3:.3f}ms" if rtt_us else text
+
+
+def change(kind: int, verdict: int) -> str:
+    """Said of established connections that met a changed policy."""
+    if kind != Kind.VERDICT_CHANGE:
+        return ""
+    return "policy changed, connection refused" if verdict == DROPPED else "policy changed, connection allowed"

@@ -1,0 +1,1 @@
+"""The relay process: takes flow batches pushed up by all agents, stores them, answers Hubble-API queries for all."""

@@ -1,0 +1,80 @@
+"""The relay's wiring.
+
+    agents --FlowIngest.Push--> FlowIngest --> FlowStore --> Observer --> hubble, ciliate, UI
+                                    |
+                                NodeTable --> GetNodes, node status messages, ServerStatus
+
+One gRPC server carries both services on every address; the metrics endpoint is another listener.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+from prometheus_client import CollectorRegistry
+
+import services
+from services.common.errors import Denied
+from services.common.log import get_logger
+from services.common.metrics import MetricsServer
+from services.common.pb.ingest.v1 import ingest_pb2_grpc
+from services.common.pb.observer import observer_pb2_grpc
+from services.common.runner import GrpcServer
+from services.common.tls import TlsFiles, peer_identity, server_credentials
+from services.flows.entries import NodeRef
+from services.flows.observer import HEALTH_NAME, SERVICE_NAME, Observer
+from services.flows.store import FlowStore
+from services.relay import ingest
+from services.relay.config import Config
+from services.relay.metrics import IngestMetrics
+from services.relay.nodes import NodeTable
+
+READERS = frozenset({"client", "relay", "operator"})
+"""Roles that may read everybody's flows; an agent may only push its own."""
+
+log = get_logger("relay")
+
+
+def may_read(context: Any) -> None:
+    """Raises `Denied` unless the caller's certificate is a reader's (plaintext: the server decided to allow it)."""
+    peer = peer_identity(context)
+    if peer is not None and peer.role not in READERS:
+        raise Denied(f"a certificate of role {peer.role} may not read flows; use one of role client")
+
+
+@contextlib.asynccontextmanager
+async def serving(config: Config, registry: CollectorRegistry) -> AsyncIterator[GrpcServer]:
+    """The relay, listening: yields its `GrpcServer`."""
+    store = FlowStore(config.capacity)
+    nodes = NodeTable(tls=not config.insecure)
+    metrics = IngestMetrics(registry, store)
+    metrics.connected.set_function(lambda: sum(status.connected for status in nodes.statuses()))
+    servicer = ingest.FlowIngest(store, nodes, metrics, peer_identity, insecure=config.insecure)
+    version = services.__version__
+    observer = Observer(
+        store, NodeRef(config.node_name), f"ciliate-relay v{version}", version, nodes=nodes, authorize=may_read
+    )
+
+    def register(server: grpc.aio.Server) -> None:
+        ingest_pb2_grpc.add_FlowIngestServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+        observer_pb2_grpc.add_ObserverServicer_to_server(observer, server)  # type: ignore[no-untyped-call]
+
+    credentials = None
+    if not config.insecure:
+        credentials = server_credentials(TlsFiles(config.tls_ca, config.tls_cert, config.tls_key))
+    async with GrpcServer(
+        config.listen, credentials, register, [SERVICE_NAME, ingest.SERVICE_NAME], [HEALTH_NAME]
+    ) as server:
+        log.info("relay ready", addresses=config.listen, ports=server.ports)
+        yield server
+
+
+async def run(config: Config) -> None:
+    """Serve until cancelled."""
+    registry = CollectorRegistry()
+    async with MetricsServer(config.metrics_address, registry), serving(config, registry):
+        await asyncio.get_running_loop().create_future()

@@ -1,0 +1,41 @@
+"""The relay's figures, on a registry that is passed in."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from services.common.pb.flow import flow_pb2
+from services.common.pb.ingest.v1 import ingest_pb2 as pb
+from services.flows.render import LOST_SOURCES
+from services.flows.store import FlowStore
+
+
+class IngestMetrics:
+    """Counted per batch, not per flow."""
+
+    def __init__(self, registry: CollectorRegistry, store: FlowStore) -> None:
+        self._flows = Counter("ciliate_relay_flows_stored", "Flows stored", ["node"], registry=registry)
+        self._batches = Counter("ciliate_relay_batches", "Batches stored", ["node"], registry=registry)
+        self._refused = Counter(
+            "ciliate_relay_batches_refused", "Batches that could not be read", ["node"], registry=registry
+        )
+        self._lost = Counter(
+            "hubble_lost_events", "Events lost before they came here, by place", ["source"], registry=registry
+        )
+        held = Gauge("ciliate_relay_flows_held", "Flows in the store", registry=registry)
+        held.set_function(lambda: float(store.flows))
+        parties = Gauge("ciliate_relay_parties", "Distinct flow ends in the store", registry=registry)
+        parties.set_function(lambda: float(len(store.dictionaries.parties)))
+        self.connected = Gauge("ciliate_relay_agents_connected", "Agents with an open stream", registry=registry)
+
+    def stored(self, node: str, batch: pb.Batch) -> None:
+        """A batch is in the store."""
+        self._flows.labels(node).inc(batch.rows)
+        self._batches.labels(node).inc()
+        for lost in batch.lost:
+            source = LOST_SOURCES.get(lost.source, flow_pb2.UNKNOWN_LOST_EVENT_SOURCE)
+            self._lost.labels(flow_pb2.LostEventSource.Name(source).lower()).inc(lost.events)
+
+    def refused(self, node: str) -> None:
+        """A batch could not be read."""
+        self._refused.labels(node).inc()
