@@ -34,6 +34,7 @@ class Registrar:
         self._table, self._node = table, node
         self._desired: dict[IPNetwork, IpEntry] = {}
         self._actual: dict[IPNetwork, IpEntry] = {}
+        self._removed: set[IPNetwork] = set()
         self._swept = False
         self._dirty = asyncio.Event()
         self._settled = asyncio.Condition()
@@ -54,6 +55,7 @@ class Registrar:
         """These rows should not be there."""
         for prefix in prefixes:
             self._desired.pop(prefix, None)
+            self._removed.add(prefix)
         self._dirty.set()
 
     def lapse(self) -> None:
@@ -106,9 +108,9 @@ class Registrar:
 
     def _pending(self) -> list[IPNetwork]:
         wrong = [prefix for prefix, entry in self._desired.items() if self._actual.get(prefix) != entry]
-        if self._swept:  # before the first complete list "not wanted" might mean "not known yet"
-            wrong += [prefix for prefix in self._actual if prefix not in self._desired]
-        return wrong
+        # Before the first complete list "not wanted" might mean "not known yet"; what was removed here is known.
+        surplus = self._actual if self._swept else self._removed & self._actual.keys()
+        return wrong + [prefix for prefix in surplus if prefix not in self._desired]
 
     async def _settle(self, prefix: IPNetwork, gate: asyncio.Semaphore) -> bool:
         async with gate:
@@ -120,6 +122,7 @@ class Registrar:
                 else:
                     await self._table.deregister(prefix)
                     self._actual.pop(prefix, None)
+                    self._removed.discard(prefix)
             except CiliateError as error:
                 if str(prefix) not in self._errors:
                     self._log.warning("address not registered yet", prefix=str(prefix), problem=str(error))

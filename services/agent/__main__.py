@@ -1,0 +1,27 @@
+"""`ciliate-agent`: read the configuration, run the app."""
+
+from __future__ import annotations
+
+import sys
+
+from services.agent.app import run as run_agent
+from services.agent.config import Config
+from services.common import log
+from services.common.config import load
+from services.common.errors import CiliateError
+from services.common.runner import run
+
+
+def main() -> int:
+    """Run until told to stop; returns the exit code."""
+    try:
+        config = load(Config, sys.argv[1:], process="ciliate-agent")
+    except CiliateError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    log.configure("ciliate-agent", config.log_level, config.log_format == "json")
+    return run(run_agent(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The agent's configuration: one flat model, read from file, environment and flags (`services.common.config`)."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Literal
+
+import pydantic
+from pydantic import Field
+
+from services.agent.endpoints.ipam import parse_ranges
+from services.common.config import BaseConfig
+from services.model.addresses import IPAddress, IPNetwork
+
+VXLAN_OVERHEAD4, VXLAN_OVERHEAD6 = 50, 70
+
+
+class Config(BaseConfig):
+    """ciliate-agent: policy, load balancing and the eBPF datapath of one node. Runs as root in the node's network."""
+
+    node_name: str = Field("", description="this node's name, as Kubernetes knows it; needed")
+    cluster_name: str = Field("default", description="the cluster's name, part of every identity")
+    node_address: list[str] = Field(
+        default_factory=list, description="this node's addresses, the overlay's first; one per flag; needed"
+    )
+    device: str = Field(
+        "", description="interface towards the other nodes; empty = the one with the first node_address"
+    )
+    pod_cidr4: str = Field("", description="this node's IPv4 pod range; empty = no IPv4")
+    pod_cidr6: str = Field("", description="this node's IPv6 pod range; empty = no IPv6")
+    mtu: int = Field(0, description="MTU of pod interfaces; 0 = the device's, less the overlay's headers")
+    overlay_device: str = Field("ciliate_vxlan", description="name of the VXLAN interface")
+    tunnel_port: int = Field(8472, description="UDP port of the overlay", ge=1, le=65535)
+    identity_target: str = Field("", description="identity service: host:port or unix:///path; needed")
+    relay_target: str = Field("", description="relay: host:port or unix:///path; empty = flows stay on the node")
+    source: Literal["folder", "kubernetes"] = Field("kubernetes", description="where objects come from")
+    objects_dir: str = Field("", description="folder of manifests, for source folder")
+    kubeconfig: str = Field("", description="kubeconfig file, for source kubernetes; empty = the service account")
+    identity_label_patterns: list[str] = Field(
+        default_factory=list, description="regular expressions of labels that make identities; '!' first excludes"
+    )
+    run_dir: str = Field("", description="sockets and state; empty = /run/ciliate/<node_name>")
+    cni_socket: str = Field("", description="unix socket of the CNI plugin; empty = <run_dir>/cni.sock")
+    agent_socket: str = Field("", description="unix socket of introspection; empty = <run_dir>/agent.sock")
+    hubble_socket: str = Field("", description="unix socket of the node's flow API; empty = <run_dir>/hubble.sock")
+    hubble_address: str = Field("", description="host:port of the node's flow API; empty = none")
+    bpffs_root: str = Field(
+        "", description="where maps and programs are pinned; empty = /sys/fs/bpf/ciliate/<node_name>"
+    )
+    cache_dir: str = Field("/var/cache/ciliate", description="compiled programs by source hash; empty = compile always")
+    policy_max: int = Field(262_144, description="entries of the policy map", ge=1024)
+    ct_max: int = Field(262_144, description="entries of the connection table", ge=1024)
+    ipcache_max: int = Field(524_288, description="entries of the address table", ge=1024)
+    flow_capacity: int = Field(131_072, description="flows kept on the node", ge=1024)
+    flow_buffer_bytes: int = Field(32 << 20, description="bound of what waits for the relay", ge=1 << 20)
+    flow_interval: float = Field(10.0, description="seconds between records of a live connection", ge=0.1)
+
+    @pydantic.model_validator(mode="after")
+    def _complete(self) -> Config:
+        for name in ("node_name", "node_address", "identity_target"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is needed")
+        if self.source == "folder" and not self.objects_dir:
+            raise ValueError("objects_dir is needed with source: folder")
+        if not self.pod_ranges:
+            raise ValueError("pod_cidr4 or pod_cidr6 is needed")
+        if not self.addresses:
+            raise ValueError("node_address is needed")
+        return self
+
+    @property
+    def pod_ranges(self) -> tuple[IPNetwork, ...]:
+        """The node's pod ranges, IPv4 first."""
+        four = parse_ranges([self.pod_cidr4] if self.pod_cidr4 else [], "pod_cidr4")
+        six = parse_ranges([self.pod_cidr6] if self.pod_cidr6 else [], "pod_cidr6")
+        return four + six
+
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """The node's own addresses; the first one is its end of the overlay."""
+        try:
+            return tuple(ipaddress.ip_address(text) for text in self.node_address)
+        except ValueError as error:
+            raise ValueError(f"node_address: {error}") from error
+
+    def place(self, value: str, default: str) -> str:
+        """A path below `run_dir` unless `value` says otherwise."""
+        return value or f"{self.run_dir or f'/run/ciliate/{self.node_name}'}/{default}"
+
+    @property
+    def pins(self) -> str:
+        """Where this node's maps and programs are pinned."""
+        return self.bpffs_root or f"/sys/fs/bpf/ciliate/{self.node_name}"
+
+    def pod_mtu(self, device_mtu: int) -> int:
+        """MTU of pod interfaces on a device: a packet and its overlay headers must fit."""
+        overhead = VXLAN_OVERHEAD4 if self.addresses[0].version == 4 else VXLAN_OVERHEAD6
+        return self.mtu or device_mtu - overhead

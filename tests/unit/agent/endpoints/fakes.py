@@ -1,0 +1,97 @@
+"""Stand-ins for what the endpoint manager works with: netlink, the identity service, the datapath."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from services.agent.endpoints.links import Attachment, VethPair
+from services.common.errors import CiliateError, NotFound, Unavailable
+from services.model.addresses import IPAddress, IPNetwork
+from services.model.identity import Identity, NumericIdentity
+from services.model.labels import Labels
+from services.model.objects import IpEntry, LocalEndpoint, Update
+
+
+class FakeLinks:
+    """Interfaces in a dict; `fail` is raised by the next `create`."""
+
+    def __init__(self) -> None:
+        self.present: dict[str, int] = {}
+        self.fail: Exception | None = None
+        self._indices = itertools.count(10)
+
+    async def create(self, attachment: Attachment, addresses: tuple[IPAddress, ...]) -> VethPair:
+        if self.fail:
+            error, self.fail = self.fail, None
+            raise error
+        index = next(self._indices)
+        self.present[attachment.host_ifname] = index
+        return VethPair(index, attachment.host_ifname, b"\x02aaaaa", b"\x02bbbbb")
+
+    async def delete(self, ifname: str) -> None:
+        self.present.pop(ifname, None)
+
+    async def ours(self) -> dict[str, int]:
+        return dict(self.present)
+
+    async def check(self, endpoint: LocalEndpoint) -> None:
+        if self.present.get(endpoint.ifname) != endpoint.ifindex:
+            raise NotFound(f"interface {endpoint.ifname} is gone")
+
+
+class FakeIdentities:
+    """The identity service of one node; `away` makes every call fail."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.ids: dict[Labels, int] = {}
+        self.held: set[int] = set()
+        self.rows: dict[IPNetwork, IpEntry] = {}
+        self._numbers = itertools.count(256)
+
+    def _answer(self) -> None:
+        if self.away:
+            raise Unavailable("identity service: away")
+
+    async def allocate(self, labels: Labels) -> Identity:
+        self._answer()
+        number = self.ids.setdefault(labels, next(self._numbers))
+        self.held.add(number)
+        return Identity(NumericIdentity(number), labels)
+
+    async def release(self, identity: NumericIdentity) -> None:
+        self._answer()
+        self.held.discard(identity)
+
+    async def register(self, entry: IpEntry) -> None:
+        self._answer()
+        self.rows[entry.prefix] = entry
+
+    async def deregister(self, prefix: IPNetwork) -> None:
+        self._answer()
+        self.rows.pop(prefix, None)
+
+    def forget_everything(self) -> None:
+        """As when the node's lease expired and the identities were collected."""
+        self.ids.clear()
+        self.held.clear()
+        self.rows.clear()
+
+
+class FakeDatapath:
+    """Remembers what was attached and published; `fail` is raised by the next `publish`."""
+
+    def __init__(self) -> None:
+        self.attached: list[int] = []
+        self.published: list[Update] = []
+        self.fail: CiliateError | None = None
+
+    async def attach(self, ifindex: int) -> None:
+        self.attached.append(ifindex)
+
+    async def publish(self, updates: Sequence[Update]) -> None:
+        if self.fail:
+            error, self.fail = self.fail, None
+            raise error
+        self.published += updates
