@@ -154,7 +154,11 @@ class Cluster:
         )
 
     def _relay(self) -> _Part:
-        config = {**self._tls("relay"), "listen": [self.relay_target, f"127.0.0.1:{self.relay_port}"]}
+        config = {
+            **self._tls("relay"),
+            "node_name": "relay",
+            "listen": [self.relay_target, f"127.0.0.1:{self.relay_port}"],
+        }
         return self._part("relay", "services.relay", config, lambda: self._healthy(self.relay_target, "relay"))
 
     def _agent(self, node: netns.NodeNet) -> _Part:
@@ -164,7 +168,7 @@ class Cluster:
             **self._tls("agent", node.name),
             "node_name": node.name,
             "cluster_name": "default",
-            "node_addresses": [node.address4, node.address6],
+            "node_address": [node.address4, node.address6],
             "pod_cidr4": node.pod_cidr4,
             "pod_cidr6": node.pod_cidr6,
             "source": "folder",
@@ -172,7 +176,7 @@ class Cluster:
             "identity_target": self.identity_target,
             "relay_target": self.relay_target,
             "run_dir": str(run_dir),
-            "bpffs_root": str(self._paths.bpffs),
+            "bpffs_root": str(self._paths.bpffs / node.name),
             "device": "eth0",
         }
         return self._part(

@@ -241,9 +241,9 @@ class Kubelet:
             raise Unavailable(f"{key}: {' '.join(arguments)}: not done in {timeout:g} s")
         return process.returncode or 0, output.decode(errors="replace"), errors.decode(errors="replace")
 
-    async def socket_in(self, key: ObjectKey, family: int = socket.AF_INET) -> socket.socket:
-        """A TCP socket of the pod's network namespace, usable from here."""
-        return await self._sockets.make(self.pods[key].netns, family)
+    async def socket_in(self, namespace: str, family: int = socket.AF_INET) -> socket.socket:
+        """A TCP socket of a network namespace, usable from here."""
+        return await self._sockets.make(namespace, family)
 
     def close(self) -> None:
         """End helper threads."""

@@ -127,18 +127,22 @@ def _send(child: Child, number: signal.Signals) -> None:
             child.process.send_signal(number)
 
 
-def end_recorded(ledger: Path) -> int:
-    """Kill every process of a ledger that is still the one that was recorded; returns how many there were."""
+def recorded(ledger: Path) -> list[tuple[int, int]]:
+    """(pid, start time) of every process that a ledger names."""
     try:
         lines = ledger.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        return 0
+        return []
+    words = [line.split() for line in lines]
+    return [(int(each[0]), int(each[1])) for each in words if len(each) > 1 and each[0].isdigit() and each[1].isdigit()]
+
+
+def end_recorded(ledger: Path) -> int:
+    """Kill every process of a ledger that is still the one that was recorded; returns how many there were."""
     ended = 0
-    for line in lines:
-        pid_text, _, rest = line.partition(" ")
-        start_text = rest.partition(" ")[0]
-        if pid_text.isdigit() and start_text.isdigit() and start_time(int(pid_text)) == int(start_text):
+    for pid, begun in recorded(ledger):
+        if start_time(pid) == begun:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid_text), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
                 ended += 1
     return ended

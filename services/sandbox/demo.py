@@ -1,0 +1,111 @@
+"""`./dev demo`: a sandbox of two nodes, the example, every check, the last flows; leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from services.common.log import configure
+from services.common.runner import run
+from services.sandbox import netns, state
+from services.sandbox.processes import recorded
+from services.sandbox.scenario import Check, Result, Scenario, example
+from services.sandbox.supervisor import Sandbox
+
+LAST_FLOWS = 14
+LEFTOVERS = Check("afterwards", "left behind on the machine", "nothing")
+
+
+async def demonstrate(console: Console, name: str) -> list[Result]:
+    """Bring a sandbox up, run everything against it, take it down; returns what was found."""
+    started = time.monotonic()
+
+    def progress(step: str) -> None:
+        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {step}", highlight=False)
+
+    paths = state.Paths(name)
+    async with Sandbox(name, progress=progress) as sandbox:
+        progress("applying deploy/examples/my-webapp")
+        for message in sandbox.apply(example()):
+            console.print(f"         {message}", style="dim", highlight=False, markup=False)
+        await sandbox.wait_ready(30.0)
+        progress("checks")
+        results = await Scenario(sandbox).run()
+        progress("done; taking the sandbox down")
+        flows = await last_flows(name)
+        children = recorded(paths.ledger)
+    results.append(leftovers(paths, children))
+    console.print(table(results))
+    console.print("\nThe last flows (ciliate observe):", style="bold")
+    print(flows)
+    return results
+
+
+async def last_flows(name: str) -> str:
+    """What `ciliate observe` prints: the relay's answer over the Observer API."""
+    arguments = ["--sandbox", name, "observe", "--last", str(LAST_FLOWS)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "services.cli",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    return output.decode(errors="replace").rstrip()
+
+
+def leftovers(paths: state.Paths, children: Sequence[tuple[int, int]]) -> Result:
+    """Namespaces, pins, files and processes that a sandbox should have taken along."""
+    found = netns.existing(paths.netns_prefix)
+    found += [str(path) for path in (paths.root, paths.bpffs) if path.exists()]
+    found += [f"process {pid}" for pid, begun in children if state.start_time(pid) == begun]
+    return Result(LEFTOVERS, ", ".join(found) or "nothing", not found)
+
+
+def table(results: Sequence[Result]) -> Table:
+    """check / expected / got."""
+    found = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("", "check", "expected", "got"):
+        found.add_column(title)
+    section = ""
+    for result in results:
+        if result.check.section != section:
+            section = result.check.section
+            found.add_row("", Text(section, style="bold cyan"), "", "")
+        mark = Text("ok", style="green") if result.ok else Text("NO", style="bold red")
+        got = Text(result.got, style="" if result.ok else "red")
+        found.add_row(mark, Text(f"  {result.check.name}"), Text(result.check.expected), got)
+    return found
+
+
+def main() -> int:
+    """Exit status 0 only when every check passed."""
+    configure("ciliate-demo", "warning", json=False)
+    if os.geteuid() != 0:
+        print("error: the demo needs root: it makes network namespaces and loads eBPF programs", file=sys.stderr)
+        return 1
+    console = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=True)
+    results: list[Result] = []
+
+    async def work() -> None:
+        results.extend(await demonstrate(console, f"demo-{os.getpid()}"))
+
+    status = run(work())
+    passed = sum(result.ok for result in results)
+    if not results:
+        return status or 130  # an error, or told to stop
+    print(f"demo: {passed} of {len(results)} checks passed")
+    return 0 if passed == len(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

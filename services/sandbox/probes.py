@@ -1,0 +1,119 @@
+"""Asking a web server from inside a pod, and saying in one word what came back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Self
+
+from services.model.objects import ObjectKey
+from services.sandbox.kubelet import Kubelet
+
+CONNECT_SECONDS = 1.0
+ANSWER_SECONDS = 1.5
+NO_CONNECTION, NO_ANSWER, CLOSED = "no connection", "no answer", "connection closed"
+BY_KERNEL = "by the kernel"
+_FORMAT = "%{http_code} %{time_connect} %{time_total} %{time_namelookup} %header{server}\\n"
+_CURL_TIMED_OUT = 28
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request came to: `text` is "200", "403 by the kernel", "no connection", ...; `seconds` it took."""
+
+    text: str
+    seconds: float
+
+
+def read_curl(status: int, output: str, errors: str) -> Answer:
+    """One line of curl's report, and its exit status, in words."""
+    code, connected, total, lookup, *server = (output.strip().splitlines() or ["000 0 0 0"])[-1].split()
+    seconds = float(total) - float(lookup)
+    if status == _CURL_TIMED_OUT:
+        return Answer(NO_ANSWER if float(connected) else NO_CONNECTION, seconds)
+    if code == "000":
+        return Answer((errors.strip().splitlines() or [f"curl status {status}"])[-1], seconds)
+    return Answer(answer_text(code, " ".join(server)), seconds)
+
+
+def answer_text(code: str, server: str) -> str:
+    """A refusal without the web server's own header did not come from the web server."""
+    return f"{code} {BY_KERNEL}" if code == "403" and not server else code
+
+
+async def curl(kubelet: Kubelet, pod: ObjectKey, method: str, url: str) -> Answer:
+    """One request on a connection of its own, from inside the pod."""
+    options = ["-sS", "-g", "-o", "/dev/null", "-X", method, "-w", _FORMAT]
+    limits = ["--connect-timeout", f"{CONNECT_SECONDS:g}", "--max-time", f"{CONNECT_SECONDS + ANSWER_SECONDS:g}"]
+    return read_curl(*await kubelet.exec(pod, ["curl", *options, *limits, url]))
+
+
+class OpenConnection:
+    """A kept-alive HTTP connection out of a pod: what matters here is what happens to it later."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
+        self._reader, self._writer, self._host = reader, writer, host
+
+    @classmethod
+    async def open(cls, kubelet: Kubelet, pod: ObjectKey, address: str, port: int = 80) -> Self:
+        """Connect; raises OSError or TimeoutError where that fails."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        raw = await kubelet.socket_in(kubelet.pods[pod].netns, family)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await asyncio.get_running_loop().sock_connect(raw, (address, port))
+        except BaseException:
+            raw.close()
+            raise
+        return cls(*await asyncio.open_connection(sock=raw), address)
+
+    async def request(self, method: str, path: str) -> Answer:
+        """One request on the connection as it stands."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                text = await self._exchange(method, path)
+        except TimeoutError:
+            text = NO_ANSWER
+        except (OSError, asyncio.IncompleteReadError):
+            text = CLOSED
+        return Answer(text, loop.time() - started)
+
+    async def _exchange(self, method: str, path: str) -> str:
+        self._writer.write(f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
+        await self._writer.drain()
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        status, *lines = head.split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        await self._reader.readexactly(int(headers.get("content-length", "0")))
+        return answer_text(status.split()[1], headers.get("server", ""))
+
+    async def close(self) -> None:
+        """Close it, whatever state it is in."""
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await asyncio.wait_for(self._writer.wait_closed(), 1.0)
+
+
+@contextlib.asynccontextmanager
+async def web_server(kubelet: Kubelet, netns: str, address: str) -> AsyncIterator[None]:
+    """A web server that says 200 to everything, on `address` port 80 in a network namespace, while it is open."""
+    raw = await kubelet.socket_in(netns, socket.AF_INET6 if ":" in address else socket.AF_INET)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    raw.bind((address, 80))
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nServer: world\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+
+    server = await asyncio.start_server(answer, sock=raw)
+    try:
+        yield
+    finally:
+        server.close()

@@ -1,0 +1,304 @@
+"""The checks of the demonstration: the example's policy, seen from both clients on every way to the web app.
+
+A check is a name and an expectation, declared up front; running the scenario against a sandbox says what was got.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+
+from services.common.pb.flow import flow_pb2
+from services.common.pb.observer import observer_pb2, observer_pb2_grpc
+from services.common.tls import channel
+from services.model.objects import ObjectKey
+from services.sandbox.kubelet import RunningPod
+from services.sandbox.manifests import Manifest, parse
+from services.sandbox.netns import WORLD4
+from services.sandbox.probes import (
+    BY_KERNEL,
+    CLOSED,
+    NO_ANSWER,
+    NO_CONNECTION,
+    Answer,
+    OpenConnection,
+    curl,
+    web_server,
+)
+from services.sandbox.supervisor import Sandbox
+
+EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "my-webapp"
+POLICY = "deny-all-ingress-to-webapp"
+SERVICE = "my-webapp-svc"
+ALLOWED_PATH = "/api/v1/users"
+REFUSED = f"403 {BY_KERNEL}"
+AT_ONCE_SECONDS = 0.5
+"""A refusal that the kernel answers takes milliseconds; a dropped request would take a retransmission at least."""
+CHANGE_SECONDS = 1.0
+
+WAYS = (
+    "pod on the same node",
+    "pod on the other node",
+    "pod on the same node, IPv6",
+    "pod on the other node, IPv6",
+    "Service address",
+    "Service name",
+)
+FRONTEND_ASKS = (
+    ("GET", ALLOWED_PATH, "200"),
+    ("GET", "/", REFUSED),
+    ("GET", f"{ALLOWED_PATH}/1", REFUSED),
+    ("POST", ALLOWED_PATH, REFUSED),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What should be; `section` groups checks in the table."""
+
+    section: str
+    name: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.section}: {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was. `got` is for people, `ok` for machines."""
+
+    check: Check
+    got: str
+    ok: bool
+
+
+def client_checks() -> list[tuple[Check, str, str, str, str]]:
+    """(check, client, way, method, path) for every request of the first round."""
+    found = []
+    for way in WAYS:
+        for method, path, expected in FRONTEND_ASKS:
+            found.append((Check(f"frontend to {way}", f"{method} {path}", expected), "frontend", way, method, path))
+        check = Check(f"visitor to {way}", f"GET {ALLOWED_PATH}", NO_CONNECTION)
+        found.append((check, "visitor", way, "GET", ALLOWED_PATH))
+    return found
+
+
+UNSEEN = Check("web app", "requests that reached it", f"only GET {ALLOWED_PATH}")
+OUTSIDE = Check("web app", "asks the world outside, gets the reply", "200")
+RESOLVES = Check("web app", "asks the cluster DNS, gets the reply", "an address")
+KEPT_ALIVE = Check("kept-alive connection", "allowed, allowed, forbidden path", f"200, 200, {REFUSED}")
+FLOW_DROPPED = Check("flows", "the visitor's drop names the policy", POLICY)
+FLOW_REFUSED = Check("flows", "the frontend's refused request", "GET / DROPPED")
+FLOW_ALLOWED = Check("flows", "the frontend's allowed connection names the policy", POLICY)
+FREE_VISITOR = Check("policy deleted", "visitor GET / within a second", "200")
+FREE_FRONTEND = Check("policy deleted", "frontend GET / within a second", "200")
+AGAIN_VISITOR = Check("policy applied again", "visitor GET / within a second", NO_CONNECTION)
+AGAIN_FRONTEND = Check("policy applied again", "frontend GET / within a second", REFUSED)
+OPEN_ALLOWED = Check("policy applied again", f"frontend's open connection, GET {ALLOWED_PATH}", "200")
+OPEN_VISITOR = Check("policy applied again", "visitor's open connection", NO_ANSWER)
+OPEN_FRONTEND = Check("policy applied again", "frontend's open connection, GET /", f"{REFUSED} or {CLOSED}")
+
+CHECKS: tuple[Check, ...] = (
+    *(check for check, *_ in client_checks()),
+    UNSEEN,
+    OUTSIDE,
+    RESOLVES,
+    KEPT_ALIVE,
+    FLOW_DROPPED,
+    FLOW_REFUSED,
+    FLOW_ALLOWED,
+    FREE_VISITOR,
+    FREE_FRONTEND,
+    AGAIN_VISITOR,
+    AGAIN_FRONTEND,
+    OPEN_ALLOWED,
+    OPEN_VISITOR,
+    OPEN_FRONTEND,
+)
+
+
+def example() -> list[Manifest]:
+    """The objects of deploy/examples/my-webapp."""
+    return [
+        each for path in sorted(EXAMPLE.glob("*.yaml")) for each in parse(path.read_text(encoding="utf-8"), path.name)
+    ]
+
+
+class Scenario:
+    """Runs the checks against a sandbox in which the example's pods are ready."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox, self._kubelet = sandbox, sandbox.kubelet
+        self._frontend, self._visitor = self._pod("frontend"), self._pod("visitor")
+        self._web = [pod for key, pod in sorted(self._kubelet.pods.items()) if key.name.startswith("my-webapp-")]
+        self._results: list[Result] = []
+
+    def _pod(self, deployment: str) -> RunningPod:
+        return next(pod for key, pod in self._kubelet.pods.items() if key.name.startswith(f"{deployment}-"))
+
+    async def run(self) -> list[Result]:
+        """All checks, in the order of `CHECKS`."""
+        await self._wait_enforced()
+        slots = asyncio.Semaphore(8)
+        await asyncio.gather(
+            *(
+                self._ask(slots, check, client, way, method, path)
+                for check, client, way, method, path in client_checks()
+            ),
+            self._check_outside(),
+            self._check_kept_alive(),
+        )
+        self._check_unseen()
+        await self._check_flows()
+        await self._check_changes()
+        order = {check: index for index, check in enumerate(CHECKS)}
+        return sorted(self._results, key=lambda result: order[result.check])
+
+    def _note(self, check: Check, got: str, ok: bool | None = None) -> None:
+        self._results.append(Result(check, got, got == check.expected if ok is None else ok))
+
+    def _note_answer(self, check: Check, answer: Answer) -> None:
+        ok = answer.text == check.expected
+        if answer.text == REFUSED:
+            ok = ok and answer.seconds < AT_ONCE_SECONDS
+        timed = answer.text[:1].isdigit()
+        self._note(check, f"{answer.text}, {answer.seconds * 1000:.0f} ms" if timed else answer.text, ok)
+
+    async def _wait_enforced(self) -> None:
+        """Wait until both nodes know the addresses of all pods: the first packets must not race the set-up."""
+        deadline = time.monotonic() + 10.0
+        ways = [self._url(client, way, ALLOWED_PATH) for client in (self._frontend,) for way in WAYS]
+        for url in ways:
+            while (await curl(self._kubelet, self._frontend.key, "GET", url)).text != "200":
+                if time.monotonic() > deadline:
+                    return  # the checks will say what is wrong
+
+    def _url(self, client: RunningPod, way: str, path: str) -> str:
+        if way == "Service address":
+            key = ObjectKey("Service", "default", SERVICE)
+            return f"http://{self._sandbox.store.objects[key]['spec']['clusterIP']}{path}"
+        if way == "Service name":
+            return f"http://{SERVICE}{path}"
+        node = client.document["spec"]["nodeName"]
+        near = "same node" in way
+        pod = next(pod for pod in self._web if (pod.document["spec"]["nodeName"] == node) is near)
+        address = next(text for text in pod.addresses if (":" in text) is way.endswith("IPv6"))
+        return f"http://[{address}]{path}" if ":" in address else f"http://{address}{path}"
+
+    async def _ask(self, slots: asyncio.Semaphore, check: Check, client: str, way: str, method: str, path: str) -> None:
+        pod = self._frontend if client == "frontend" else self._visitor
+        async with slots:
+            self._note_answer(check, await curl(self._kubelet, pod.key, method, self._url(pod, way, path)))
+
+    def _check_unseen(self) -> None:
+        """The web servers' own logs: what the kernel refused must not be in them."""
+        seen: set[str] = set()
+        for pod in self._web:
+            log = self._sandbox.paths.pod(pod.key.namespace, pod.key.name) / "access.log"
+            seen |= {" ".join(line.split()[1:3]) for line in log.read_text(encoding="utf-8").splitlines()}
+        self._note(UNSEEN, f"only {', '.join(sorted(seen))}" if seen else "nothing")
+
+    async def _check_outside(self) -> None:
+        async with web_server(self._kubelet, self._sandbox.topology.switch, WORLD4):
+            pod = self._web[0].key
+            self._note_answer(OUTSIDE, await curl(self._kubelet, pod, "GET", f"http://{WORLD4}/"))
+            status, output, _ = await self._kubelet.exec(pod, ["getent", "hosts", SERVICE])
+            self._note(RESOLVES, output.split()[0] if status == 0 else f"nothing (status {status})", status == 0)
+
+    async def _check_kept_alive(self) -> None:
+        address = self._url(self._frontend, WAYS[1], "").removeprefix("http://")
+        connection = await OpenConnection.open(self._kubelet, self._frontend.key, address)
+        try:
+            answers = [(await connection.request("GET", path)).text for path in (ALLOWED_PATH, ALLOWED_PATH, "/")]
+        finally:
+            await connection.close()
+        self._note(KEPT_ALIVE, ", ".join(answers))
+
+    async def _check_flows(self) -> None:
+        visitor, frontend = str(self._visitor.key.name), str(self._frontend.key.name)
+        dropped = flow_pb2.FlowFilter(source_pod=[f"default/{visitor}"], verdict=[flow_pb2.DROPPED])
+        await self._check_flow(FLOW_DROPPED, dropped, lambda flow: _names(flow.ingress_denied_by))
+        refused = flow_pb2.FlowFilter(source_pod=[f"default/{frontend}"], verdict=[flow_pb2.DROPPED], http_path=["^/$"])
+        await self._check_flow(FLOW_REFUSED, refused, _request)
+        allowed = flow_pb2.FlowFilter(source_pod=[f"default/{frontend}"], verdict=[flow_pb2.FORWARDED])
+        await self._check_flow(FLOW_ALLOWED, allowed, lambda flow: _names(flow.ingress_allowed_by))
+
+    async def _check_flow(
+        self, check: Check, wanted: flow_pb2.FlowFilter, describe: Callable[[flow_pb2.Flow], str]
+    ) -> None:
+        """Flows reach the relay a moment after the packets: ask until it has what was expected, up to a bound."""
+        deadline, got = time.monotonic() + 3.0, "no such flow"
+        while time.monotonic() < deadline:
+            described = [text for flow in await self._flows(wanted) if (text := describe(flow))]
+            if check.expected in described:
+                self._note(check, check.expected)
+                return
+            got = described[-1] if described else got
+            await asyncio.sleep(0.1)
+        self._note(check, got)
+
+    async def _flows(self, wanted: flow_pb2.FlowFilter) -> list[flow_pb2.Flow]:
+        cluster = self._sandbox.cluster
+        request = observer_pb2.GetFlowsRequest(number=500, whitelist=[wanted])
+        async with channel(cluster.relay_target, cluster.client, "relay") as there:
+            stub = observer_pb2_grpc.ObserverStub(there)  # type: ignore[no-untyped-call]
+            try:
+                answers = [answer async for answer in stub.GetFlows(request, timeout=5.0)]
+            except grpc.aio.AioRpcError as error:
+                return [flow_pb2.Flow(Summary=f"relay: {error.details()}")]
+        return [answer.flow for answer in answers if answer.HasField("flow")]
+
+    async def _check_changes(self) -> None:
+        """Delete the policy and apply it again, with connections left open across both."""
+        policy = [each for each in example() if each.key.name == POLICY]
+        self._sandbox.delete([each.key for each in policy])
+        await asyncio.gather(
+            self._check_soon(FREE_VISITOR, self._visitor, "/"), self._check_soon(FREE_FRONTEND, self._frontend, "/")
+        )
+        opened = [await self._open(pod) for pod in (self._visitor, self._frontend, self._frontend)]
+        try:
+            self._sandbox.apply(policy)
+            await asyncio.gather(
+                self._check_soon(AGAIN_VISITOR, self._visitor, "/"),
+                self._check_soon(AGAIN_FRONTEND, self._frontend, "/"),
+            )
+            requests = [opened[0].request("GET", "/"), opened[1].request("GET", "/")]
+            visitor, frontend = await asyncio.gather(*requests)
+            self._note_answer(OPEN_ALLOWED, await opened[2].request("GET", ALLOWED_PATH))
+            self._note(OPEN_VISITOR, visitor.text)
+            self._note(OPEN_FRONTEND, frontend.text, frontend.text in {REFUSED, CLOSED})
+        finally:
+            await asyncio.gather(*(each.close() for each in opened))
+
+    async def _open(self, pod: RunningPod) -> OpenConnection:
+        """A connection to a web pod of the other node, used once so that it is established on both ends."""
+        address = self._url(pod, WAYS[1], "").removeprefix("http://")
+        connection = await OpenConnection.open(self._kubelet, pod.key, address)
+        await connection.request("GET", "/")
+        return connection
+
+    async def _check_soon(self, check: Check, pod: RunningPod, path: str) -> None:
+        """Ask again and again until the answer is the expected one; started after the deadline it is too late."""
+        begun, url = time.monotonic(), self._url(pod, WAYS[1], path)
+        while True:
+            started = time.monotonic() - begun
+            answer = await curl(self._kubelet, pod.key, "GET", url)
+            if answer.text == check.expected or started > CHANGE_SECONDS:
+                break
+        self._note(check, f"{answer.text}, after {started * 1000:.0f} ms", answer.text == check.expected)
+
+
+def _names(policies: object) -> str:
+    return ", ".join(each.name for each in policies)  # type: ignore[attr-defined]
+
+
+def _request(flow: flow_pb2.Flow) -> str:
+    http = flow.l7.http
+    path = http.url.partition("://")[2].partition("/")[2]
+    return f"{http.method} /{path} {flow_pb2.Verdict.Name(flow.verdict)}"
