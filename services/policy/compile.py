@@ -33,7 +33,7 @@ class Effect(IntEnum):
     ALLOW = 0
     DENY = 1
     REFUSE = 2
-    """Allowed on a condition that cannot be enforced here, so not let through; unlike DENY, another rule may allow it."""
+    """Allowed on a condition that cannot be enforced here, so not let through; another rule may still allow it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,12 @@ class LabelView:
         for label in labels:
             self.by_key.setdefault(label.key, []).append((label.source, label.value))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LabelView) and self.labels == other.labels
+
+    def __hash__(self) -> int:
+        return hash(self.labels)
+
     def value(self, source: str, key: str) -> str | None:
         """The value of one label, None where there is none."""
         return next((value for found, value in self.by_key.get(key, ()) if found == source), None)

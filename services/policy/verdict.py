@@ -1,4 +1,4 @@
-"""What policies mean, said as plainly as possible (policy-semantics 3.2): the oracle that the compiler is tested against.
+"""What policies mean, said plainly (policy-semantics 3.2): the oracle that the compiler is tested against.
 
 No indexes, no caches: every rule is looked at for every question. Explaining a verdict to people uses it too.
 """

@@ -1,0 +1,127 @@
+"""Binds rules to one group of endpoints: rule numbers, the subject's named ports, and what the datapath can enforce.
+
+What it cannot enforce (DNS names, Kafka, TLS, HTTP on egress, mutual authentication) is refused rather than let pass: a
+policy that asks for more than there is must not give less than it says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from services.model.verdict import Direction
+from services.policy.compile import Piece
+from services.policy.l7 import HTTP, L7
+from services.policy.peers import ANYONE, Peer, PortHolder, PortNames, reserved
+from services.policy.rules import Policy, Rule, Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the datapath enforces beyond addresses and ports."""
+
+    http_ingress: bool = True
+    http_egress: bool = False
+    other_l7: bool = False
+    authentication: bool = False
+
+    def narrow(self, traffic: Traffic, direction: Direction) -> tuple[Traffic, bool]:
+        """(traffic with L7 rules as far as they narrow anything, whether the rest must be refused)."""
+        l7 = traffic.l7
+        if l7 is None:
+            return traffic, False
+        if l7.kind == HTTP and (self.http_ingress if direction == Direction.INGRESS else self.http_egress):
+            return traffic, False
+        if self.other_l7:
+            return traffic, False
+        if l7.everything and not l7.other:
+            return dataclasses.replace(traffic, l7=None), False
+        if direction == Direction.INGRESS and self.http_ingress and l7.http:
+            return dataclasses.replace(traffic, l7=L7(HTTP, http=l7.http)), False
+        return dataclasses.replace(traffic, l7=None), True
+
+
+ANY_RULE = Piece(0, Traffic())
+"""What holds where no rule has a say: rule 0, everything passes."""
+HOST_RULE = Piece(0, Traffic(), authentication="disabled")
+LOCAL_HOST = (reserved("host"),)
+ALL_CAPABILITIES = Capabilities(http_egress=True, other_l7=True, authentication=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bound:
+    """One rule, ready to be compiled for the identities that its peers match. Compared by identity: a key for caches.
+
+    `named` waits for the destination's port numbers; the pieces' traffic has the name.
+    """
+
+    peers: tuple[Peer, ...]
+    pieces: tuple[Piece, ...]
+    named: tuple[Piece, ...] = ()
+
+    def resolved(self, ports: PortNames) -> tuple[Piece, ...]:
+        """The named pieces for a destination with these named ports."""
+        return resolve_names(self.named, ports) if self.named else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """All rules of a group in one direction: those for everyone apart from those for some."""
+
+    anyone: tuple[Piece, ...] = ()
+    bound: tuple[Bound, ...] = ()
+
+    def peers(self) -> Iterable[Peer]:
+        """Every distinct peer."""
+        return dict.fromkeys(peer for bound in self.bound for peer in bound.peers)
+
+
+def bind(
+    rules: Iterable[tuple[Policy, Rule, int]], direction: Direction, ports: PortNames, capabilities: Capabilities
+) -> Program:
+    """Bind the rules of one direction, given with their numbers and in a fixed order, to a subject with these ports."""
+    anyone: list[Piece] = []
+    bound: list[Bound] = []
+    for _, rule, number in rules:
+        pieces, named = _pieces(rule, number, capabilities)
+        if direction == Direction.INGRESS:
+            pieces, named = (*pieces, *resolve_names(named, ports)), ()
+        if ANYONE not in rule.peers:
+            if rule.peers:
+                bound.append(Bound(rule.peers, pieces, named))
+            continue
+        anyone += pieces
+        if named:
+            # "Anyone" on a named port is every destination that has a port of that name.
+            names = dict.fromkeys((piece.traffic.name, piece.traffic.protocol) for piece in named)
+            bound.append(Bound((PortHolder(tuple(names)),), (), named))
+    return Program(tuple(anyone), tuple(bound))
+
+
+def with_local_host(program: Program, direction: Direction) -> Program:
+    """The node must reach its pods (health checks); only a deny rule can stop it (policy-semantics 3.1)."""
+    if direction != Direction.INGRESS:
+        return program
+    return Program(program.anyone, (*program.bound, Bound(LOCAL_HOST, (HOST_RULE,))))
+
+
+def resolve_names(named: Iterable[Piece], ports: PortNames) -> tuple[Piece, ...]:
+    """Pieces with port numbers for names; a name that the destination does not have gives none."""
+    return tuple(
+        dataclasses.replace(piece, traffic=dataclasses.replace(piece.traffic, low=number, high=number, name=""))
+        for piece in named
+        for number in sorted(ports.get((piece.traffic.name, piece.traffic.protocol), ()))
+    )
+
+
+def _pieces(rule: Rule, number: int, capabilities: Capabilities) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+    """(pieces with numeric ports, pieces with named ports)."""
+    unauthenticated = not capabilities.authentication and rule.authentication in {"required", "test-always-fail"}
+    plain: list[Piece] = []
+    named: list[Piece] = []
+    for item in rule.traffic:
+        traffic, refuse = capabilities.narrow(item, rule.direction)
+        piece = Piece(number, traffic, rule.deny, refuse or unauthenticated, rule.authentication)
+        (named if traffic.name else plain).append(piece)
+    return tuple(plain), tuple(named)

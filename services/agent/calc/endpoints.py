@@ -1,0 +1,60 @@
+"""The endpoint maps: which interface is which endpoint, and the policy it obeys now."""
+
+from __future__ import annotations
+
+from services.agent.abi.endpoints import EndpointInfo
+from services.agent.calc.maps import MapName, u32
+from services.agent.calc.table import Table
+from services.model.addresses import to_bytes
+from services.model.objects import LocalEndpoint
+
+
+class EndpointTables:
+    """Keeps the `endpoints`, `endpoint_addrs` and `endpoint_ifs` maps' desired content."""
+
+    def __init__(self) -> None:
+        self.tables: dict[MapName, Table] = {
+            name: Table(name) for name in ("endpoints", "endpoint_addrs", "endpoint_ifs")
+        }
+        self._known: dict[int, LocalEndpoint] = {}
+
+    def set_endpoint(self, number: int, endpoint: LocalEndpoint | None, policy_id: int, revision: int) -> None:
+        """An endpoint came, went, or obeys other entries than before."""
+        info = self.tables["endpoints"]
+        addresses, interfaces = self.tables["endpoint_addrs"], self.tables["endpoint_ifs"]
+        before = self._known.pop(number, None)
+        if before is not None and before != endpoint:
+            # What another endpoint has taken over meanwhile is not this one's to remove.
+            for table, keys in ((addresses, _addresses(before)), (interfaces, {u32(before.ifindex)})):
+                for key in keys:
+                    if table.desired.get(key) == u32(number):
+                        table.remove(key)
+        if endpoint is None:
+            info.remove(u32(number))
+            return
+        self._known[number] = endpoint
+        info.put(u32(number), _info(endpoint, policy_id, revision))
+        interfaces.put(u32(endpoint.ifindex), u32(number))
+        for key in _addresses(endpoint):
+            addresses.put(key, u32(number))
+
+
+def _addresses(endpoint: LocalEndpoint) -> set[bytes]:
+    return {to_bytes(address) for address in endpoint.addresses}
+
+
+def _info(endpoint: LocalEndpoint, policy_id: int, revision: int) -> bytes:
+    """The first address of each family is the one that packets are checked against and services answer from."""
+    first = {address.version: to_bytes(address) for address in reversed(endpoint.addresses)}
+    return EndpointInfo(
+        ifindex=endpoint.ifindex,
+        identity=endpoint.identity,
+        policy_id=policy_id,
+        policy_revision=revision,
+        id=endpoint.id,
+        flags=0,
+        mac=endpoint.mac,
+        node_mac=endpoint.node_mac,
+        ipv4=first.get(4, bytes(16)),
+        ipv6=first.get(6, bytes(16)),
+    ).pack()

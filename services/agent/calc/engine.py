@@ -1,0 +1,266 @@
+"""The engine: what is known about cluster and node in, what the kernel's maps should hold out.
+
+Input: `Update`s from any source in any order; the result depends on the current state only, never on the order in
+which it came about. Output: `Change`s, ordered for safe application. `apply` stores, `flush` computes what is dirty.
+Nothing comes out before every expected source has told all that exists: a half-known cluster must not open anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from services.agent.calc import services as service_tables
+from services.agent.calc.binding import Capabilities
+from services.agent.calc.catalogue import Catalogue, RuleRef, make_ref
+from services.agent.calc.endpoints import EndpointTables
+from services.agent.calc.group import Group, GroupKey
+from services.agent.calc.identities import Identities
+from services.agent.calc.ipcache import Ipcache
+from services.agent.calc.maps import Change, MapName
+from services.agent.calc.policies import Policies, PolicyStatus
+from services.agent.calc.policy_maps import PolicyMaps
+from services.agent.calc.sequencer import sequence
+from services.agent.calc.services import Services
+from services.model.labels import Labels
+from services.model.objects import (
+    Deleted,
+    EndpointDeleted,
+    EndpointSlice,
+    EndpointUpserted,
+    IdentityDeleted,
+    IdentityUpserted,
+    IpDeleted,
+    IpUpserted,
+    KubeObject,
+    LocalEndpoint,
+    Namespace,
+    ObjectKey,
+    Pod,
+    PolicyObject,
+    Service,
+    Synced,
+    Update,
+    Upserted,
+)
+from services.model.verdict import Direction
+from services.policy.l7 import HttpRule
+from services.policy.options import PolicyOptions
+from services.policy.verdict import Mode
+
+DEFAULT_SOURCES = frozenset({"objects", "identities"})
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPolicy:
+    """What an endpoint obeys, for people and for flows."""
+
+    endpoint_id: int
+    policy_id: int
+    revision: int
+    enforced: Mapping[Direction, bool]
+    isolating: Mapping[Direction, tuple[RuleRef, ...]]
+    entries: int
+
+
+class Engine:
+    """One node's calculation. `revision`: the highest that the pinned endpoints map has, as connections remember it."""
+
+    def __init__(
+        self,
+        node: str,
+        cluster: str = "default",
+        *,
+        sources: Iterable[str] = DEFAULT_SOURCES,
+        revision: int = 0,
+        mode: Mode = Mode.DEFAULT,
+        options: PolicyOptions | None = None,
+        capabilities: Capabilities | None = None,
+    ) -> None:
+        self._waiting = set(sources)
+        self.revision = revision
+        self._services = Services()
+        self._policies = Policies(options or PolicyOptions(cluster), self._services)
+        self._identities = Identities()
+        self._ipcache = Ipcache(node)
+        self._maps = PolicyMaps(self._policies, self._identities, self._ipcache, mode, capabilities or Capabilities())
+        self._tables = EndpointTables()
+        self._endpoints: dict[int, LocalEndpoint] = {}
+        self._of_pod: dict[tuple[str, str], set[int]] = {}
+        self._groups: dict[int, GroupKey] = {}
+        self._dirty: set[int] = set()
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether every expected source has told all that existed."""
+        return not self._waiting
+
+    @property
+    def waiting_for(self) -> frozenset[str]:
+        """The sources that have not."""
+        return frozenset(self._waiting)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """rule id -> rule."""
+        return self._maps.catalogue
+
+    def apply(self, update: Update) -> None:
+        """Take in one update. Cheap: what follows from it is computed by `flush`."""
+        match update:
+            case Upserted(object=thing):
+                self._set_object(thing.key, thing)
+            case Deleted(key=key):
+                self._set_object(key, None)
+            case IdentityUpserted(identity=identity):
+                self._identities.set_labels(identity.id, identity.labels)
+            case IdentityDeleted(id=number):
+                self._identities.set_labels(number, None)
+            case IpUpserted(entry=entry):
+                self._ipcache.set_row(entry.prefix, entry)
+                self._identities.set_row(entry.prefix, entry)
+            case IpDeleted(prefix=prefix):
+                self._ipcache.set_row(prefix, None)
+                self._identities.set_row(prefix, None)
+            case EndpointUpserted(endpoint=endpoint):
+                self._set_endpoint(endpoint.id, endpoint)
+            case EndpointDeleted(id=number):
+                self._set_endpoint(number, None)
+            case Synced(source=source):
+                self._waiting.discard(source)
+            case _:
+                assert_never(update)
+
+    def flush(self) -> list[Change]:
+        """Everything that follows from what was applied since the last call, in order; nothing until in sync."""
+        if not self.in_sync:
+            return []
+        revision = self.revision + 1
+        dirty, self._dirty = self._dirty, set()
+        for endpoint in sorted(dirty):
+            self._regroup(endpoint)
+        for number, known, party in self._identities.refresh():
+            self._maps.identity_changed(number, party)
+            if known is None or party is None or known.view != party.view:
+                self._maps.subject_changed(number)
+        references_moved = self._services.settle()
+        for before, after in self._policies.settle(revision, references_moved=references_moved):
+            self._maps.policy_changed(before, after, revision)
+        changes, touched = self._maps.settle(revision)
+        puts, removals, moved = self._ipcache.take()
+        if moved:
+            # Connections remember whom they were opened with; they must look again.
+            for key, group in self._maps.groups.items():
+                group.revision = revision
+                touched.add(key)
+        if touched or dirty:
+            self.revision = revision
+        self._write_endpoints(dirty | {n for key in touched for n in self._maps.groups[key].endpoints})
+        return sequence(changes, (puts, removals), self._tables.tables, self._services.tables)
+
+    def desired(self) -> dict[MapName, Mapping[bytes, bytes]]:
+        """Everything that every map should hold as of the last flush, to compare a pinned map with."""
+        return {
+            "policy": self._maps.desired(),
+            "ipcache": self._ipcache.desired,
+            **{name: table.desired for name, table in self._tables.tables.items()},
+            **service_tables.desired(self._services),
+        }
+
+    def rulesets(self) -> dict[int, tuple[HttpRule, ...]]:
+        """Every HTTP rule set that entries may name."""
+        return self._maps.rulesets.desired()
+
+    def policy_status(self) -> list[PolicyStatus]:
+        """What became of every policy document."""
+        return self._policies.status()
+
+    def identity_labels(self, number: int) -> Labels | None:
+        """The labels of an identity, None where it is not known."""
+        return self._identities.labels(number)
+
+    def service_name(self, service_id: int) -> tuple[str, str] | None:
+        """(namespace, name) of the Service behind a datapath service id."""
+        return self._services.name_of(service_id)
+
+    def frontends(self) -> list[service_tables.Frontend]:
+        """Every Service frontend with its backends."""
+        return self._services.frontends()
+
+    def endpoint_policy(self, endpoint_id: int) -> EndpointPolicy | None:
+        """What an endpoint obeys as of the last flush."""
+        group = self._group(endpoint_id)
+        if group is None:
+            return None
+        isolating = {direction: self.isolating(endpoint_id, direction) for direction in Direction}
+        return EndpointPolicy(
+            endpoint_id, group.policy_id, group.revision, dict(group.enforced), isolating, group.size()
+        )
+
+    def isolating(self, endpoint_id: int, direction: Direction) -> tuple[RuleRef, ...]:
+        """The policies because of which an endpoint drops what no rule allows in a direction."""
+        group = self._group(endpoint_id)
+        in_force = self._policies.in_force()
+        return tuple(
+            make_ref(in_force[key], direction, self._policies.revision(key))
+            for key in (group.isolating.get(direction, ()) if group else ())
+            if key in in_force
+        )
+
+    def _group(self, endpoint_id: int) -> Group | None:
+        key = self._groups.get(endpoint_id)
+        return None if key is None else self._maps.groups.get(key)
+
+    def _set_object(self, key: ObjectKey, thing: KubeObject | None) -> None:
+        match key.kind:
+            case "Pod":
+                assert thing is None or isinstance(thing, Pod)
+                self._identities.set_pod((key.namespace, key.name), thing)
+                # Named ports are part of what makes a group.
+                self._dirty |= self._of_pod.get((key.namespace, key.name), set())
+            case "Service":
+                assert thing is None or isinstance(thing, Service)
+                self._services.set_service(key, thing)
+            case "EndpointSlice":
+                assert thing is None or isinstance(thing, EndpointSlice)
+                self._services.set_slice(key, thing)
+            case "Namespace":
+                # Namespace labels are part of identities' labels, which come from the identity service.
+                assert thing is None or isinstance(thing, Namespace)
+            case _:
+                assert thing is None or isinstance(thing, PolicyObject)
+                self._policies.set_document(key, thing)
+
+    def _set_endpoint(self, number: int, endpoint: LocalEndpoint | None) -> None:
+        before = self._endpoints.pop(number, None)
+        if before is not None:
+            self._of_pod[before.namespace, before.pod].discard(number)
+        if endpoint is not None:
+            self._endpoints[number] = endpoint
+            self._of_pod.setdefault((endpoint.namespace, endpoint.pod), set()).add(number)
+        self._ipcache.set_endpoint(before, endpoint)
+        self._identities.set_endpoint(number, endpoint)
+        self._dirty.add(number)
+
+    def _regroup(self, number: int) -> None:
+        """Put an endpoint into the group that its identity and named ports make."""
+        before = self._groups.pop(number, None)
+        endpoint = self._endpoints.get(number)
+        key = None
+        if endpoint is not None:
+            ports = {(port.name, port.protocol, port.port) for port in self._identities.pod_ports(endpoint)}
+            key = self._groups[number] = GroupKey(endpoint.identity, tuple(sorted(ports)))
+            self._maps.join(key, number)
+        if before is not None and before != key:
+            self._maps.leave(before, number)
+
+    def _write_endpoints(self, numbers: set[int]) -> None:
+        for number in sorted(numbers):
+            group = self._group(number)
+            self._tables.set_endpoint(
+                number,
+                self._endpoints.get(number),
+                group.policy_id if group else 0,
+                group.revision if group else 0,
+            )

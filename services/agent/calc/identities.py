@@ -1,0 +1,169 @@
+"""Who is who: every identity this node knows, with labels, addresses and named ports, as policy sees it.
+
+Fed by the identity service (labels), the address table (which addresses), pods (port names) and by policies themselves
+(prefixes, which get identities that only this node knows).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from services.agent.calc.numbers import StableNumbers
+from services.model.addresses import IPNetwork
+from services.model.identity import LOCAL_MAX, LOCAL_MIN, RESERVED_LABELS, NumericIdentity
+from services.model.labels import SOURCE_CIDR, SOURCE_RESERVED, Label, Labels
+from services.model.objects import ContainerPort, IpEntry, LocalEndpoint, Pod
+from services.policy.peers import Party, cidr_key
+from services.policy.selectors import LabelView
+
+PodName = tuple[str, str]
+FINISHED = frozenset({"Succeeded", "Failed"})
+
+
+class Identities:
+    """The parties, and which of them changed since they were last asked for."""
+
+    def __init__(self) -> None:
+        self._views: dict[int, LabelView] = {}
+        self._rows: dict[IPNetwork, IpEntry] = {}
+        self._endpoints: dict[int, LocalEndpoint] = {}
+        self._ports: dict[PodName, tuple[ContainerPort, ...]] = {}
+        self._holders: dict[int, dict[object, IpEntry | LocalEndpoint]] = {}
+        self._pods: dict[PodName, Counter[int]] = {}
+        self._dirty: set[int] = set()
+        self.parties: dict[int, Party] = {}
+        for number, labels in RESERVED_LABELS.items():
+            self.set_labels(number, labels)
+
+    def set_labels(self, number: int, labels: Labels | None) -> None:
+        """An identity came, or went."""
+        if labels is None:
+            self._views.pop(number, None)
+        else:
+            self._views[number] = LabelView(labels)
+        self._dirty.add(number)
+
+    def labels(self, number: int) -> Labels | None:
+        """The labels of an identity, None where it is not known."""
+        view = self._views.get(number)
+        return None if view is None else view.labels
+
+    def set_row(self, prefix: IPNetwork, entry: IpEntry | None) -> None:
+        """A row of the address table came, changed or went."""
+        before = self._rows.pop(prefix, None)
+        if before is not None:
+            self._release(prefix, before.identity)
+        if entry is not None:
+            self._rows[prefix] = entry
+            self._hold(prefix, entry.identity, entry)
+
+    def set_endpoint(self, number: int, endpoint: LocalEndpoint | None) -> None:
+        """A local endpoint came, changed or went."""
+        before = self._endpoints.pop(number, None)
+        if before is not None:
+            self._release(("endpoint", number), before.identity)
+        if endpoint is not None:
+            self._endpoints[number] = endpoint
+            self._hold(("endpoint", number), endpoint.identity, endpoint)
+
+    def set_pod(self, name: PodName, pod: Pod | None) -> None:
+        """A pod came, changed or went: only its port names matter here."""
+        ports = () if pod is None or pod.phase in FINISHED else tuple(port for port in pod.ports if port.name)
+        if ports == self._ports.get(name, ()):
+            return
+        if ports:
+            self._ports[name] = ports
+        else:
+            self._ports.pop(name, None)
+        self._dirty.update(self._pods.get(name, ()))
+
+    def pod_ports(self, endpoint: LocalEndpoint) -> tuple[ContainerPort, ...]:
+        """The named ports of a local endpoint: as the pod says, else as it was told when it was made."""
+        known = self._ports.get((endpoint.namespace, endpoint.pod))
+        return known if known is not None else tuple(port for port in endpoint.ports if port.name)
+
+    def refresh(self) -> list[tuple[int, Party | None, Party | None]]:
+        """Bring the parties up to date; (identity, before, after) of those that changed, came or went, in order."""
+        dirty, self._dirty = self._dirty, set()
+        changed = []
+        for number in sorted(dirty):
+            party, before = self._party(number), self.parties.get(number)
+            if party != before:
+                changed.append((number, before, party))
+                if party is None:
+                    del self.parties[number]
+                else:
+                    self.parties[number] = party
+        return changed
+
+    def _party(self, number: int) -> Party | None:
+        view = self._views.get(number)
+        if view is None:
+            return None
+        addresses = set()
+        ports: dict[tuple[str, int], set[int]] = {}
+        for holder in self._holders.get(number, {}).values():
+            if isinstance(holder, IpEntry):
+                if holder.prefix.prefixlen == holder.prefix.max_prefixlen:
+                    addresses.add(holder.prefix.network_address)
+                named: Iterable[ContainerPort] = self._ports.get((holder.namespace, holder.pod), ())
+            else:
+                addresses.update(holder.addresses)
+                named = self.pod_ports(holder)
+            for port in named:
+                ports.setdefault((port.name, port.protocol), set()).add(port.port)
+        return Party(
+            number, view, tuple(sorted(addresses, key=str)), {key: frozenset(found) for key, found in ports.items()}
+        )
+
+    def _hold(self, key: object, number: int, holder: IpEntry | LocalEndpoint) -> None:
+        self._holders.setdefault(number, {})[key] = holder
+        self._pods.setdefault((holder.namespace, holder.pod), Counter())[number] += 1
+        self._dirty.add(number)
+
+    def _release(self, key: object, number: int) -> None:
+        holder = self._holders[number].pop(key)
+        if not self._holders[number]:
+            del self._holders[number]
+        name = (holder.namespace, holder.pod)
+        self._pods[name][number] -= 1
+        if not self._pods[name][number]:
+            del self._pods[name][number]
+            if not self._pods[name]:
+                del self._pods[name]
+        self._dirty.add(number)
+
+
+class PrefixIdentities:
+    """Identities for prefixes that policies name: counted, and the same number for the same prefix on every run."""
+
+    def __init__(self) -> None:
+        self._numbers = StableNumbers(LOCAL_MIN, LOCAL_MAX)
+        self._users: dict[IPNetwork, int] = {}
+
+    def acquire(self, prefix: IPNetwork) -> tuple[NumericIdentity, Labels] | None:
+        """Count a user; (identity, labels) if it is the first. Raises OverflowError when no number is left."""
+        self._users[prefix] = self._users.get(prefix, 0) + 1
+        if self._users[prefix] > 1:
+            return None
+        number = self._numbers.take(str(prefix))
+        if number is None:
+            raise OverflowError("no identity is left for another prefix")
+        return NumericIdentity(number), prefix_labels(prefix)
+
+    def release(self, prefix: IPNetwork) -> NumericIdentity | None:
+        """Count a user less; the identity if that was the last."""
+        self._users[prefix] -= 1
+        if self._users[prefix]:
+            return None
+        del self._users[prefix]
+        number = self._numbers.take(str(prefix))
+        self._numbers.give_back(str(prefix))
+        assert number is not None
+        return NumericIdentity(number)
+
+
+def prefix_labels(prefix: IPNetwork) -> Labels:
+    """The labels of a prefix's identity (policy-semantics 4.6)."""
+    return Labels([Label(SOURCE_CIDR, cidr_key(prefix)), Label(SOURCE_RESERVED, f"world-ipv{prefix.version}")])

@@ -1,0 +1,102 @@
+"""The address table of this node: every known prefix -> identity, and the tunnel endpoint of remote pods.
+
+Several sources may know one prefix. In order: a local endpoint, the cluster's address table, an identity made for a
+prefix in a policy, the world.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+
+from services.agent.calc.maps import Change, ipcache_key, ipcache_value
+from services.agent.calc.table import Table
+from services.model.addresses import IPAddress, IPNetwork
+from services.model.identity import Reserved
+from services.model.objects import IpEntry, LocalEndpoint
+
+WORLD: dict[IPNetwork, int] = {
+    ipaddress.ip_network("0.0.0.0/0"): Reserved.WORLD_IPV4,
+    ipaddress.ip_network("::/0"): Reserved.WORLD_IPV6,
+}
+
+
+class Ipcache:
+    """Keeps the `ipcache` map's desired content."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._table = Table("ipcache")
+        self._owned: dict[IPNetwork, int] = {}
+        self._rows: dict[IPNetwork, IpEntry] = {}
+        self._local: dict[IPNetwork, int] = dict(WORLD)
+        self._moved = False
+        for prefix in WORLD:
+            self._settle(prefix)
+
+    @property
+    def desired(self) -> Mapping[bytes, bytes]:
+        return self._table.desired
+
+    def set_endpoint(self, before: LocalEndpoint | None, after: LocalEndpoint | None) -> None:
+        """A local endpoint came, changed or went."""
+        touched = set()
+        for address in before.addresses if before else ():
+            prefix = _host(address)
+            self._owned.pop(prefix, None)
+            touched.add(prefix)
+        for address in after.addresses if after else ():
+            assert after is not None
+            prefix = _host(address)
+            self._owned[prefix] = after.identity
+            touched.add(prefix)
+        for prefix in touched:
+            self._settle(prefix)
+
+    def set_row(self, prefix: IPNetwork, entry: IpEntry | None) -> None:
+        """A row of the cluster's address table came, changed or went."""
+        if entry is None:
+            self._rows.pop(prefix, None)
+        else:
+            self._rows[prefix] = entry
+        self._settle(prefix)
+
+    def set_prefix(self, prefix: IPNetwork, identity: int | None) -> None:
+        """A policy's prefix got or lost an identity of its own."""
+        if identity is None:
+            self._local.pop(prefix, None)
+        else:
+            self._local[prefix] = identity
+        # Addresses under the prefix change their identity without any of their own rows changing.
+        self._moved = True
+        self._settle(prefix)
+
+    def take(self) -> tuple[list[Change], list[Change], bool]:
+        """(puts, removals, whether some known address has another identity than before)."""
+        moved, self._moved = self._moved, False
+        return (*self._table.take(), moved)
+
+    def _settle(self, prefix: IPNetwork) -> None:
+        key = ipcache_key(prefix)
+        identity, tunnel = self._winner(prefix)
+        if identity is None:
+            self._table.remove(key)
+            return
+        value = ipcache_value(identity, tunnel)
+        old = self._table.desired.get(key)
+        if old is not None and old[:4] != value[:4]:
+            self._moved = True
+        self._table.put(key, value)
+
+    def _winner(self, prefix: IPNetwork) -> tuple[int | None, IPAddress | None]:
+        owned = self._owned.get(prefix)
+        if owned is not None:
+            return owned, None
+        row = self._rows.get(prefix)
+        if row is not None:
+            return row.identity, None if row.node == self._node else row.tunnel
+        return self._local.get(prefix), None
+
+
+def _host(address: IPAddress) -> IPNetwork:
+    return ipaddress.ip_network(address)

@@ -1,0 +1,116 @@
+"""What calc asks the datapath to do: changes of named maps, as bytes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
+from services.agent.abi.layout import be16
+from services.agent.abi.lb import Backend, BackendKey, Revnat, ServiceInfo, ServiceKey
+from services.agent.abi.policy import FIXED_BITS, PolicyFlags
+from services.model.addresses import IPAddress, IPNetwork, prefix_to_key, to_bytes
+from services.policy.compile import Effect, Slot, precedence
+from services.policy.l7 import HttpRule
+
+MapName = Literal["policy", "ipcache", "endpoints", "endpoint_addrs", "endpoint_ifs", "services", "backends", "revnat"]
+MAP_NAMES: tuple[MapName, ...] = (
+    "policy",
+    "ipcache",
+    "endpoints",
+    "endpoint_addrs",
+    "endpoint_ifs",
+    "services",
+    "backends",
+    "revnat",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """The map has this value under this key."""
+
+    map: MapName
+    key: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """The map has nothing under this key."""
+
+    map: MapName
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRulesets:
+    """All HTTP rule sets that policy entries may name, by id (1..1023): replaces what was there."""
+
+    rulesets: Mapping[int, tuple[HttpRule, ...]]
+
+
+Change = Put | Remove | HttpRulesets
+
+# Hundreds of thousands of policy entries are written at a start; these are `abi.policy`'s structs without a ctypes
+# object for each (a test holds the two together).
+_POLICY_KEY = struct.Struct("<IIIBBH")
+_POLICY_ENTRY = struct.Struct("<IIIBBH")
+
+
+def policy_key(policy_id: int, direction: int, identity: int, slot: Slot) -> bytes:
+    """The key of one slot of a peer's trie; identity 0 is the any-peer trie."""
+    return _POLICY_KEY.pack(
+        FIXED_BITS + slot.prefix_bits, policy_id, identity, direction, slot.protocol, be16(slot.port)
+    )
+
+
+def policy_entry(slot: Slot, ruleset: int, *, any_peer: bool) -> bytes:
+    """The value of one slot. Traffic that needs a rule set and has none (`ruleset` 0) is refused."""
+    allowed = slot.value.effect == Effect.ALLOW and (slot.value.l7 is None or ruleset)
+    flags = 0 if allowed else PolicyFlags.DENY
+    rank = precedence(slot.value, any_peer=any_peer)
+    return _POLICY_ENTRY.pack(rank, slot.value.rule_id, ruleset, flags, slot.prefix_bits, 0)
+
+
+def ipcache_key(prefix: IPNetwork) -> bytes:
+    """The key of a prefix."""
+    length, raw = prefix_to_key(prefix)
+    return IpcacheKey(prefixlen=length, address=raw).pack()
+
+
+def ipcache_value(identity: int, tunnel: IPAddress | None) -> bytes:
+    """Who has a prefix, and behind which node."""
+    return RemoteEndpointInfo(identity=identity, tunnel_endpoint=to_bytes(tunnel) if tunnel else bytes(16)).pack()
+
+
+def u32(number: int) -> bytes:
+    """A bare 32-bit key or value."""
+    return struct.pack("<I", number)
+
+
+def service_key(address: IPAddress, port: int, protocol: int) -> bytes:
+    """The key of a frontend."""
+    return ServiceKey(address=to_bytes(address), port=be16(port), protocol=protocol, scope=0).pack()
+
+
+def service_info(service_id: int, backends: int) -> bytes:
+    """The value of a frontend."""
+    return ServiceInfo(service_id=service_id, backend_count=backends, flags=0, affinity_timeout=0).pack()
+
+
+def backend_key(service_id: int, slot: int) -> bytes:
+    """The key of a backend's slot."""
+    return BackendKey(service_id=service_id, slot=slot).pack()
+
+
+def backend_value(address: IPAddress, port: int, protocol: int) -> bytes:
+    """The value of a backend's slot."""
+    return Backend(address=to_bytes(address), port=be16(port), protocol=protocol, flags=0).pack()
+
+
+def revnat_value(address: IPAddress, port: int) -> bytes:
+    """The address that clients of a service know."""
+    return Revnat(address=to_bytes(address), port=be16(port), pad=0).pack()

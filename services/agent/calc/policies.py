@@ -1,0 +1,174 @@
+"""Policies in force: documents are read when they come, references followed, rejected versions kept out and reported.
+
+A document that cannot be read changes nothing: the last accepted version of that policy stays in force, and the status
+says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from services.agent.calc.services import Services
+from services.model.addresses import IPAddress, IPNetwork
+from services.model.objects import ObjectKey, PolicyObject, Service
+from services.policy.networkpolicy import read_prefix
+from services.policy.options import PolicyOptions
+from services.policy.problems import PolicyInvalid, Problem
+from services.policy.read import read_policy
+from services.policy.reader import Reader, join
+from services.policy.references import CidrGroup, has_references, resolve
+from services.policy.rules import Policy
+
+CIDR_GROUP = "CiliumCIDRGroup"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStatus:
+    """What became of a policy document."""
+
+    key: ObjectKey
+    in_force: bool
+    """Whether some version of it is enforced."""
+    revision: int
+    """Of the engine, when that version came into force; 0 where none is."""
+    problems: tuple[Problem, ...] = ()
+    """Why the newest version was rejected; an older one may still be in force."""
+    warnings: tuple[Problem, ...] = ()
+    origin: str = ""
+
+
+class Policies:
+    """Documents in, resolved policies out."""
+
+    def __init__(self, options: PolicyOptions, services: Services) -> None:
+        self._options = options
+        self._services = services
+        self._accepted: dict[ObjectKey, Policy] = {}
+        self._resolved: dict[ObjectKey, Policy] = {}
+        self._rejected: dict[ObjectKey, tuple[Problem, ...]] = {}
+        self._origins: dict[ObjectKey, str] = {}
+        self._revisions: dict[ObjectKey, int] = {}
+        self._groups: dict[str, CidrGroup] = {}
+        self._referring: set[ObjectKey] = set()
+        self._dirty: set[ObjectKey] = set()
+        self._by_namespace: dict[str, dict[ObjectKey, Policy]] = {}
+
+    def set_document(self, key: ObjectKey, source: PolicyObject | None) -> None:
+        """A policy document came, changed or went."""
+        if key.kind == CIDR_GROUP:
+            self._set_group(key, source)
+            return
+        self._rejected.pop(key, None)
+        if source is None:
+            self._accepted.pop(key, None)
+            self._origins.pop(key, None)
+            self._dirty.add(key)
+            return
+        self._origins[key] = source.origin
+        try:
+            policy = read_policy(source, self._options)
+        except PolicyInvalid as invalid:
+            self._rejected[key] = invalid.problems
+            return
+        self._accepted[key] = policy
+        self._dirty.add(key)
+
+    def settle(self, revision: int, *, references_moved: bool) -> list[tuple[Policy | None, Policy | None]]:
+        """(before, after) of every policy in force that changed, in order; references are followed anew if asked."""
+        dirty, self._dirty = self._dirty, set()
+        if references_moved:
+            dirty |= self._referring
+        changes = []
+        for key in sorted(dirty):
+            accepted = self._accepted.get(key)
+            before = self._resolved.pop(key, None)
+            self._referring.discard(key)
+            after = None
+            if accepted is not None:
+                if has_references(accepted):
+                    self._referring.add(key)
+                after = self._resolved[key] = resolve(accepted, self)
+            if before != after:
+                self._revisions[key] = revision
+                self._index(key, before, after)
+                changes.append((before, after))
+            if after is None:
+                self._revisions.pop(key, None)
+        return changes
+
+    def candidates(self, namespace: str | None) -> Iterable[Policy]:
+        """Policies that may apply to endpoints of a namespace, in a fixed order."""
+        spaces = {"", namespace or ""}
+        return [policy for space in sorted(spaces) for _, policy in sorted(self._by_namespace.get(space, {}).items())]
+
+    def in_force(self) -> Mapping[ObjectKey, Policy]:
+        """Every policy in force, references followed."""
+        return self._resolved
+
+    def revision(self, key: ObjectKey) -> int:
+        """When the version in force came into force."""
+        return self._revisions.get(key, 0)
+
+    def status(self) -> list[PolicyStatus]:
+        """What became of every document, sorted."""
+        keys = sorted({*self._accepted, *self._rejected})
+        return [
+            PolicyStatus(
+                key,
+                key in self._accepted,
+                self.revision(key),
+                self._rejected.get(key, ()),
+                self._accepted[key].warnings if key in self._accepted else (),
+                self._origins.get(key, ""),
+            )
+            for key in keys
+        ]
+
+    def services(self) -> Iterable[Service]:
+        return self._services.services()
+
+    def backends(self, service: Service) -> Iterable[IPAddress]:
+        return self._services.backends(service)
+
+    def cidr_groups(self) -> Iterable[CidrGroup]:
+        return self._groups.values()
+
+    def _index(self, key: ObjectKey, before: Policy | None, after: Policy | None) -> None:
+        # Subjects of namespaced policies are in their namespace; cluster-wide ones may be anywhere ('').
+        bucket = self._by_namespace.setdefault(key.namespace, {})
+        if before is not None:
+            bucket.pop(key, None)
+        if after is not None:
+            bucket[key] = after
+        if not bucket:
+            del self._by_namespace[key.namespace]
+
+    def _set_group(self, key: ObjectKey, source: PolicyObject | None) -> None:
+        self._rejected.pop(key, None)
+        self._dirty |= self._referring
+        if source is None:
+            self._groups.pop(key.name, None)
+            return
+        try:
+            self._groups[key.name] = read_cidr_group(source)
+        except PolicyInvalid as invalid:
+            self._rejected[key] = invalid.problems
+
+
+def read_cidr_group(source: PolicyObject) -> CidrGroup:
+    """Read a CiliumCIDRGroup; raises `PolicyInvalid`."""
+    reader = Reader()
+    spec = reader.mapping(source.document.get("spec"), "spec", frozenset({"externalCIDRs"}))
+    prefixes: list[IPNetwork] = []
+    for path, text in reader.items(spec, "externalCIDRs", "spec"):
+        prefix = read_prefix(reader, text, path)
+        if prefix is not None:
+            prefixes.append(prefix)
+    metadata: Mapping[str, Any] = reader.mapping(source.document.get("metadata"), "metadata")
+    labels_path = join("metadata", "labels")
+    labels = reader.mapping(metadata.get("labels"), labels_path)
+    pairs = tuple(sorted((key, reader.text(value, join(labels_path, key))) for key, value in labels.items()))
+    reader.finish()
+    return CidrGroup(source.key.name, tuple(prefixes), pairs)

@@ -1,0 +1,246 @@
+"""Groups of endpoints and their policy entries, kept right while identities and policies come and go.
+
+In: policies, identities and endpoints that changed. Out: changes of the policy map and the groups that have a new
+revision. Only what is affected is compiled: a changed policy reaches the groups that it selects or
+selected; a changed identity reaches the groups whose rules match it or matched it, one trie each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from services.agent.calc.binding import ANY_RULE, Capabilities, Program, bind, with_local_host
+from services.agent.calc.catalogue import Catalogue
+from services.agent.calc.group import ANY_IDENTITY, Group, GroupKey
+from services.agent.calc.identities import Identities, PrefixIdentities
+from services.agent.calc.ipcache import Ipcache
+from services.agent.calc.maps import policy_entry, policy_key
+from services.agent.calc.numbers import StableNumbers
+from services.agent.calc.peer_index import PeerIndex
+from services.agent.calc.policies import Policies
+from services.agent.calc.rulesets import Rulesets
+from services.agent.calc.sequencer import PolicyChanges
+from services.model.labels import POD_NAMESPACE, SOURCE_K8S
+from services.model.verdict import Direction
+from services.policy.compile import Effect, Slot, Template
+from services.policy.l7 import HttpRule
+from services.policy.peers import CidrPeer, IpBlockPeer, Party, Peer
+from services.policy.rules import Policy, Spec
+from services.policy.verdict import Mode, applying, is_closed, is_enforced
+
+
+class PolicyMaps:
+    """Owns the groups, the peer index and the HTTP rule sets."""
+
+    def __init__(
+        self, policies: Policies, identities: Identities, ipcache: Ipcache, mode: Mode, capabilities: Capabilities
+    ) -> None:
+        self._policies, self._identities, self._ipcache = policies, identities, ipcache
+        self._mode, self._capabilities = mode, capabilities
+        self.catalogue = Catalogue()
+        self.rulesets = Rulesets()
+        self.groups: dict[GroupKey, Group] = {}
+        self._index = PeerIndex()
+        self._prefixes = PrefixIdentities()
+        self._policy_ids = StableNumbers(1, (1 << 31) - 1)
+        self._users: dict[Peer, set[GroupKey]] = {}
+        self._rebind: set[GroupKey] = set()
+        self._changes = PolicyChanges()
+        self._touched: set[GroupKey] = set()
+
+    def join(self, key: GroupKey, endpoint: int) -> None:
+        """An endpoint obeys this group from now on."""
+        group = self.groups.get(key)
+        if group is None:
+            number = self._policy_ids.take(repr(key))
+            assert number is not None
+            group = self.groups[key] = Group(key, number)
+            self._rebind.add(key)
+        group.endpoints.add(endpoint)
+
+    def leave(self, key: GroupKey, endpoint: int) -> None:
+        """An endpoint does not obey this group any more; `settle` drops groups that nobody obeys."""
+        self.groups[key].endpoints.discard(endpoint)
+        self._rebind.add(key)
+
+    def policy_changed(self, before: Policy | None, after: Policy | None, revision: int) -> None:
+        """A policy came into force, changed or went."""
+        if after is not None:
+            self.catalogue.add(after, revision)
+        if before is not None:
+            self.catalogue.remove(before, after)
+        for group in self.groups.values():
+            if group.key not in self._rebind and self._concerns(group, before, after):
+                self._rebind.add(group.key)
+
+    def settle(self, revision: int) -> tuple[PolicyChanges, set[GroupKey]]:
+        """Compile what is dirty; (changes, groups whose entries are not what they were)."""
+        dead = [self.groups.pop(key) for key in sorted_keys(self._rebind) if not self.groups[key].endpoints]
+        rebound = [self.groups[key] for key in sorted_keys(self._rebind) if key in self.groups]
+        released: list[Peer] = []
+        programs = [(group, self._bind(group, released)) for group in rebound]
+        for group in dead:
+            released += self._drop(group)
+        self._release(released)
+        # Prefixes that came or went have changed what identities there are.
+        for number, _, party in self._identities.refresh():
+            self.identity_changed(number, party)
+        self._rebind = set()
+        for group, program in programs:
+            for direction, side in group.sides.items():
+                former = side.load(program[direction], self._index, self._identities.parties)
+                for number, template in former.items():
+                    self._emit(group, direction, number, template, side.templates.get(number, ()))
+        changes, self._changes = self._changes, PolicyChanges()
+        changes.rulesets = self.rulesets.settle(self._rulesets_in_use())
+        touched = {key for key in self._touched if key in self.groups} | {g.key for g in rebound if not g.revision}
+        self._touched = set()
+        for key in touched:
+            self.groups[key].revision = revision
+        return changes, touched
+
+    def identity_changed(self, number: int, party: Party | None) -> None:
+        """An identity came, changed or went."""
+        affected: set[GroupKey] = set()
+        for peer in self._index.update(number, party):
+            affected |= self._users.get(peer, set())
+        for key in sorted_keys(affected):
+            group = self.groups.get(key)
+            if group is None or key in self._rebind:
+                # What is about to be compiled from scratch sees the change anyway.
+                continue
+            for direction, side in group.sides.items():
+                former = side.update(number, self._index, party)
+                if former is not None:
+                    self._emit(group, direction, number, former, side.templates.get(number, ()))
+
+    def subject_changed(self, number: int) -> None:
+        """The labels of an identity became known or went: its own endpoints' rules change."""
+        self._rebind |= {key for key in self.groups if key.identity == number}
+
+    def desired(self) -> dict[bytes, bytes]:
+        """Everything that the policy map should hold."""
+        return {
+            policy_key(group.policy_id, direction, number, slot): self._value(slot, number)
+            for group in self.groups.values()
+            for direction, side in group.sides.items()
+            for number, template in side.templates.items()
+            for slot in template
+        }
+
+    def specs(self, key: GroupKey) -> list[tuple[Policy, Spec]]:
+        """The specs that select a group, in a fixed order."""
+        party = self._identities.parties.get(key.identity)
+        if party is None:
+            return []
+        namespace = party.view.value(SOURCE_K8S, POD_NAMESPACE)
+        return applying(self._policies.candidates(namespace), party)
+
+    def _bind(self, group: Group, released: list[Peer]) -> dict[Direction, Program]:
+        """Look up the group's rules anew and count the peers they name; those it named before go to `released`."""
+        party = self._identities.parties.get(group.key.identity)
+        specs = self.specs(group.key)
+        former = [peer for side in group.sides.values() for peer in side.program.peers()]
+        released += former
+        for peer in former:
+            self._users[peer].discard(group.key)
+        group.applied = {policy.key for policy, _ in specs}
+        programs: dict[Direction, Program] = {}
+        for direction in Direction:
+            programs[direction] = self._program(group, direction, party, specs)
+            for peer in programs[direction].peers():
+                self._acquire(peer, group.key)
+        return programs
+
+    def _program(
+        self, group: Group, direction: Direction, party: Party | None, specs: list[tuple[Policy, Spec]]
+    ) -> Program:
+        if party is None:
+            # An identity that nobody has told about yet: closed, until it is known what it may do.
+            group.enforced[direction], group.isolating[direction] = True, ()
+            return with_local_host(Program(), direction)
+        group.enforced[direction] = is_enforced(specs, direction, party, self._mode)
+        closing = [policy.key for policy, spec in specs if direction in spec.default_deny]
+        group.isolating[direction] = tuple(dict.fromkeys(closing))
+        if not group.enforced[direction]:
+            return Program((ANY_RULE,))
+        rules = [
+            (policy, rule, self.catalogue.number(policy.key, rule))
+            for policy, spec in specs
+            for rule in spec.rules
+            if rule.direction == direction
+        ]
+        program = bind(rules, direction, group.key.port_names(), self._capabilities)
+        if not is_closed(specs, direction, party, self._mode):
+            program = Program((*program.anyone, ANY_RULE), program.bound)
+        return with_local_host(program, direction)
+
+    def _drop(self, group: Group) -> list[Peer]:
+        """Remove a group that no endpoint obeys; the peers it named."""
+        peers = [peer for side in group.sides.values() for peer in side.program.peers()]
+        for direction, side in group.sides.items():
+            for number, template in side.templates.items():
+                for slot in template:
+                    self._changes.remains[policy_key(group.policy_id, direction, number, slot)] = None
+        for peer in peers:
+            self._users[peer].discard(group.key)
+        self._policy_ids.give_back(repr(group.key))
+        return peers
+
+    def _acquire(self, peer: Peer, key: GroupKey) -> None:
+        self._users.setdefault(peer, set()).add(key)
+        if self._index.acquire(peer) and isinstance(peer, CidrPeer | IpBlockPeer):
+            for prefix in peer.prefixes():
+                made = self._prefixes.acquire(prefix)
+                if made is not None:
+                    self._identities.set_labels(*made)
+                    self._ipcache.set_prefix(prefix, made[0])
+
+    def _release(self, peers: Iterable[Peer]) -> None:
+        for peer in peers:
+            if self._index.release(peer):
+                del self._users[peer]
+                if isinstance(peer, CidrPeer | IpBlockPeer):
+                    for prefix in peer.prefixes():
+                        gone = self._prefixes.release(prefix)
+                        if gone is not None:
+                            self._identities.set_labels(gone, None)
+                            self._ipcache.set_prefix(prefix, None)
+
+    def _concerns(self, group: Group, before: Policy | None, after: Policy | None) -> bool:
+        """Whether a changed policy selects the group, or did."""
+        if before is not None and before.key in group.applied:
+            return True
+        party = self._identities.parties.get(group.key.identity)
+        if after is None or party is None:
+            return False
+        if after.key.namespace not in {"", party.view.value(SOURCE_K8S, POD_NAMESPACE)}:
+            return False
+        return bool(applying([after], party))
+
+    def _rulesets_in_use(self) -> set[tuple[HttpRule, ...]]:
+        sides = (side for group in self.groups.values() for side in group.sides.values())
+        return {l7.http_rules() for side in sides for l7 in side.l7()}
+
+    def _emit(self, group: Group, direction: Direction, number: int, before: Template, after: Template) -> None:
+        """Write the difference of one identity's entries."""
+        self._touched.add(group.key)
+        kept = {(slot.protocol, slot.port, slot.bits) for slot in after}
+        known = set(before)
+        for slot in before:
+            if (slot.protocol, slot.port, slot.bits) not in kept:
+                self._changes.remove(policy_key(group.policy_id, direction, number, slot))
+        for slot in after:
+            if slot not in known:
+                key = policy_key(group.policy_id, direction, number, slot)
+                self._changes.put(key, self._value(slot, number), deny=slot.value.effect != Effect.ALLOW)
+
+    def _value(self, slot: Slot, number: int) -> bytes:
+        if slot.value.l7 is None:
+            return policy_entry(slot, 0, any_peer=number == ANY_IDENTITY)
+        return policy_entry(slot, self.rulesets.take(slot.value.l7.http_rules()) or 0, any_peer=number == ANY_IDENTITY)
+
+
+def sorted_keys(keys: Iterable[GroupKey]) -> list[GroupKey]:
+    """A fixed order, so that the same updates give the same changes."""
+    return sorted(keys, key=lambda key: (key.identity, key.ports))

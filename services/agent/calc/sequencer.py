@@ -1,0 +1,79 @@
+"""In which order changes reach the kernel: the only place that knows.
+
+While changes are being written every packet must meet either the old or the new verdict:
+
+1. HTTP rule sets, because entries name them by number.
+2. Service backends, then reverse translations, then frontends: a frontend never counts a slot that is not there.
+3. Policy entries, denies first, before any address means an identity that they are about.
+4. The address table, both ways: an address moves from one fully policed identity to another in one write.
+5. Removals of policy entries of living groups, now that nothing new relies on them.
+6. Endpoints: the new revision makes connections ask again, so all that they may find must be in place, and what they
+   must not find must be gone.
+7. What is left behind: frontends, then their translations and backends; endpoints' addresses; entries of dead groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from services.agent.calc.maps import Change, HttpRulesets, MapName, Put, Remove
+from services.agent.calc.table import Table
+
+
+@dataclass(slots=True)
+class PolicyChanges:
+    """Changes of the policy map; the last word about a key counts."""
+
+    puts: dict[bytes, tuple[bytes, bool]] = field(default_factory=dict)
+    """key -> (value, whether it denies)"""
+    removals: dict[bytes, None] = field(default_factory=dict)
+    """Of groups that live on."""
+    remains: dict[bytes, None] = field(default_factory=dict)
+    """Of groups that are gone: their endpoints must have left them first."""
+    rulesets: HttpRulesets | None = None
+
+    def put(self, key: bytes, value: bytes, *, deny: bool) -> None:
+        """The map shall hold this."""
+        self.removals.pop(key, None)
+        self.puts[key] = (value, deny)
+
+    def remove(self, key: bytes) -> None:
+        """The map shall not hold this."""
+        self.puts.pop(key, None)
+        self.removals[key] = None
+
+    def written(self) -> list[Change]:
+        """What is put, denies first: between two writes too much may be denied, never too much allowed."""
+        return [
+            Put("policy", key, value)
+            for first in (True, False)
+            for key, (value, deny) in self.puts.items()
+            if deny is first
+        ]
+
+
+def _removed(keys: Iterable[bytes]) -> list[Change]:
+    return [Remove("policy", key) for key in keys]
+
+
+def sequence(
+    policy: PolicyChanges,
+    ipcache: tuple[list[Change], list[Change]],
+    endpoints: dict[MapName, Table],
+    services: dict[MapName, Table],
+) -> list[Change]:
+    """One list, safe to apply from the front."""
+    backend = {name: table.take() for name, table in services.items()}
+    local = {name: table.take() for name, table in endpoints.items()}
+    ordered: list[Change] = [policy.rulesets] if policy.rulesets else []
+    ordered += backend["backends"][0] + backend["revnat"][0] + backend["services"][0]
+    ordered += policy.written()
+    ordered += ipcache[0]
+    ordered += ipcache[1]
+    ordered += _removed(policy.removals)
+    ordered += local["endpoints"][0] + local["endpoint_addrs"][0] + local["endpoint_ifs"][0]
+    ordered += backend["services"][1] + backend["revnat"][1] + backend["backends"][1]
+    ordered += local["endpoint_ifs"][1] + local["endpoint_addrs"][1] + local["endpoints"][1]
+    ordered += _removed(policy.remains)
+    return ordered
