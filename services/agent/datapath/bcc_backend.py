@@ -28,7 +28,7 @@ def compile_text(text: str, source_dir: Path, cflags: tuple[str, ...] = ()) -> C
         flags = ["-w", "-D__LINUX_BPF_H__", f"-I{tree}/include", "-I/usr/include", f"-I/usr/include/{_triplet()}"]
         try:
             module = BPF(text=text, cflags=[*flags, *cflags])
-        except Exception as error:  # noqa: BLE001  BCC raises bare Exception
+        except Exception as error:  # BCC raises nothing more specific
             raise Internal(f"the datapath does not compile: {error} (messages above)") from error
         return _extract(lib, module.module)
 

@@ -120,12 +120,8 @@ def _verify(compiled: CompiledObject, descriptors: dict[str, int]) -> dict[str, 
 def _fill_tail_calls(array: int, programs: dict[str, int]) -> None:
     for slot in TailCall:
         fd = programs.get(slot.program)
-        if fd is None:
-            continue
-        key = syscall.ctypes.create_string_buffer(struct.pack("I", slot))
-        value = syscall.ctypes.create_string_buffer(struct.pack("I", fd))
-        attr = struct.pack("IIQQQ", array, 0, syscall.address(key), syscall.address(value), 0)
-        syscall.bpf(syscall.Cmd.MAP_UPDATE_ELEM, attr)
+        if fd is not None:
+            syscall.map_update(array, struct.pack("I", slot), struct.pack("I", fd))
 
 
 def main() -> int:

@@ -51,8 +51,10 @@ class Loaded:
 async def load(config: LoaderConfig, timeout_s: float = 60.0) -> Loaded:
     """Compile, load and pin in a child. Raises Internal with the compiler's or verifier's words, Unavailable when the
     child hangs or dies without an answer. On error everything pinned is as it was."""
-    repository = str(Path(__file__).resolve().parents[3])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([repository, os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(SOURCE_DIR.parent), os.environ.get("PYTHONPATH", "")]),
+    }
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -87,6 +87,12 @@ def map_create(kind: int, key_size: int, value_size: int, max_entries: int, flag
     return bpf(Cmd.MAP_CREATE, attr)
 
 
+def map_update(fd: int, key: bytes, value: bytes) -> None:
+    """Write one entry."""
+    k, v = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+    bpf(Cmd.MAP_UPDATE_ELEM, struct.pack("IIQQQ", fd, 0, address(k), address(v), 0))
+
+
 def prog_load(name: str, instructions: bytes, program_type: int = PROG_TYPE_SCHED_CLS, log_size: int = 0) -> int:
     """Load a program. Raises OSError; with `log_size` its text ends with the verifier's last words."""
     code = ctypes.create_string_buffer(instructions, len(instructions))

@@ -1,0 +1,27 @@
+"""What differs between nodes (`bpf/lib/config.h`)."""
+
+from __future__ import annotations
+
+import ctypes
+
+from services.agent.abi.layout import Address, Struct
+from services.model.addresses import V4_MAPPED_PREFIX
+
+HAIRPIN_IPV4 = V4_MAPPED_PREFIX + bytes([169, 254, 42, 1])
+HAIRPIN_IPV6 = bytes.fromhex("fd63696c696174650000000000000001")
+"""Source addresses of a pod's packets to itself through its own Service; they never leave the node."""
+
+
+class DatapathConfig(Struct):
+    """`struct datapath_config`, 56 bytes, the only entry of map `config`."""
+
+    _fields_ = [
+        ("update_interval_ns", ctypes.c_uint64),
+        ("overlay_ifindex", ctypes.c_uint32),
+        ("world_ipv4", ctypes.c_uint32),
+        ("world_ipv6", ctypes.c_uint32),
+        ("tunnel_port", ctypes.c_uint16),
+        ("flags", ctypes.c_uint16),
+        ("hairpin_ipv4", Address),
+        ("hairpin_ipv6", Address),
+    ]

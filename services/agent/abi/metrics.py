@@ -1,0 +1,24 @@
+"""Packet counters (`bpf/lib/metrics.h`) and lost events (`bpf/lib/events.h`), both per CPU."""
+
+from __future__ import annotations
+
+import ctypes
+
+from services.agent.abi.layout import Struct
+
+
+class Metric(Struct):
+    """`struct metric`, 16 bytes."""
+
+    _fields_ = [("packets", ctypes.c_uint64), ("bytes", ctypes.c_uint64)]
+
+
+REASONS = 256
+METRICS_ENTRIES = 3 * REASONS
+LOST_ENTRIES = 8
+"""Index of map `lost`: `events.EventType`."""
+
+
+def metric_index(direction: int, reason: int = 0) -> int:
+    """Index of map `metrics`: direction 0 (unknown), 1 ingress, 2 egress; reason 0 = forwarded."""
+    return direction * REASONS + reason

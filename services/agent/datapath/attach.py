@@ -1,0 +1,178 @@
+"""Hooks and devices by netlink (pyroute2): tc filters, the VXLAN device, routes to remote pods.
+
+A filter is replaced in place (same priority and handle), so there is never a moment without one. Everything is
+idempotent and survives the agent.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from services.agent.datapath import syscall
+from services.agent.datapath.maps import translate
+from services.common.errors import CiliateError, Conflict, Denied, Internal, NotFound
+from services.model.addresses import IPAddress, IPNetwork
+
+INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
+"""The two parents of a clsact qdisc: the kernel's directions, not policy's."""
+PRIORITY = 1
+HANDLE = 1
+VXLAN = "ciliate_vxlan"
+OVERHEAD4, OVERHEAD6 = 50, 70
+"""Bytes that VXLAN adds over IPv4 and IPv6."""
+_NOARP = 0x80
+_UP = 0x1
+_SCOPE_LINK = 253
+_PROTOCOL = 99
+"""Marks our routes (rtm_protocol), so that a sweep touches no others."""
+
+
+def _netlink_error(error: NetlinkError, what: str) -> CiliateError:
+    message = f"{what}: {os.strerror(error.code)}"
+    if error.code in (errno.ENODEV, errno.ENOENT, errno.EINVAL):
+        return NotFound(message)
+    if error.code in (errno.EPERM, errno.EACCES):
+        return Denied(f"{message}; the agent needs root")
+    return Conflict(message) if error.code == errno.EEXIST else Internal(message)
+
+
+@asynccontextmanager
+async def netlink() -> AsyncIterator[Any]:
+    """A netlink socket of the current network namespace; its errors leave as ours."""
+    async with AsyncIPRoute() as ipr:
+        yield ipr
+
+
+async def _clsact(ipr: Any, ifindex: int) -> None:
+    try:
+        await ipr.tc("add", "clsact", index=ifindex)
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise _netlink_error(error, f"clsact on interface {ifindex}") from error
+
+
+async def _replace_filter(ipr: Any, ifindex: int, parent: int, program: Path) -> None:
+    try:
+        fd = syscall.obj_get(program)
+    except OSError as error:
+        raise translate(error, f"program {program}") from error
+    try:
+        await ipr.tc(
+            "replace-filter",
+            "bpf",
+            index=ifindex,
+            handle=HANDLE,
+            parent=parent,
+            prio=PRIORITY,
+            fd=fd,
+            name=program.name,
+            direct_action=True,
+        )
+    except NetlinkError as error:
+        raise _netlink_error(error, f"attaching {program.name} to interface {ifindex}") from error
+    finally:
+        os.close(fd)
+
+
+async def attach_endpoint(ifindex: int, progs: Path) -> None:
+    """Put (or replace) the hooks on the host side of a pod's veth. `progs`: folder of pinned programs.
+
+    The way out of the pod comes last: until both are there, nothing enters that would not be checked.
+    """
+    async with netlink() as ipr:
+        await _clsact(ipr, ifindex)
+        await _replace_filter(ipr, ifindex, EGRESS, progs / "to_endpoint")
+        await _replace_filter(ipr, ifindex, INGRESS, progs / "from_endpoint")
+
+
+async def attach_overlay(ifindex: int, progs: Path) -> None:
+    """Put (or replace) the hooks on the VXLAN device."""
+    async with netlink() as ipr:
+        await _clsact(ipr, ifindex)
+        await _replace_filter(ipr, ifindex, EGRESS, progs / "to_overlay")
+        await _replace_filter(ipr, ifindex, INGRESS, progs / "from_overlay")
+
+
+async def detach(ifindex: int) -> None:
+    """Take both hooks away, with the qdisc; an interface without them is a success."""
+    async with netlink() as ipr:
+        try:
+            await ipr.tc("del", "clsact", index=ifindex)
+        except NetlinkError as error:
+            if error.code not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
+                raise _netlink_error(error, f"clsact on interface {ifindex}") from error
+
+
+async def ensure_vxlan(name: str = VXLAN, port: int = 8472, mtu: int = 1450) -> int:
+    """The VXLAN device in external mode (the programs say per packet where to), up. Returns its index.
+
+    One of another kind or port is replaced. No ARP: there is one "neighbour", the overlay.
+    """
+    async with netlink() as ipr:
+        index = await _existing_vxlan(ipr, name, port)
+        try:
+            if index is None:
+                await ipr.link(
+                    "add",
+                    ifname=name,
+                    kind="vxlan",
+                    vxlan_port=port,
+                    vxlan_collect_metadata=1,
+                    vxlan_learning=0,
+                    vxlan_udp_zero_csum6_rx=1,
+                )
+                index = (await ipr.link_lookup(ifname=name))[0]
+            await ipr.link("set", index=index, mtu=mtu, flags=_UP | _NOARP, change=_UP | _NOARP)
+        except NetlinkError as error:
+            raise _netlink_error(error, f"overlay device {name}") from error
+    return int(index)
+
+
+async def _existing_vxlan(ipr: Any, name: str, port: int) -> int | None:
+    found = await ipr.link_lookup(ifname=name)
+    if not found:
+        return None
+    link = (await ipr.link("get", index=found[0]))[0]
+    info = link.get_attr("IFLA_LINKINFO")
+    data = info.get_attr("IFLA_INFO_DATA") if info else None
+    if data is not None and info.get_attr("IFLA_INFO_KIND") == "vxlan" and data.get_attr("IFLA_VXLAN_PORT") == port:
+        return int(found[0])
+    await ipr.link("del", index=found[0])
+    return None
+
+
+async def ensure_routes(ifindex: int, routes: Mapping[IPNetwork, IPAddress | None]) -> None:
+    """Send the node's own packets for remote pods to the overlay: prefix -> source address (the node's) or None.
+
+    Routes on the device that are not wanted any more are removed.
+    """
+    async with netlink() as ipr:
+        for family in (4, 6):
+            wanted = {str(net): source for net, source in routes.items() if net.version == family}
+            for destination in await _present_routes(ipr, ifindex, family):
+                if destination not in wanted:
+                    await ipr.route("del", dst=destination, oif=ifindex, proto=_PROTOCOL)
+            for destination, source in wanted.items():
+                options: dict[str, Any] = {"prefsrc": str(source)} if source is not None else {}
+                if family == 4:
+                    options["scope"] = _SCOPE_LINK
+                try:
+                    await ipr.route("replace", dst=destination, oif=ifindex, proto=_PROTOCOL, **options)
+                except NetlinkError as error:
+                    raise _netlink_error(error, f"route to {destination}") from error
+
+
+async def _present_routes(ipr: Any, ifindex: int, family: int) -> list[str]:
+    return [
+        f"{route.get_attr('RTA_DST')}/{route['dst_len']}"
+        async for route in await ipr.route("dump", family=2 if family == 4 else 10)
+        if route["proto"] == _PROTOCOL and route.get_attr("RTA_OIF") == ifindex
+    ]

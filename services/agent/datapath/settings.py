@@ -1,0 +1,40 @@
+"""Writing the node's settings into the datapath's `config` map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.agent.abi.config import HAIRPIN_IPV4, HAIRPIN_IPV6, DatapathConfig
+from services.agent.abi.layout import be16
+from services.agent.datapath.maps import PinnedMap
+from services.model.identity import Reserved
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the datapath has to know of its node."""
+
+    overlay_ifindex: int = 0
+    """The VXLAN device; 0 = no overlay."""
+    tunnel_port: int = 8472
+    dual_stack: bool = True
+    """Whether the outside is `world-ipv4` and `world-ipv6`, or just `world`."""
+    update_interval_s: float = 10.0
+    """Between two reports of a live connection; 0 = none."""
+
+    def pack(self) -> bytes:
+        """`struct datapath_config`."""
+        return DatapathConfig(
+            update_interval_ns=int(self.update_interval_s * 1e9),
+            overlay_ifindex=self.overlay_ifindex,
+            world_ipv4=Reserved.WORLD_IPV4 if self.dual_stack else Reserved.WORLD,
+            world_ipv6=Reserved.WORLD_IPV6 if self.dual_stack else Reserved.WORLD,
+            tunnel_port=be16(self.tunnel_port),
+            hairpin_ipv4=HAIRPIN_IPV4,
+            hairpin_ipv6=HAIRPIN_IPV6,
+        ).pack()
+
+
+def configure(config_map: PinnedMap, settings: Settings) -> None:
+    """Take effect at the next packet."""
+    config_map.update(bytes(4), settings.pack())
