@@ -48,7 +48,7 @@ class EtcdServer:
 
     @property
     def endpoint(self) -> str:
-        """"host:port" for clients."""
+        """ "host:port" for clients."""
         return f"127.0.0.1:{self._client_port}"
 
     @property
@@ -122,6 +122,9 @@ class EtcdServer:
             f"--listen-peer-urls={peer}",
             f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster=ciliate={peer}",
+            # A member without peers has nobody to wait for: it elects itself after the election timeout.
+            "--heartbeat-interval=20",
+            "--election-timeout=200",
             # The service resumes watches over hours; etcd keeps all history unless told otherwise.
             "--auto-compaction-mode=periodic",
             "--auto-compaction-retention=1h",

@@ -28,11 +28,11 @@ class Journal:
     def __len__(self) -> int:
         return len(self._changes)
 
-    def append(self, revision: int, changes: Iterable[Change]) -> None:
-        """Note what happened up to and including `revision`."""
-        for change in changes:
+    def append(self, revision: int, changes: Iterable[tuple[int, Change]]) -> None:
+        """Note what happened up to and including `revision`: changes with their own revisions, in order."""
+        for when, change in changes:
             self._changes.append(change)
-            self._revisions.append(revision)
+            self._revisions.append(when)
         self.head = max(self.head, revision)
         # Trimmed in lumps: deleting from the front of a list costs its length.
         if len(self._changes) > self._limit + self._limit // 4:
@@ -48,7 +48,7 @@ class Journal:
         """
         if revision > self.head + 1:
             self._gaps.append((self.head, revision))
-        self.append(revision, changes)
+        self.append(revision, ((revision, change) for change in changes))
 
     def restart(self, revision: int) -> None:
         """Begin anew at `revision` of another history; every cursor becomes void."""

@@ -126,8 +126,8 @@ class Mirror:
         self._advanced()
 
     async def _read_with_past(self, mark: int) -> tuple[State, int]:
-        past = mark - self._backlog
-        if self._backlog and past > 0:
+        past = max(1, mark - self._backlog)
+        if self._backlog:
             try:
                 return await self._read(past), past
             except Compacted:
@@ -153,8 +153,8 @@ class Mirror:
                     raise Unavailable(f"this etcd is at revision {batch.revision}, the cluster was at {mark} already")
                 self._connected()
             else:
-                changes = [change for event in batch.events if (change := self.state.apply(event))]
-                self.journal.append(batch.revision, changes)
+                changes = ((event.mod_revision, self.state.apply(event)) for event in batch.events)
+                self.journal.append(batch.revision, [(when, change) for when, change in changes if change])
             if self.journal.head >= mark:
                 self.loaded.set()
             self._advanced()

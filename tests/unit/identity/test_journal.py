@@ -65,13 +65,13 @@ def test_every_covered_cursor_ends_at_the_truth(events: list[Event], limit: int,
     journal.begin(0)
     for event in events[:start]:
         change = state.apply(event)
-        journal.append(event.mod_revision, [change] if change else [])
+        journal.append(event.mod_revision, [(event.mod_revision, change)] if change else [])
     if gap:
         journal.jump(start + gap, difference(truth[start], truth[start + gap]))
         state = truth[start + gap]
     for event in events[start + gap :]:
         change = state.apply(event)
-        journal.append(event.mod_revision, [change] if change else [])
+        journal.append(event.mod_revision, [(event.mod_revision, change)] if change else [])
 
     assert len(journal) <= limit + limit // 4
     for cursor in range(len(events) + 1):
@@ -89,7 +89,7 @@ def test_a_cursor_inside_a_gap_is_refused_but_its_edges_are_not() -> None:
 def test_trimming_raises_the_floor() -> None:
     journal = Journal(4)
     for revision in range(1, 7):
-        journal.append(revision, [IdentityChange(300 + revision, "k8s:a;")])
+        journal.append(revision, [(revision, IdentityChange(300 + revision, "k8s:a;"))])
     assert (len(journal), journal.floor, journal.head) == (4, 2, 6)
     assert not journal.covers(1)
     assert [change[0] for change in journal.since(4)] == [305, 306]
@@ -97,7 +97,7 @@ def test_trimming_raises_the_floor() -> None:
 
 def test_another_history_voids_everything() -> None:
     journal = Journal(4)
-    journal.append(7, [IdentityChange(300, "k8s:a;")])
+    journal.append(7, [(7, IdentityChange(300, "k8s:a;"))])
     journal.restart(3)
     assert (journal.history, journal.head, journal.floor, len(journal)) == (1, 3, 3, 0)
 
