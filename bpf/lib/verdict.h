@@ -77,8 +77,13 @@ INLINE void ct_fill(struct ct_entry *entry, struct pkt_ctx *ctx, const struct en
 											  ctx->tcp_flags;
 	entry->match_type = d->match_type;
 	entry->drop_reason = 0;
-	entry->nat_address = ctx->service_address;
-	entry->nat_port = ctx->service_port;
+	if (ctx->service_id) {
+		entry->nat_address = ctx->service_address;
+		entry->nat_port = ctx->service_port;
+	} else {
+		entry->nat_address = (struct addr){};
+		entry->nat_port = 0;
+	}
 	entry->nat_slot = 0;
 	entry->pad = 0;
 	entry->expires_ns = now + ct_timeout(entry, ctx->protocol);
