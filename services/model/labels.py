@@ -66,7 +66,8 @@ class Label:
         """
         if not text or len(text.encode()) > MAX_LABEL_LENGTH:
             raise LabelError(f"label {text[:80]!r}: must be 1 to {MAX_LABEL_LENGTH} bytes long")
-        if any(not character.isprintable() or character.isspace() for character in text):
+        # The space is the one white-space character that counts as printable.
+        if not text.isprintable() or " " in text:
             raise LabelError(f"label {text[:80]!r}: holds white space or an unprintable character")
         if text.startswith("$"):
             text = f"{SOURCE_RESERVED}:{text[1:]}"
