@@ -56,7 +56,8 @@ def parse(text: str, origin: str, namespace: str = "default") -> list[Manifest]:
     each as `file:line: field: what is wrong; the fix`.
     """
     try:
-        nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
+        nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+        documents = [yaml.SafeLoader("").construct_document(node) for node in nodes]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{origin}:{mark.line + 1}" if mark else origin
@@ -65,8 +66,9 @@ def parse(text: str, origin: str, namespace: str = "default") -> list[Manifest]:
         raise Invalid(f"{origin}: not YAML: {error}") from error
     problems: list[str] = []
     found: list[Manifest] = []
-    for node in nodes:
-        document = yaml.SafeLoader("").construct_document(node)
+    for node, document in zip(nodes, documents, strict=True):
+        if document is None:  # nothing between two `---`
+            continue
         mistakes = [
             f"{origin}:{line_of(node, path)}: {'.'.join(map(str, path)) or 'document'}: {message}"
             for path, message in _mistakes(document)
