@@ -1,0 +1,34 @@
+"""The demonstration as a test: one sandbox of two nodes, every check of it a test of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+
+import pytest
+from rich.console import Console
+
+from services.sandbox.demo import LEFTOVERS, demonstrate
+from services.sandbox.scenario import CHECKS, Check, Result
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[Check, Result]:
+    """What the demonstration found; one run for all tests."""
+    shown = Console(file=io.StringIO(), width=160)
+    found = asyncio.run(demonstrate(shown, f"e2e-{os.getpid()}"))
+    return {result.check: result for result in found}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("check", [*CHECKS, LEFTOVERS], ids=str)
+def test_check(check: Check, results: dict[Check, Result]) -> None:
+    assert check in results, "the check was not run"
+    assert results[check].ok, f"expected {check.expected}, got {results[check].got}"
+
+
+def test_nothing_was_checked_that_is_not_declared(results: dict[Check, Result]) -> None:
+    assert set(results) == {*CHECKS, LEFTOVERS}

@@ -1,0 +1,196 @@
+"""A sandbox driven from separate shells, as a person would; also one that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.sandbox import netns, state
+from services.sandbox.processes import recorded
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "deploy" / "examples" / "my-webapp"
+NAME = f"shell-{os.getpid()}"
+
+
+def ciliate(*arguments: str, check: bool = True, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `ciliate` in a process of its own."""
+    environment = {**os.environ, "CILIATE_SANDBOX": NAME}
+    result = subprocess.run(
+        [sys.executable, "-m", "services.cli", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        input=text,
+        check=False,
+        timeout=100,
+    )
+    assert not check or result.returncode == 0, f"{arguments}: {result.stdout}{result.stderr}"
+    assert "Traceback" not in result.stderr, result.stderr
+    return result
+
+
+def asked(*arguments: str) -> Any:
+    """The JSON that a command prints."""
+    return json.loads(ciliate(*arguments, "-o", "json").stdout)
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
+    """The condition's first true value, within a bound."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sandbox() -> Iterator[None]:
+    """One sandbox with the example for all tests here."""
+    try:
+        ciliate("sandbox", "up")
+        ciliate("sandbox", "apply", "-f", str(EXAMPLE))
+        yield
+    finally:
+        ciliate("sandbox", "down", check=False)
+        paths = state.Paths(NAME)
+        left = [*netns.existing(paths.netns_prefix), *(each for each in (paths.root, paths.bpffs) if each.exists())]
+        assert not left
+
+
+def test_the_pods_are_there_and_ready() -> None:
+    pods = asked("sandbox", "status")["pods"]
+    assert len([pod for pod in pods if pod["owner"] == "my-webapp"]) == 3
+    assert {pod["node"] for pod in pods} == {"node1", "node2"}
+    assert all(pod["ready"] and pod["pid"] for pod in pods)
+    assert "my-webapp" in ciliate("sandbox", "status").stdout
+    assert NAME in ciliate("sandbox", "list").stdout
+
+
+def test_exec_is_the_programs_own_status_and_output() -> None:
+    url = "http://my-webapp-svc/api/v1/users"
+    allowed = ciliate("sandbox", "exec", "frontend", "--", "curl", "-s", url)
+    assert "URI: /api/v1/users" in allowed.stdout
+    refused = ciliate("sandbox", "exec", "frontend", "--", "curl", "-sf", "http://my-webapp-svc/", check=False)
+    assert refused.returncode == 22  # curl's word for an HTTP error
+    dropped = ciliate("sandbox", "exec", "visitor", "--", "curl", "-s", "--connect-timeout", "1", url, check=False)
+    assert dropped.returncode == 28  # and for a time-out
+    missing = ciliate("sandbox", "exec", "nobody", "--", "true", check=False)
+    assert missing.returncode == 1
+    assert "pods there: frontend-" in missing.stderr
+
+
+def test_status_says_that_everything_works() -> None:
+    found = asked("status")
+    assert found["ok"] is True
+    assert [node["node"] for node in found["nodes"]] == ["node1", "node2"]
+    assert all(node["ready"] for node in found["nodes"])
+    assert "SERVING" in ciliate("status").stdout
+
+
+def test_endpoints_identities_policies_services() -> None:
+    endpoints = asked("endpoint", "list")
+    assert len(endpoints) == 6
+    web = next(each for each in endpoints if each["pod"].startswith("my-webapp"))
+    assert web["ingress_enforced"]
+    one = asked("endpoint", "get", f"default/{web['pod']}")
+    assert one["identity"] == web["identity"]
+    assert "k8s:app=my-webapp" in asked("identity", "get", str(web["identity"]))["labels"]
+    labels = [label for each in asked("identity", "list") for label in each["labels"]]
+    assert "k8s:role=frontend" in labels
+    (names,) = ({each["name"] for each in asked("policy", "list")},)
+    assert names == {"deny-all-ingress-to-webapp"}
+    policy = asked("policy", "get", web["pod"])
+    http = [rule for entry in policy["entries"] for rule in entry["http_rules"]]
+    assert any("/api/v1/users" in rule for rule in http)
+    services = {each["name"]: each for each in asked("service", "list")}
+    assert len(services["my-webapp-svc"]["ports"][0]["backends"]) == 3
+    unknown = ciliate("endpoint", "get", "default/nobody", check=False)
+    assert unknown.returncode == 1
+    assert "ciliate endpoint list" in unknown.stderr
+    for words in (["endpoint", "list"], ["identity", "list"], ["policy", "list"], ["service", "list"]):
+        assert "my-webapp" in ciliate(*words).stdout or words[0] == "identity"
+
+
+@pytest.mark.parametrize("name", ["policy", "ct", "ipcache", "lb"])
+def test_kernel_maps_are_shown(name: str) -> None:
+    ciliate("sandbox", "exec", "frontend", "--", "curl", "-s", "http://my-webapp-svc/api/v1/users")
+    assert asked("bpf", name, "list")
+    assert "node1" in ciliate("bpf", name, "list", "--node", "node1").stdout
+
+
+def test_observe_tells_who_and_why() -> None:
+    ciliate("sandbox", "exec", "visitor", "--", "curl", "-s", "-m", "1", "http://my-webapp-svc/", check=False)
+    arguments = ["observe", "--from-pod", "visitor", "--verdict", "DROPPED", "--last", "5"]
+    text = eventually(lambda: ciliate(*arguments).stdout)
+    assert "deny-all-ingress-to-webapp" in text
+    lines = [json.loads(line) for line in ciliate(*arguments, "-o", "json").stdout.splitlines()]
+    assert all(line["flow"]["verdict"] == "DROPPED" for line in lines)
+    assert ciliate("observe", "--pod", "no-such-pod").stdout == ""
+    assert ciliate("observe", "--last", "3", "-o", "table").stdout.startswith("TIMESTAMP")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n  containers:\n  - image: redis:7\n",
+            "image: the sandbox",
+        ),
+        ("apiVersion: v1\nkind: Nonsense\nmetadata: {name: p}\n", "standard input:2: kind"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_a_bad_manifest_is_refused_with_its_place(text: str, words: str) -> None:
+    result = ciliate("sandbox", "apply", "-f", "-", text=text, check=False)
+    assert result.returncode == 1
+    assert words in result.stderr
+
+
+def test_scaling_and_deleting_follow() -> None:
+    manifest = (EXAMPLE / "clients.yaml").read_text().split("---")[1]
+    ciliate("sandbox", "apply", "-f", "-", text=manifest.replace("replicas: 1", "replicas: 2"))
+    assert len([pod for pod in asked("sandbox", "status")["pods"] if pod["owner"] == "visitor"]) == 2
+    ciliate("sandbox", "apply", "-f", "-", text=manifest)
+    left = eventually(
+        lambda: len([pod for pod in asked("sandbox", "status")["pods"] if pod["owner"] == "visitor"]) == 1
+    )
+    assert left
+    assert len(asked("endpoint", "list")) == 6
+
+
+def test_a_second_one_of_the_name_is_refused() -> None:
+    result = ciliate("sandbox", "up", check=False)
+    assert result.returncode == 1
+    assert "is running already" in result.stderr
+
+
+def test_what_a_killed_sandbox_leaves_is_cleared_and_another_one_is_left_alone() -> None:
+    name = f"killed-{os.getpid()}"
+    paths = state.Paths(name)
+    try:
+        ciliate("sandbox", "up", "--name", name, "--nodes", "1")
+        children = recorded(paths.ledger)
+        os.kill(state.load(name).pid, signal.SIGKILL)
+        assert eventually(lambda: not state.load(name).alive)
+        assert "is not running" in ciliate("sandbox", "status", "--name", name, check=False).stderr
+        assert netns.existing(paths.netns_prefix)
+        assert "what it left is removed" in ciliate("sandbox", "down", "--name", name).stdout
+    finally:
+        ciliate("sandbox", "down", "--name", name, check=False)
+    assert not netns.existing(paths.netns_prefix)
+    assert not paths.root.exists()
+    assert not paths.bpffs.exists()
+    assert eventually(lambda: not [pid for pid, begun in children if state.start_time(pid) == begun])
+    assert asked("status")["ok"] is True
