@@ -20,15 +20,15 @@ class StableNumbers:
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def take(self, name: str, avoid: frozenset[int] = frozenset()) -> int | None:
+    def take(self, name: str) -> int | None:
         """The number of a name, now and until it is given back; None when all are taken."""
         known = self._numbers.get(name)
         if known is not None:
             return known
         start = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") % self._size
-        for step in range(min(self._size, len(self._names) + len(avoid) + 1)):
+        for step in range(min(self._size, len(self._names) + 1)):
             number = self._low + (start + step) % self._size
-            if number not in self._names and number not in avoid:
+            if number not in self._names:
                 self._numbers[name] = number
                 self._names[number] = name
                 return number

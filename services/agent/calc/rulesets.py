@@ -1,7 +1,8 @@
 """HTTP rule sets and their numbers (1..1023), which policy entries carry.
 
-A number that is not used any more is kept for one more round: entries that name it are removed after the tables are
-written, and it must not mean something else in between.
+The tables are written before the policy entries that name them, and entries that name a former rule set are removed
+after that. So a rule set that nothing uses any more stays in the tables for one more writing, and its number is free only
+then: it never means something else while an old entry names it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Rulesets:
     def __init__(self) -> None:
         self._numbers = StableNumbers(1, MAX_RULESETS)
         self._used: dict[Rules, int] = {}
-        self._retired: dict[int, Rules] = {}
+        self._retired: dict[Rules, int] = {}
         self._grown = False
 
     def take(self, rules: Rules) -> int | None:
@@ -28,24 +29,28 @@ class Rulesets:
         known = self._used.get(rules)
         if known is not None:
             return known
-        number = self._numbers.take(repr(rules), frozenset(self._retired))
+        if rules in self._retired:
+            self._used[rules] = self._retired.pop(rules)
+            return self._used[rules]
+        number = self._numbers.take(repr(rules))
         if number is not None:
             self._used[rules] = number
             self._grown = True
         return number
 
     def settle(self, used: set[Rules]) -> HttpRulesets | None:
-        """Drop rule sets that nothing uses; what the datapath must know now, None where it knows enough."""
+        """Retire rule sets that nothing uses; what the datapath must know now, None where it knows enough."""
         for rules in [rules for rules in self._used if rules not in used]:
-            self._retired[self._used.pop(rules)] = rules
-            self._numbers.give_back(repr(rules))
+            self._retired[rules] = self._used.pop(rules)
         if not self._grown:
             return None
         self._grown = False
         change = HttpRulesets(self.desired())
+        for rules in self._retired:
+            self._numbers.give_back(repr(rules))
         self._retired = {}
         return change
 
     def desired(self) -> dict[int, Rules]:
         """Everything that the datapath should know."""
-        return {**{number: rules for rules, number in self._used.items()}, **self._retired}
+        return {number: rules for rules, number in [*self._used.items(), *self._retired.items()]}
