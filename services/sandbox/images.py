@@ -152,7 +152,7 @@ def check_images(document: Mapping[str, Any], origin: str) -> list[str]:
     spec, path = document["spec"], "spec"
     if document["kind"] == "Deployment":
         spec, path = spec["template"]["spec"], "spec.template.spec"
-    container, where = spec["containers"][0], f"{origin}: {path}.containers.0"
+    container, where = spec["containers"][0], f"{origin}: {path}.containers[0]"
     image = image_of(container["image"], f"{where}.image")
     if container.get("command") and image is not _SHELL:
         words = shlex.join(str(word) for word in container["command"])

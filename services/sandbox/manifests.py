@@ -1,6 +1,6 @@
 """Reading manifests that people wrote: text in, checked objects out, errors with file, line and field.
 
-Pure. What a policy means is not judged here: that is the agents' business.
+Pure. Policies are read by the agents' own reader, so that one that they would refuse is refused here, at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 import yaml
 
 from services.common.errors import Invalid
-from services.model.objects import ObjectKey
+from services.model.objects import ObjectKey, PolicyObject
+from services.policy.problems import PolicyInvalid
+from services.policy.read import KINDS, read_policy
 
 Document = dict[str, Any]
 """A Kubernetes object as its manifest says it."""
@@ -32,6 +34,7 @@ CLUSTER_SCOPED = frozenset({"Namespace", "CiliumClusterwideNetworkPolicy"})
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_STEP = re.compile(r"\[(\d+)\]|\[['\"](.*?)['\"]\]|([^.\[\]]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +73,13 @@ def parse(text: str, origin: str, namespace: str = "default") -> list[Manifest]:
         if document is None:  # nothing between two `---`
             continue
         mistakes = [
-            f"{origin}:{line_of(node, path)}: {'.'.join(map(str, path)) or 'document'}: {message}"
+            f"{origin}:{line_of(node, path)}: {path_text(path) or 'document'}: {message}"
             for path, message in _mistakes(document)
         ]
         problems += mistakes
         if not mistakes:
-            document = _with_defaults(document, namespace)
-            found.append(Manifest(key_of(document), document, f"{origin}:{node.start_mark.line + 1}"))
+            whole = _with_defaults(document, namespace)
+            found.append(Manifest(key_of(whole), whole, f"{origin}:{node.start_mark.line + 1}"))
     if problems:
         raise Invalid("\n".join(problems))
     return found
@@ -97,6 +100,19 @@ def line_of(node: yaml.Node, path: Sequence[str | int]) -> int:
         else:
             break
     return int(line) + 1
+
+
+def path_text(path: Sequence[str | int]) -> str:
+    """`spec.containers[0].image`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def _path_steps(text: str) -> tuple[str | int, ...]:
+    """Inverse of `path_text`, for the paths that the policy reader reports: `spec.ingress[0].a['b.c/d']`."""
+    steps: list[str | int] = []
+    for index, quoted, plain in _STEP.findall(text):
+        steps.append(int(index) if index else quoted or plain)
+    return tuple(steps)
 
 
 def _with_defaults(document: Document, namespace: str) -> Document:
@@ -126,7 +142,9 @@ def _mistakes(document: Any) -> Iterator[_Mistake]:
     yield from _metadata_mistakes(document.get("metadata"), ("metadata",), needs_name=True)
     if kind == "Namespace":
         return
-    if kind in {"Pod", "Service", "Deployment"} and not isinstance(document.get("spec"), dict):
+    if kind in KINDS:
+        yield from _policy_mistakes(document)
+    elif kind in {"Pod", "Service", "Deployment"} and not isinstance(document.get("spec"), dict):
         yield ("spec",), "is missing; it must be a mapping"
     elif kind == "Deployment":
         yield from _deployment_mistakes(document["spec"])
@@ -134,6 +152,18 @@ def _mistakes(document: Any) -> Iterator[_Mistake]:
         yield from _pod_mistakes(document["spec"], ("spec",))
     elif kind == "Service":
         yield from _service_mistakes(document["spec"])
+
+
+def _policy_mistakes(document: Document) -> Iterator[_Mistake]:
+    metadata = document.get("metadata")
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
+        return  # told already
+    namespace = "" if document["kind"] in CLUSTER_SCOPED else str(metadata.get("namespace") or "default")
+    try:
+        read_policy(PolicyObject(ObjectKey(document["kind"], namespace, metadata["name"]), document))
+    except PolicyInvalid as error:
+        for problem in error.problems:
+            yield _path_steps(problem.path), problem.message
 
 
 def _metadata_mistakes(metadata: Any, path: tuple[str | int, ...], *, needs_name: bool) -> Iterator[_Mistake]:

@@ -35,14 +35,14 @@ def test_an_unknown_image_is_an_error_that_names_the_field_and_the_known_ones() 
     with pytest.raises(Invalid) as caught:
         check_images(pod("redis:7"), "app.yaml:3")
     message = str(caught.value)
-    assert message.startswith("app.yaml:3: spec.containers.0.image: ")
+    assert message.startswith("app.yaml:3: spec.containers[0].image: ")
     assert "'redis:7'" in message
     assert "nginxdemos/hello" in message
 
 
 def test_a_deployment_names_the_field_in_its_template() -> None:
     document = {"kind": "Deployment", "spec": {"template": {"spec": pod("redis")["spec"]}}}
-    with pytest.raises(Invalid, match=r"spec\.template\.spec\.containers\.0\.image"):
+    with pytest.raises(Invalid, match=r"spec\.template\.spec\.containers\[0\]\.image"):
         check_images(document, "f")
 
 
@@ -59,7 +59,7 @@ def test_a_shell_runs_its_command_and_waits_without_one() -> None:
 
 
 def test_a_command_for_a_server_image_is_refused() -> None:
-    with pytest.raises(Invalid, match=r"containers\.0\.command: 'sh -c true' cannot be run"):
+    with pytest.raises(Invalid, match=r"containers\[0\]\.command: 'sh -c true' cannot be run"):
         check_images(pod("nginx", command=["sh", "-c", "true"]), "f")
 
 

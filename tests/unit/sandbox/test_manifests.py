@@ -68,8 +68,8 @@ def test_empty_documents_are_skipped_and_origin_names_the_line() -> None:
         (("replicas: 2", "replicas: two"), 6, "spec.replicas", "whole number"),
         (("matchLabels: {app: web}", "matchLabels: {app: other}"), 7, "spec.selector.matchLabels", "does not select"),
         (("{app: web}}\n    spec", "{app: 7}}\n    spec"), 9, "spec.template.metadata.labels.app", "no label value"),
-        (("image: nginx", "imagine: nginx"), 12, "spec.template.spec.containers.0.image", "is missing"),
-        (("containerPort: 80", "containerPort: 80000"), 14, "spec.template.spec.containers.0.ports.0", "1 to 65535"),
+        (("image: nginx", "imagine: nginx"), 12, "spec.template.spec.containers[0].image", "is missing"),
+        (("containerPort: 80", "containerPort: 80000"), 14, "spec.template.spec.containers[0].ports[0]", "1 to 65535"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -97,5 +97,17 @@ def test_a_service_with_several_ports_names_each() -> None:
     text = (
         "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  ports:\n  - {port: 1, name: a}\n  - {port: 2}\n"
     )
-    with pytest.raises(Invalid, match=r"f:7: spec.ports.1.name: is missing"):
+    with pytest.raises(Invalid, match=r"f:7: spec.ports\[1\].name: is missing"):
         parse(text, "f")
+
+
+def test_a_policy_that_agents_would_refuse_is_refused_with_its_line() -> None:
+    text = (EXAMPLE / "policy.yaml").read_text()
+    with pytest.raises(Invalid) as caught:
+        parse(
+            text.replace('path: "/api/v1/users"', 'path: "/api/(v1"').replace("protocol: TCP", "protocol: TPC"),
+            "p.yaml",
+        )
+    protocol, *_, path = str(caught.value).splitlines()
+    assert protocol.startswith("p.yaml:18: spec.ingress[0].toPorts[0].ports[0].protocol: ")
+    assert path.startswith("p.yaml:22: spec.ingress[0].toPorts[0].rules.http[0].path: ")
