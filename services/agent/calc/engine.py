@@ -47,6 +47,8 @@ from services.model.objects import (
 from services.model.verdict import Direction
 from services.policy.l7 import HttpRule
 from services.policy.options import PolicyOptions
+from services.policy.peers import Party
+from services.policy.rules import Policy
 from services.policy.verdict import Mode
 
 DEFAULT_SOURCES = frozenset({"objects", "identities"})
@@ -180,6 +182,10 @@ class Engine:
         """The labels of an identity, None where it is not known."""
         return self._identities.labels(number)
 
+    def parties(self) -> Mapping[int, Party]:
+        """Every identity as policy sees it, as of the last flush: for explaining verdicts."""
+        return self._identities.parties
+
     def service_name(self, service_id: int) -> tuple[str, str] | None:
         """(namespace, name) of the Service behind a datapath service id."""
         return self._services.name_of(service_id)
@@ -207,6 +213,15 @@ class Engine:
             for key in (group.isolating.get(direction, ()) if group else ())
             if key in in_force
         )
+
+    def policies(self) -> Mapping[ObjectKey, Policy]:
+        """Every policy in force."""
+        return self._policies.in_force()
+
+    def selecting(self, endpoint_id: int) -> frozenset[ObjectKey]:
+        """The policies with a rule set that selects an endpoint, as of the last flush."""
+        group = self._group(endpoint_id)
+        return frozenset(group.applied) if group else frozenset()
 
     def _group(self, endpoint_id: int) -> Group | None:
         key = self._groups.get(endpoint_id)
