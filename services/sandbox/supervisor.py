@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -80,11 +81,15 @@ class Sandbox:
         if self._driver is not None:
             self._driver.cancel()
             await asyncio.gather(self._driver, return_exceptions=True)
-        await asyncio.gather(*(self._stop_pod(pod) for pod in list(self.kubelet.pods.values())))
-        await self.cluster.stop()
-        await self.processes.stop_all()
-        self.kubelet.close()
-        await sweep.remove(self.name)
+        async with AsyncExitStack() as steps:  # a step that fails keeps none of the others from being taken
+            steps.push_async_callback(sweep.remove, self.name)
+            steps.callback(self.kubelet.close)
+            steps.push_async_callback(self.processes.stop_all)
+            steps.push_async_callback(self.cluster.stop)
+            pods = list(self.kubelet.pods.values())
+            ends = await asyncio.gather(*(self._stop_pod(pod) for pod in pods), return_exceptions=True)
+            if failed := [str(end) for end in ends if isinstance(end, BaseException)]:
+                self._log.warning("pods did not end as they should", errors=failed)
 
     def apply(self, manifests: Sequence[Manifest]) -> list[str]:
         """Create or replace objects; agents see them at once, pods follow. Raises `Invalid`, `Conflict`."""

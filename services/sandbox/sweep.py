@@ -41,9 +41,9 @@ async def remove(name: str) -> None:
     """Remove everything of the sandbox `name`. Its supervisor must be dead, or be the caller."""
     paths = state.Paths(name)
     end_recorded(paths.ledger)
-    await netns.destroy(paths.netns_prefix)
     shutil.rmtree(paths.bpffs, ignore_errors=True)
-    shutil.rmtree(paths.root, ignore_errors=True)
+    await netns.destroy(paths.netns_prefix)
+    shutil.rmtree(paths.root, ignore_errors=True)  # last: while it is there, the next start tries again
 
 
 async def claim(name: str) -> state.SandboxState:
