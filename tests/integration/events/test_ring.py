@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from bench.kernel_events import FORCE_WAKEUP, KernelEvents
+from bench._kernel_events import FORCE_WAKEUP, KernelEvents
 from services.agent.abi.events import EVENT_VERSION, FLOW_EVENT, HTTP_EVENT
 from services.agent.events.pipeline import FlowPipeline, PipelineConfig
 from services.agent.events.reader import RingReader
