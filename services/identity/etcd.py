@@ -19,6 +19,7 @@ from aetcd import rpc
 
 from services.common.errors import CiliateError, Internal, Unavailable
 from services.common.tls import TlsFiles
+from services.identity.batch import Batcher, Transaction
 from services.identity.keys import KeyRange
 from services.identity.store import (
     Absent,
@@ -74,6 +75,7 @@ class EtcdStore:
         self._tls, self._timeout = tls, timeout
         self._channels: list[grpc.aio.Channel] = []
         self._current = 0
+        self._batcher = Batcher(self._send)
 
     async def __aenter__(self) -> Self:
         self._channels = [self._open(endpoint) for endpoint in self._endpoints]
@@ -82,6 +84,7 @@ class EtcdStore:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._batcher.close()
         for channel in self._channels:
             await channel.close()
 
@@ -95,17 +98,16 @@ class EtcdStore:
         self, compares: Sequence[Compare], then: Sequence[Put | Delete], otherwise: Sequence[bytes] = ()
     ) -> Outcome:
         """See `Store`."""
-        request = rpc.TxnRequest(
-            compare=[_compare(compare) for compare in compares],
-            success=[_operation(write) for write in then],
-            failure=[rpc.RequestOp(request_range=rpc.RangeRequest(key=key)) for key in otherwise],
-        )
-        answer = await self._call(rpc.KVStub, "Txn", request)
-        found = {}
-        if not answer.succeeded:
-            kvs = (kv for response in answer.responses for kv in response.response_range.kvs)
-            found = {kv.key: _entry(kv) for kv in kvs}
-        return Outcome(answer.succeeded, answer.header.revision, found)
+        return await self._batcher.transact(Transaction(compares, then, otherwise))
+
+    async def _send(self, transactions: Sequence[Transaction]) -> list[Outcome]:
+        """One request for all of them; what `Batcher` relies on."""
+        if len(transactions) == 1:
+            answer = await self._call(rpc.KVStub, "Txn", _transaction(transactions[0]))
+            return [_outcome(answer, answer.header.revision)]
+        nested = [rpc.RequestOp(request_txn=_transaction(transaction)) for transaction in transactions]
+        answer = await self._call(rpc.KVStub, "Txn", rpc.TxnRequest(success=nested))
+        return [_outcome(response.response_txn, answer.header.revision) for response in answer.responses]
 
     async def page(self, keys: KeyRange, revision: int = 0, limit: int = 0) -> Page:
         """See `Store`. Reads are linearizable."""
@@ -211,6 +213,22 @@ def _event(event: Any) -> Event:
 
 def _entry(kv: Any) -> Entry:
     return Entry(kv.key, kv.value, kv.mod_revision, kv.lease)
+
+
+def _transaction(transaction: Transaction) -> Any:
+    return rpc.TxnRequest(
+        compare=[_compare(compare) for compare in transaction.compares],
+        success=[_operation(write) for write in transaction.then],
+        failure=[rpc.RequestOp(request_range=rpc.RangeRequest(key=key)) for key in transaction.otherwise],
+    )
+
+
+def _outcome(answer: Any, revision: int) -> Outcome:
+    found: dict[bytes, Entry] = {}
+    if not answer.succeeded:
+        kvs = (kv for response in answer.responses for kv in response.response_range.kvs)
+        found = {kv.key: _entry(kv) for kv in kvs}
+    return Outcome(answer.succeeded, revision, found)
 
 
 def _compare(compare: Compare) -> Any:
