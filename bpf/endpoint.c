@@ -132,9 +132,12 @@ INLINE int handle_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 			if (reason)
 				return -reason;
 		}
-		ct_key_set(ctx, true);
-		if (service)
+		if (service) {
+			ct_key_set(ctx, true);
 			entry = ct.lookup(&ctx->key);
+		} else {
+			ctx->key.scope = CT_SCOPE_CONNECTION;
+		}
 	}
 	return send_from_endpoint(skb, ctx, src, entry);
 }

@@ -136,7 +136,7 @@ INLINE void ct_key_set_inner(struct pkt_ctx *ctx, bool sends)
 }
 
 /* TCP only: flags, handshake time, retransmissions. `way` 0 = original direction. */
-INLINE void ct_account_tcp(const struct pkt_ctx *ctx, struct ct_entry *entry, u32 way)
+INLINE void ct_account_tcp(struct pkt_ctx *ctx, struct ct_entry *entry, u32 way)
 {
 	u8 tcp = ctx->tcp_flags;
 	u32 end = ctx->tcp_seq + ctx->payload_len + (tcp & TCP_SYN ? 1 : 0) + (tcp & TCP_FIN ? 1 : 0);
@@ -149,12 +149,12 @@ INLINE void ct_account_tcp(const struct pkt_ctx *ctx, struct ct_entry *entry, u3
 			entry->retransmits += 1;
 	}
 	if (unlikely(entry->handshake_ns && way == (entry->direction == DIR_EGRESS))) {
-		entry->rtt_us = (bpf_ktime_get_ns() - entry->handshake_ns) / 1000;
+		entry->rtt_us = (precise_now(ctx) - entry->handshake_ns) / 1000;
 		entry->handshake_ns = 0;
 	}
 	if (unlikely(tcp & (TCP_SYN | TCP_FIN | TCP_RST))) {
 		if ((tcp & TCP_SYN) && way == (entry->direction == DIR_INGRESS))
-			entry->handshake_ns = bpf_ktime_get_ns();
+			entry->handshake_ns = precise_now(ctx);
 		if (tcp & TCP_FIN)
 			entry->flags |= way ? CT_F_FIN_REPLY : CT_F_FIN_ORIGINAL;
 		if (tcp & TCP_RST)
@@ -162,7 +162,7 @@ INLINE void ct_account_tcp(const struct pkt_ctx *ctx, struct ct_entry *entry, u3
 	}
 }
 
-INLINE void ct_account(const struct pkt_ctx *ctx, struct ct_entry *entry, bool original)
+INLINE void ct_account(struct pkt_ctx *ctx, struct ct_entry *entry, bool original)
 {
 	u32 way = original ? 0 : 1;
 

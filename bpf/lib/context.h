@@ -85,7 +85,8 @@ struct pkt_ctx {
 	struct addr service_address; /* with service_id: what the client addressed */
 	u16 service_port;
 	u16 pad;
-	u64 now_ns; /* coarse monotonic clock */
+	u64 now_ns;     /* coarse monotonic clock (a few ms) */
+	u64 precise_ns; /* the exact one, read at most once per packet; 0: not yet */
 	u64 events; /* emitted by this CPU: every so many wake the reader */
 };
 
@@ -96,4 +97,12 @@ INLINE struct pkt_ctx *pkt_context(void)
 	u32 zero = 0;
 
 	return scratch.lookup(&zero);
+}
+
+/* For times that end up in records. */
+INLINE u64 precise_now(struct pkt_ctx *ctx)
+{
+	if (!ctx->precise_ns)
+		ctx->precise_ns = bpf_ktime_get_ns();
+	return ctx->precise_ns;
 }

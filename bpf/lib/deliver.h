@@ -25,7 +25,7 @@ INLINE int drop_packet(struct __sk_buff *skb, struct pkt_ctx *ctx, int reason)
 		return TC_ACT_SHOT;
 	}
 	__builtin_memset(e, 0, sizeof(*e));
-	event_header_fill(&e->header, EVENT_DROP, endpoint_id);
+	event_header_at(&e->header, EVENT_DROP, endpoint_id, precise_now(ctx));
 	if (ctx->family) {
 		e->connection.saddr = ctx->saddr;
 		e->connection.daddr = ctx->daddr;

@@ -99,7 +99,7 @@ INLINE u64 wakeup_flags(struct pkt_ctx *ctx)
 	return (ctx->events & (EVENTS_PER_WAKEUP - 1)) ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP;
 }
 
-INLINE void event_header_fill(struct event_header *header, u8 type, u32 endpoint_id)
+INLINE void event_header_at(struct event_header *header, u8 type, u32 endpoint_id, u64 time_ns)
 {
 	header->type = type;
 	header->subtype = 0;
@@ -107,5 +107,10 @@ INLINE void event_header_fill(struct event_header *header, u8 type, u32 endpoint
 	header->flags = 0;
 	header->endpoint_id = endpoint_id;
 	header->cpu = bpf_get_smp_processor_id();
-	header->time_ns = bpf_ktime_get_ns();
+	header->time_ns = time_ns;
+}
+
+INLINE void event_header_fill(struct event_header *header, u8 type, u32 endpoint_id)
+{
+	event_header_at(header, type, endpoint_id, bpf_ktime_get_ns());
 }

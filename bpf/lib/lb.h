@@ -51,6 +51,11 @@ HASH_MAP(backends, struct backend_key, struct backend, 262144);
 /* For people and tools: which address a service id stands for. Packets take it from conntrack. */
 HASH_MAP(revnat, u32, struct revnat, 65536);
 
+INLINE u64 service_timeout(const struct pkt_ctx *ctx)
+{
+	return ctx->protocol == PROTO_TCP ? CT_TIMEOUT_TCP : CT_TIMEOUT_OTHER;
+}
+
 INLINE struct backend *backend_at(u32 service_id, u32 slot)
 {
 	struct backend_key key = { .service_id = service_id, .slot = slot };
@@ -93,18 +98,13 @@ INLINE bool keeps_backend(struct pkt_ctx *ctx, const struct ct_entry *chosen)
 	return live && !answered && backend_is(backend_at(chosen->service_id, chosen->nat_slot), chosen);
 }
 
-/* Choose a backend and remember it under ctx->key. NULL with *reason 0: not a Service. */
-INLINE struct ct_entry *choose_backend(struct pkt_ctx *ctx, int *reason)
+/* Choose a backend and remember it under ctx->key. NULL and *reason when there is none. */
+INLINE struct ct_entry *choose_backend(struct pkt_ctx *ctx, const struct service_info *service, int *reason)
 {
-	struct service_key key = { .address = ctx->daddr, .port = ctx->dport, .protocol = ctx->protocol };
-	struct service_info *service = services.lookup(&key);
 	struct ct_entry *entry;
 	struct backend *b;
 	u32 slot, zero = 0;
 
-	*reason = 0;
-	if (!service)
-		return NULL;
 	*reason = DROP_SERVICE_BACKEND_NOT_FOUND;
 	ctx->service_id = service->service_id;
 	if (!service->backend_count)
@@ -116,7 +116,7 @@ INLINE struct ct_entry *choose_backend(struct pkt_ctx *ctx, int *reason)
 		return NULL;
 	__builtin_memset(entry, 0, sizeof(*entry));
 	entry->created_ns = ctx->now_ns;
-	entry->expires_ns = ctx->now_ns + (ctx->protocol == PROTO_TCP ? CT_TIMEOUT_TCP : CT_TIMEOUT_OTHER);
+	entry->expires_ns = ctx->now_ns + service_timeout(ctx);
 	entry->service_id = service->service_id;
 	entry->endpoint_id = ctx->src_endpoint;
 	entry->direction = DIR_EGRESS;
@@ -124,29 +124,39 @@ INLINE struct ct_entry *choose_backend(struct pkt_ctx *ctx, int *reason)
 	entry->nat_port = b->port;
 	entry->nat_slot = slot;
 	*reason = DROP_CT_MAP_INSERTION_FAILED;
-	if (ct.update(&ctx->key, entry))
-		return NULL;
-	*reason = 0;
-	return entry;
+	return ct.update(&ctx->key, entry) ? NULL : entry;
 }
 
 /* If the packet goes to a Service: ctx->service_* say to which, `*to` and `*port` to which backend instead. Returns 1
- * for a Service, 0 for none, or a negative drop reason. ctx->key is spoilt. */
+ * for a Service, 0 for none, or a negative drop reason. ctx->key is spoilt.
+ *
+ * Packets that may open something ask the Services first, which is all that a connection to elsewhere pays; packets
+ * inside a TCP connection ask conntrack alone, so that they outlive their Service. */
 INLINE int service_backend(struct pkt_ctx *ctx, struct addr *to, u16 *port)
 {
+	bool inside = ctx->protocol == PROTO_TCP && !(ctx->flags & CTX_F_SYN);
+	struct service_info *service = NULL;
 	struct ct_entry *chosen;
 	int reason;
 
+	if (!inside) {
+		struct service_key key = { .address = ctx->daddr, .port = ctx->dport, .protocol = ctx->protocol };
+
+		service = services.lookup(&key);
+		if (!service)
+			return 0;
+	}
 	ctx->key.scope = CT_SCOPE_SERVICE;
 	chosen = ct.lookup(&ctx->key);
-	if (!chosen || !keeps_backend(ctx, chosen)) {
-		chosen = choose_backend(ctx, &reason);
+	if (chosen && keeps_backend(ctx, chosen)) {
+		ctx->service_id = chosen->service_id;
+		chosen->expires_ns = ctx->now_ns + service_timeout(ctx);
+	} else if (service) {
+		chosen = choose_backend(ctx, service, &reason);
 		if (!chosen)
 			return -reason;
 	} else {
-		ctx->service_id = chosen->service_id;
-		chosen->expires_ns =
-			ctx->now_ns + (ctx->protocol == PROTO_TCP ? CT_TIMEOUT_TCP : CT_TIMEOUT_OTHER);
+		return 0;
 	}
 	ctx->service_address = ctx->daddr;
 	ctx->service_port = ctx->dport;

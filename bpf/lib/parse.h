@@ -393,6 +393,7 @@ INLINE int parse_packet(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	ctx->dst_endpoint = 0;
 	ctx->ip_len = skb->len - L3_OFF;
 	ctx->now_ns = bpf_ktime_get_coarse_ns();
+	ctx->precise_ns = 0;
 	ctx->family = 0;
 	if (unlikely(skb->vlan_present))
 		return DROP_UNSUPPORTED_L3_PROTOCOL;

@@ -40,7 +40,7 @@ INLINE void emit_flow(struct pkt_ctx *ctx, struct ct_entry *entry, u8 type, u8 d
 		count_lost(type);
 		return;
 	}
-	event_header_fill(&e->header, type, entry->endpoint_id);
+	event_header_at(&e->header, type, entry->endpoint_id, precise_now(ctx));
 	fill_connection(&e->connection, ctx, entry);
 	e->connection.drop_reason = drop_reason;
 	e->packets[0] = entry->packets[0];

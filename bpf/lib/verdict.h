@@ -45,7 +45,7 @@ INLINE struct decision decide(const struct pkt_ctx *ctx, const struct endpoint_i
 INLINE void ct_fill(struct ct_entry *entry, struct pkt_ctx *ctx, const struct endpoint_info *ep, u8 direction,
 		    u32 peer_identity, u32 peer_endpoint, const struct decision *d)
 {
-	u64 now = bpf_ktime_get_ns();
+	u64 now = precise_now(ctx);
 	bool tcp = ctx->protocol == PROTO_TCP;
 
 	entry->created_ns = now;

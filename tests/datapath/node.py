@@ -95,7 +95,7 @@ class Pod:
 class Node:
     """See the module."""
 
-    def __init__(self, cache_dir: Path, links: int = 4, ct: int = 4096) -> None:
+    def __init__(self, cache_dir: Path, links: int = 4, **sizes: int) -> None:
         self.name = f"clt{os.getpid()}d{next(_serial)}"
         self.root = Path("/sys/fs/bpf/ciliate") / self.name
         self._maps: dict[str, PinnedMap] = {}
@@ -107,7 +107,7 @@ class Node:
             for i in range(links):
                 sh("ip", "link", "add", f"host{i}", "type", "veth", "peer", "name", f"pod{i}", netns=self.name)
             self.ifindexes = [self._ifindex(f"host{i}") for i in range(links)]
-            self.loaded = self._load(cache_dir, ct)
+            self.loaded = self._load(cache_dir, sizes)
         except BaseException:
             self.close()
             raise
@@ -116,8 +116,9 @@ class Node:
     def _ifindex(self, name: str) -> int:
         return int(sh("ip", "-o", "link", "show", name, netns=self.name).split(":")[0])
 
-    def _load(self, cache_dir: Path, ct: int) -> Loaded:
-        sizes = {"ct": ct, "events": 1 << 20, "http_events": 1 << 18, "policy": 4096, "ipcache": 4096}
+    def _load(self, cache_dir: Path, sizes: dict[str, int]) -> Loaded:
+        small = {"ct": 4096, "events": 1 << 20, "http_events": 1 << 18, "policy": 4096, "ipcache": 4096}
+        sizes = small | sizes
         return asyncio.run(load(LoaderConfig(root=str(self.root), cache_dir=str(cache_dir), max_entries=sizes)))
 
     def close(self) -> None:
