@@ -54,9 +54,7 @@ class Agent:
         source = parties.intern(
             Party(V4_MAPPED_PREFIX + b"\x0a\0\0\x01", 1001, ("k8s:app=" + pod,), "default", pod, cluster="default")
         )
-        target = parties.intern(
-            Party(V4_MAPPED_PREFIX + b"\x0a\0\0\x02", 1002, ("k8s:app=server",), "default", "server")
-        )
+        server = Party(V4_MAPPED_PREFIX + b"\x0a\0\0\x02", 1002, ("k8s:app=server",), "default", "server")
         policy = PolicyRef("CiliumNetworkPolicy", "default", "allow")
         columns: dict[str, Any] = {
             "time_ns": time_ns + np.arange(rows) * MILLISECOND,
