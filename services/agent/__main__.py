@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 from services.agent.app import run as run_agent
@@ -20,7 +21,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     log.configure("ciliate-agent", config.log_level, config.log_format == "json")
-    return run(run_agent(config))
+    return run(run_agent(config), asyncio.new_event_loop)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,10 @@ class Config(BaseConfig):
     )
     pod_cidr4: str = Field("", description="this node's IPv4 pod range; empty = no IPv4")
     pod_cidr6: str = Field("", description="this node's IPv6 pod range; empty = no IPv6")
+    cluster_pod_cidr: list[str] = Field(
+        default_factory=list,
+        description="pod ranges of the whole cluster, for the node's own routes; empty = a route per remote pod",
+    )
     mtu: int = Field(0, description="MTU of pod interfaces; 0 = the device's, less the overlay's headers")
     overlay_device: str = Field("ciliate_vxlan", description="name of the VXLAN interface")
     tunnel_port: int = Field(8472, description="UDP port of the overlay", ge=1, le=65535)
@@ -64,8 +68,9 @@ class Config(BaseConfig):
             raise ValueError("objects_dir is needed with source: folder")
         if not self.pod_ranges:
             raise ValueError("pod_cidr4 or pod_cidr6 is needed")
-        if not self.addresses:
-            raise ValueError("node_address is needed")
+        # Both are parsed here so that a typo is an error of the configuration, not of a later moment.
+        assert self.addresses is not None
+        assert self.cluster_ranges is not None
         return self
 
     @property
@@ -74,6 +79,11 @@ class Config(BaseConfig):
         four = parse_ranges([self.pod_cidr4] if self.pod_cidr4 else [], "pod_cidr4")
         six = parse_ranges([self.pod_cidr6] if self.pod_cidr6 else [], "pod_cidr6")
         return four + six
+
+    @property
+    def cluster_ranges(self) -> tuple[IPNetwork, ...]:
+        """The whole cluster's pod ranges, where they were given."""
+        return parse_ranges(self.cluster_pod_cidr, "cluster_pod_cidr")
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:

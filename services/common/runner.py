@@ -112,8 +112,12 @@ class GrpcServer:
                 os.unlink(path)
 
 
-def run(main: Coroutine[Any, Any, None]) -> int:
+def run(
+    main: Coroutine[Any, Any, None], new_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+) -> int:
     """Run `main` until it ends, raises, or SIGTERM / SIGINT arrives. Returns the exit code.
+
+    `new_loop`: asyncio's own loop for processes that speak netlink, which uvloop's sockets cannot.
 
     0 = ended or was told to; 1 = a `CiliateError`, printed as one line. Anything else is a defect and is raised.
     """
@@ -127,7 +131,7 @@ def run(main: Coroutine[Any, Any, None]) -> int:
         await main
 
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
             runner.run(root())
     except (asyncio.CancelledError, KeyboardInterrupt):
         return 0

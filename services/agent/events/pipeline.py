@@ -130,6 +130,11 @@ class FlowPipeline:
             self._metrics.read(len(flows), len(requests))
         return taken
 
+    def add(self, records: Array) -> None:
+        """Take `FLOW_EVENT` records that did not come through the ring: closes of connections that were collected."""
+        self._enricher.refresh(time.monotonic_ns())
+        self._keep(records, records[:0])
+
     def count_losses(self) -> None:
         """Tell what the kernel could not write since the last call."""
         for cpu, events in self._lost.news():

@@ -34,14 +34,12 @@ class Source(Protocol):
     @property
     def name(self) -> str: ...
 
-    def updates(self) -> AsyncIterator[Update]: ...
-
-
-class Reporting(Protocol):
-    """What a source has to complain about, for the status page: where -> what. Empty = healthy."""
-
     @property
-    def errors(self) -> Mapping[str, str]: ...
+    def errors(self) -> Mapping[str, str]:
+        """What it has to complain about: where -> what. Empty = healthy."""
+        ...
+
+    def updates(self) -> AsyncIterator[Update]: ...
 
 
 def subject(update: Update) -> Hashable:

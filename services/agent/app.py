@@ -1,0 +1,272 @@
+"""The agent's wiring, all of it.
+
+    folder | kubernetes ──┐
+    identity service ─────┼──▶ Mailbox ──▶ Driver ──▶ Engine (pure) ──▶ DatapathSink ──▶ pinned maps
+    endpoints (CNI, disk) ┘                  │                                                ▲
+        ▲      │                             ├─▶ EndpointManager (labels, address rows)       │ loader child
+        │      └─▶ veth, tc programs         └─▶ OverlayRoutes                                │ (compile, verify, pin)
+    cni.sock                                                                                  │
+                          rings, conntrack ──▶ FlowPipeline ──▶ relay, hubble.sock       tc programs ◀── packets
+    agent.sock ──▶ AgentService ──▶ Knowledge (engine + endpoints + identities)
+
+Start: load programs (pinned maps are reused) ─ restore endpoints from disk ─ every source complete ─ maps reconciled ─
+programs attached ─ ready. Whenever the agent dies, the kernel goes on with what it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from prometheus_client import CollectorRegistry
+
+import services
+from services.agent import node
+from services.agent.abi.endpoints import MAX_ENDPOINTS
+from services.agent.calc.engine import Engine
+from services.agent.config import Config
+from services.agent.datapath.gc import ConntrackCollector
+from services.agent.datapath.loader_client import Loaded
+from services.agent.datapath.maps import PinnedMap
+from services.agent.datapath.sink import DatapathSink
+from services.agent.driver import Driver
+from services.agent.endpoints.ipam import Ipam
+from services.agent.endpoints.links import Links
+from services.agent.endpoints.manager import SOURCE as ENDPOINTS
+from services.agent.endpoints.manager import EndpointManager, NodeIdentity
+from services.agent.endpoints.pods import PodDirectory
+from services.agent.endpoints.records import RecordStore
+from services.agent.endpoints.references import IdentityReferences
+from services.agent.endpoints.registrar import Registrar
+from services.agent.endpoints.routes import OverlayRoutes
+from services.agent.events.losses import LostMap
+from services.agent.events.pipeline import FlowPipeline, PipelineConfig
+from services.agent.http_policy import HttpPolicy
+from services.agent.server.cni import CniServer
+from services.agent.server.health import describe, relay_check
+from services.agent.server.introspection import SERVICE_NAME, AgentService
+from services.agent.server.knowledge import Knowledge
+from services.agent.server.state import AgentState
+from services.agent.sources.base import Mailbox, Source, pump
+from services.agent.sources.folder import FolderSource
+from services.agent.sources.identities import IdentityClient
+from services.agent.sources.kube_client import KubeClient
+from services.agent.sources.kubernetes import RESOURCES, KubernetesSource
+from services.common.log import get_logger
+from services.common.metrics import MetricsServer
+from services.common.pb.agent.v1 import agent_pb2_grpc
+from services.common.pb.observer import observer_pb2_grpc
+from services.common.runner import GrpcServer
+from services.common.tls import TlsFiles, server_credentials
+from services.flows.entries import NodeRef
+from services.flows.observer import HEALTH_NAME
+from services.flows.observer import SERVICE_NAME as OBSERVER_NAME
+from services.model.identity import Identity, Reserved
+from services.model.label_filter import LabelFilter
+from services.model.objects import IpUpserted
+
+
+@dataclass(slots=True)
+class Kernel:
+    """What is loaded, and the maps by name."""
+
+    loaded: Loaded
+    programs: node.Programs
+    maps: Mapping[str, PinnedMap]
+    mtu: int
+    overlay: int
+
+
+@dataclass(slots=True)
+class Endpoints:
+    """The parts that the pods' interfaces are made of."""
+
+    manager: EndpointManager
+    pods: PodDirectory
+    references: IdentityReferences
+    registrar: Registrar
+
+
+async def run(config: Config) -> None:
+    """Be the agent until cancelled."""
+    log = get_logger("app")
+    files = None if config.insecure else TlsFiles(config.tls_ca, config.tls_cert, config.tls_key)
+    registry = CollectorRegistry()
+    async with AsyncExitStack() as stack:
+        identities = await stack.enter_async_context(IdentityClient(config.identity_target, files, config.node_name))
+        sources = [identities, *await _object_sources(config, stack)]
+        kernel = await _kernel(config, stack)
+        engine = Engine(
+            config.node_name,
+            config.cluster_name,
+            sources={source.name for source in sources} | {ENDPOINTS},
+            revision=node.last_revision(kernel.maps["endpoints"]),
+        )
+        http = HttpPolicy(kernel.maps)
+        mailbox, sink = Mailbox(), DatapathSink(kernel.maps, http.write)
+        driver = Driver(mailbox, engine, sink, config.addresses)
+        ends = await _endpoints(config, stack, kernel, identities, driver)
+        routes = await stack.enter_async_context(
+            OverlayRoutes(config.node_name, kernel.overlay, config.addresses, config.cluster_ranges)
+        )
+        knowledge = Knowledge(engine, ends.manager, ends.pods, identities)
+        pipeline = _pipeline(config, files, kernel, knowledge, registry)
+        stack.callback(pipeline.close)
+        state = AgentState(config.node_name, config.cluster_name, services.__version__)
+        cni = CniServer(Path(config.place(config.cni_socket, "cni.sock")), ends.manager)
+        describe(state, sources, driver, sink, ends.registrar, cni, http, registry)
+        state.checks.append(relay_check(pipeline))
+
+        async def enforce() -> None:
+            """The maps say what they should: now packets may meet the programs that read them."""
+            await kernel.programs.attach_overlay(kernel.overlay)
+            await ends.manager.attach_all()
+            await routes.sweep()
+            state.become_ready()
+            log.info("ready", seconds=round(state.ready_after, 2), endpoints=len(ends.manager.endpoints))
+
+        driver.observers = (ends.manager.observe, routes.observe)
+        driver.on_applied, driver.on_sync = knowledge.changed, enforce
+        await _listen(config, stack, files, registry, state, knowledge, kernel, pipeline)
+        await _recall(config, mailbox, ends)
+        log.info("started", node=config.node_name, version=services.__version__, reused_maps=len(kernel.loaded.reused))
+        jobs = {f"source:{source.name}": pump(source, mailbox) for source in sources} | {
+            "driver": driver.run(),
+            "driver:retry": driver.retry(),
+            "identities:keepalive": identities.keep_alive(lambda: _lapse(ends)),
+            "routes": routes.run(),
+            "cni": cni.run(),
+            "flows": pipeline.run(),
+            "conntrack": ConntrackCollector(
+                kernel.maps["ct"], pipeline.add, live_backends=knowledge.live_backends
+            ).run(),
+        }
+        await _forever(jobs | _endpoint_jobs(ends))
+
+
+async def _forever(jobs: Mapping[str, Coroutine[Any, Any, None]]) -> None:
+    """Run all of them; if one fails, all end, and the process with them."""
+    async with asyncio.TaskGroup() as tasks:
+        for name, job in jobs.items():
+            tasks.create_task(job, name=name)
+
+
+def _endpoint_jobs(ends: Endpoints) -> dict[str, Coroutine[Any, Any, None]]:
+    changed: asyncio.Queue[Identity] = asyncio.Queue()
+    return {
+        "endpoints:labels": ends.manager.run(),
+        "endpoints:renumber": ends.manager.renumber(changed),
+        "endpoints:references": ends.references.run(changed),
+        "endpoints:registrar": ends.registrar.run(),
+    }
+
+
+async def _recall(config: Config, mailbox: Mailbox, ends: Endpoints) -> None:
+    """What this node knows by itself: its own addresses, and the endpoints of an earlier run."""
+    for entry in node.own_rows(config, Reserved.HOST):
+        mailbox.put(IpUpserted(entry))
+    ends.registrar.put(node.own_rows(config, Reserved.REMOTE_NODE))
+    for update in await ends.manager.restore():
+        mailbox.put(update)
+
+
+def _lapse(ends: Endpoints) -> None:
+    ends.references.lapse()
+    ends.registrar.lapse()
+
+
+async def _object_sources(config: Config, stack: AsyncExitStack) -> Sequence[Source]:
+    if config.source == "folder":
+        return [FolderSource(Path(config.objects_dir), Path(config.place("", "kept-manifests")))]
+    client = await stack.enter_async_context(KubeClient(config.kubeconfig))
+    return [KubernetesSource(client, resource) for resource in RESOURCES]
+
+
+async def _kernel(config: Config, stack: AsyncExitStack) -> Kernel:
+    uplink = await node.find_uplink(config.device, config.addresses[0])
+    node.enable_forwarding()
+    loaded = await node.load_programs(config)
+    maps = {name: PinnedMap(loaded.map(name)) for name in node.MAPS}
+    for opened in maps.values():
+        stack.callback(opened.close)
+    mtu = config.pod_mtu(uplink.mtu)
+    overlay = await node.ensure_overlay(config, mtu, maps)
+    return Kernel(loaded, node.Programs(loaded), maps, mtu, overlay)
+
+
+async def _endpoints(
+    config: Config, stack: AsyncExitStack, kernel: Kernel, identities: IdentityClient, driver: Driver
+) -> Endpoints:
+    links = await stack.enter_async_context(Links(config.node_name, kernel.mtu))
+    pods = PodDirectory(config.cluster_name, LabelFilter(config.identity_label_patterns))
+    references = IdentityReferences(identities)
+    registrar = Registrar(identities, config.node_name)
+    manager = EndpointManager(
+        NodeIdentity(config.node_name, config.addresses[0], MAX_ENDPOINTS),
+        Ipam(config.pod_ranges),
+        RecordStore(Path(config.place("", "endpoints"))),
+        links,
+        kernel.programs,
+        pods,
+        references,
+        registrar,
+        driver.publish,
+    )
+    return Endpoints(manager, pods, references, registrar)
+
+
+def _pipeline(
+    config: Config, files: TlsFiles | None, kernel: Kernel, knowledge: Knowledge, registry: CollectorRegistry
+) -> FlowPipeline:
+    return FlowPipeline(
+        PipelineConfig(
+            node=NodeRef(config.node_name, config.cluster_name),
+            version=services.__version__,
+            capacity=config.flow_capacity,
+            buffer_bytes=config.flow_buffer_bytes,
+            relay_target=config.relay_target,
+            tls=files,
+            observer_address=config.hubble_address,
+        ),
+        knowledge,
+        kernel.maps["events"].fd,
+        kernel.maps["http_events"].fd,
+        LostMap(kernel.maps["lost"]),
+        registry,
+    )
+
+
+async def _listen(
+    config: Config,
+    stack: AsyncExitStack,
+    files: TlsFiles | None,
+    registry: CollectorRegistry,
+    state: AgentState,
+    knowledge: Knowledge,
+    kernel: Kernel,
+    pipeline: FlowPipeline,
+) -> None:
+    """The sockets: introspection with certificates; flows plain on one that only root may open, as `hubble` expects."""
+    service = AgentService(state, knowledge, kernel.maps, [str(network) for network in config.pod_ranges])
+    credentials = server_credentials(files) if files else None
+
+    def introspection(server: grpc.aio.Server) -> None:
+        agent_pb2_grpc.add_AgentServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+
+    def observer(server: grpc.aio.Server) -> None:
+        observer_pb2_grpc.add_ObserverServicer_to_server(pipeline.observer, server)  # type: ignore[no-untyped-call]
+
+    agent_socket = f"unix://{config.place(config.agent_socket, 'agent.sock')}"
+    hubble_socket = f"unix://{config.place(config.hubble_socket, 'hubble.sock')}"
+    await stack.enter_async_context(MetricsServer(config.metrics_address, registry))
+    await stack.enter_async_context(GrpcServer([agent_socket], credentials, introspection, [SERVICE_NAME]))
+    await stack.enter_async_context(GrpcServer([hubble_socket], None, observer, [OBSERVER_NAME], [HEALTH_NAME]))
+    if config.hubble_address:
+        await stack.enter_async_context(
+            GrpcServer([config.hubble_address], credentials, observer, [OBSERVER_NAME], [HEALTH_NAME])
+        )

@@ -1,0 +1,143 @@
+"""The node's own part of the datapath: its uplink, the overlay device, kernel settings, programs on interfaces."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from services.agent.abi.endpoints import EndpointInfo
+from services.agent.config import Config
+from services.agent.datapath import attach, loader_client, settings
+from services.agent.datapath.maps import PinnedMap
+from services.common.errors import Denied, NotFound
+from services.model.addresses import IPAddress
+from services.model.identity import NumericIdentity, Reserved
+from services.model.objects import IpEntry
+
+MAPS = (
+    "policy",
+    "ipcache",
+    "endpoints",
+    "endpoint_addrs",
+    "endpoint_ifs",
+    "services",
+    "backends",
+    "revnat",
+    "ct",
+    "config",
+    "events",
+    "http_events",
+    "lost",
+    "metrics",
+)
+_SYSCTLS = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """The interface towards the other nodes."""
+
+    name: str
+    mtu: int
+
+
+class Programs:
+    """Puts the pinned programs on interfaces."""
+
+    def __init__(self, loaded: loader_client.Loaded) -> None:
+        self._progs = Path(loaded.root) / "progs"
+
+    async def attach(self, ifindex: int) -> None:
+        """Both hooks of an endpoint; replaced atomically where they are there already."""
+        await attach.attach_endpoint(ifindex, self._progs)
+
+    async def attach_overlay(self, ifindex: int) -> None:
+        """Both hooks of the overlay device."""
+        await attach.attach_overlay(ifindex, self._progs)
+
+
+async def find_uplink(device: str, address: IPAddress) -> Uplink:
+    """The named interface, or the one that has the address; raises `NotFound` naming the setting."""
+    async with AsyncIPRoute() as netlink:
+        if not device:
+            device = await _interface_with(netlink, address)
+        try:
+            link = (await netlink.link("get", ifname=device))[0]
+        except (NetlinkError, IndexError) as error:
+            raise NotFound(f"device: there is no interface {device!r} on this node") from error
+    return Uplink(device, int(link.get_attr("IFLA_MTU")))
+
+
+async def _interface_with(netlink: AsyncIPRoute, address: IPAddress) -> str:
+    async for entry in await netlink.get_addr():
+        if entry.get_attr("IFA_ADDRESS") == str(address) or entry.get_attr("IFA_LOCAL") == str(address):
+            link = (await netlink.link("get", index=entry["index"]))[0]
+            return str(link.get_attr("IFLA_IFNAME"))
+    raise NotFound(f"node_address: no interface of this node has {address}; name one with `device`")
+
+
+def enable_forwarding() -> None:
+    """Let the kernel forward what the programs pass up the stack. Raises `Denied` without root."""
+    for name in _SYSCTLS:
+        path = Path("/proc/sys") / name
+        if not path.exists():
+            continue  # a kernel without IPv6
+        if path.read_text().strip() == "0":
+            try:
+                path.write_text("1")
+            except OSError as error:
+                raise Denied(f"cannot set {name}: {os.strerror(error.errno or 0)}; the agent needs root") from error
+
+
+async def load_programs(config: Config) -> loader_client.Loaded:
+    """Compile or take from the cache, verify, pin; contents of pinned maps are kept."""
+    return await loader_client.load(
+        loader_client.LoaderConfig(
+            root=config.pins,
+            cache_dir=config.cache_dir,
+            max_entries={"policy": config.policy_max, "ct": config.ct_max, "ipcache": config.ipcache_max},
+        )
+    )
+
+
+async def ensure_overlay(config: Config, mtu: int, maps: Mapping[str, PinnedMap]) -> int:
+    """The VXLAN device, and the datapath told about it. Returns its index."""
+    ifindex = await attach.ensure_vxlan(config.overlay_device, config.tunnel_port, mtu)
+    settings.configure(
+        maps["config"],
+        settings.Settings(
+            overlay_ifindex=ifindex, tunnel_port=config.tunnel_port, update_interval_s=config.flow_interval
+        ),
+    )
+    return ifindex
+
+
+def last_revision(endpoints: PinnedMap) -> int:
+    """The highest policy revision that connections of an earlier run may remember."""
+    offset = EndpointInfo.policy_revision.offset
+    return max((struct.unpack_from("<I", value, offset)[0] for _, value in endpoints.items()), default=0)
+
+
+def own_rows(config: Config, identity: Reserved) -> list[IpEntry]:
+    """The address table's rows of the node itself: host here, remote-node for the others."""
+    tunnel = config.addresses[0]
+    return [
+        IpEntry(
+            prefix=_host(address),
+            identity=NumericIdentity(identity),
+            node=config.node_name,
+            tunnel=tunnel if identity == Reserved.REMOTE_NODE else None,
+        )
+        for address in config.addresses
+    ]
+
+
+def _host(address: IPAddress) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(address)

@@ -1,0 +1,141 @@
+"""The introspection API: translate, delegate, nothing else. Served on a unix socket that only root may open."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from services.agent.calc.maps import MapName
+from services.agent.datapath.maps import PinnedMap
+from services.agent.server import dump, views
+from services.agent.server.knowledge import Knowledge
+from services.agent.server.state import AgentState, process_age, resident_bytes
+from services.common.errors import Invalid, Unavailable
+from services.common.pb.agent.v1 import agent_pb2 as pb
+from services.common.pb.agent.v1 import agent_pb2_grpc
+from services.model.verdict import Direction
+
+SERVICE_NAME = "ciliate.agent.v1.AgentService"
+ROWS_PER_TURN = 512
+
+_LAYOUTS = {
+    pb.MAP_KIND_POLICY: (dump.POLICY,),
+    pb.MAP_KIND_CT: (dump.CONNTRACK,),
+    pb.MAP_KIND_IPCACHE: (dump.IPCACHE,),
+    pb.MAP_KIND_LB: (dump.SERVICES, dump.BACKENDS, dump.REVNAT),
+}
+_COUNTED: tuple[MapName, ...] = ("policy", "ipcache", "services", "backends", "revnat", "endpoint_addrs")
+
+
+class AgentService(agent_pb2_grpc.AgentServiceServicer):
+    """`maps` are the pinned maps by name."""
+
+    def __init__(
+        self, state: AgentState, knowledge: Knowledge, maps: Mapping[str, PinnedMap], pod_ranges: list[str]
+    ) -> None:
+        self._state, self._knowledge, self._maps, self._pod_ranges = state, knowledge, maps, pod_ranges
+
+    async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:  # noqa: N802
+        state, engine = self._state, self._knowledge.engine
+        pools = self._knowledge.manager.ipam.pools
+        statuses = engine.policy_status()
+        return pb.StatusResponse(
+            node=state.node,
+            cluster=state.cluster,
+            version=state.version,
+            ready=state.ready,
+            uptime_seconds=process_age(),
+            ready_after_seconds=state.ready_after,
+            rss_bytes=resident_bytes(),
+            components=[check() for check in state.checks],
+            object_errors=[_line(*item) for errors in state.reporting for item in errors().items()],
+            policy_errors=[
+                *(f"{status.key}: {problem}" for status in statuses for problem in status.problems),
+                *state.http_errors(),
+            ],
+            pod_ranges=self._pod_ranges,
+            addresses_used=sum(pool.used for pool in pools),
+            addresses_total=sum(pool.size for pool in pools),
+            maps=self._usage(),
+            endpoints=len(self._knowledge.manager.endpoints),
+            identities=len(self._knowledge.identities.identities),
+            policies=len(statuses),
+            services=len({(f.namespace, f.name) for f in engine.frontends()}),
+            lost_events=dict(state.lost()),
+            counters={name: count for counters in state.counters for name, count in counters().items()},
+        )
+
+    def _usage(self) -> list[pb.MapUsage]:
+        entries = self._knowledge.map_entries()
+        return [
+            pb.MapUsage(name=name, entries=entries.get(name, 0), max_entries=self._maps[name].max_entries)
+            for name in _COUNTED
+        ]
+
+    async def ListEndpoints(self, request: pb.ListEndpointsRequest, context: Any) -> pb.ListEndpointsResponse:  # noqa: N802
+        engine = self._knowledge.engine
+        found = self._knowledge.manager.endpoints
+        return pb.ListEndpointsResponse(
+            endpoints=[views.endpoint_view(found[number], engine.endpoint_policy(number)) for number in sorted(found)]
+        )
+
+    async def GetEndpoint(self, request: pb.GetEndpointRequest, context: Any) -> pb.GetEndpointResponse:  # noqa: N802
+        record = self._knowledge.endpoint(request.endpoint)
+        policy = self._knowledge.engine.endpoint_policy(record.endpoint.id)
+        return pb.GetEndpointResponse(endpoint=views.endpoint_view(record, policy))
+
+    async def ListPolicies(self, request: pb.ListPoliciesRequest, context: Any) -> pb.ListPoliciesResponse:  # noqa: N802
+        records = self._knowledge.manager.endpoints.values()
+        return pb.ListPoliciesResponse(policies=views.policies_view(self._knowledge.engine, records))
+
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: Any) -> pb.GetPolicyResponse:  # noqa: N802
+        engine = self._knowledge.engine
+        record = self._knowledge.endpoint(request.endpoint)
+        policy = engine.endpoint_policy(record.endpoint.id)
+        if policy is None:
+            raise Unavailable(f"endpoint {record.endpoint.id}: its policy is not computed yet; try again")
+        return pb.GetPolicyResponse(
+            endpoint=views.endpoint_view(record, policy),
+            entries=views.policy_entries(engine, policy.policy_id, engine.desired()["policy"], engine.rulesets()),
+            isolating_ingress=[views.rule_view(ref) for ref in policy.isolating.get(Direction.INGRESS, ())],
+            isolating_egress=[views.rule_view(ref) for ref in policy.isolating.get(Direction.EGRESS, ())],
+        )
+
+    async def ListServices(self, request: pb.ListServicesRequest, context: Any) -> pb.ListServicesResponse:  # noqa: N802
+        return pb.ListServicesResponse(services=views.services_view(self._knowledge.engine.frontends()))
+
+    async def ListIdentities(  # noqa: N802
+        self, request: pb.ListIdentitiesRequest, context: Any
+    ) -> pb.ListIdentitiesResponse:
+        records = list(self._knowledge.manager.endpoints.values())
+        found = [views.identity_view(number, labels, records) for number, labels in views.reserved_identities()]
+        found += [views.identity_view(i.id, i.labels.texts(), records) for i in self._knowledge.known_identities()]
+        return pb.ListIdentitiesResponse(identities=found)
+
+    async def DumpMap(self, request: pb.DumpMapRequest, context: Any) -> AsyncIterator[pb.DumpMapResponse]:  # noqa: N802
+        layouts = _LAYOUTS.get(request.map)
+        if layouts is None:
+            raise Invalid("map: choose POLICY, CT, IPCACHE or LB")
+        policy_id = self._policy_id(request)
+        for layout in layouts:
+            source = self._maps[layout.map]
+            header = pb.DumpMapHeader(map=layout.map, columns=layout.columns, max_entries=source.max_entries)
+            yield pb.DumpMapResponse(header=header)
+            for count, (key, value) in enumerate(source.items(), 1):
+                if count % ROWS_PER_TURN == 0:
+                    await asyncio.sleep(0)
+                if policy_id is None or dump.entry_policy_id(key) == policy_id:
+                    yield pb.DumpMapResponse(row=pb.MapRow(cells=layout.cells(key, value)))
+
+    def _policy_id(self, request: pb.DumpMapRequest) -> int | None:
+        if not request.endpoint:
+            return None
+        if request.map != pb.MAP_KIND_POLICY:
+            raise Invalid("endpoint: only the policy map can be cut down to one endpoint")
+        policy = self._knowledge.engine.endpoint_policy(self._knowledge.endpoint(request.endpoint).endpoint.id)
+        return policy.policy_id if policy else 0
+
+
+def _line(where: str, what: str) -> str:
+    return what if where in what else f"{where}: {what}"

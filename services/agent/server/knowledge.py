@@ -1,0 +1,127 @@
+"""Everything the agent knows, in one place to ask: for the flow pipeline (names) and for people (introspection).
+
+Answers come from memory and are given at once. Nothing is kept here but the generation: it counts what was applied.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+
+from services.agent.calc.catalogue import RuleRef
+from services.agent.calc.engine import Engine
+from services.agent.endpoints.manager import EndpointManager
+from services.agent.endpoints.pods import PodDirectory
+from services.agent.endpoints.records import EndpointRecord
+from services.agent.events.getters import PodRef
+from services.agent.sources.identities import IdentityClient
+from services.common.errors import NotFound
+from services.flows.entries import PolicyRef, ServiceRef
+from services.model.addresses import IPAddress, from_bytes, to_bytes
+from services.model.identity import Identity
+from services.model.verdict import Direction
+
+
+class Knowledge:
+    """The flow pipeline's `Names`, and look-ups of endpoints as people name them."""
+
+    def __init__(
+        self, engine: Engine, manager: EndpointManager, pods: PodDirectory, identities: IdentityClient
+    ) -> None:
+        self.engine, self.manager, self.pods, self.identities = engine, manager, pods, identities
+        self._generation = 0
+        self._local: dict[IPAddress, EndpointRecord] = {}
+        self._counts: dict[str, int] = {}
+        self._counted_at = -1
+
+    # -- names for flows -------------------------------------------------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        """Changes whenever any answer may have changed."""
+        return self._generation
+
+    def changed(self) -> None:
+        """Something was applied: earlier answers may be wrong."""
+        self._generation += 1
+        self._local = {
+            address: record for record in self.manager.endpoints.values() for address in record.endpoint.addresses
+        }
+
+    def identity_labels(self, identity: int) -> tuple[str, ...]:
+        """Sorted label texts; () for a number that is not known."""
+        labels = self.engine.identity_labels(identity)
+        return labels.texts() if labels else ()
+
+    def pod_at(self, address: bytes) -> PodRef | None:
+        """The pod that has this address, local or remote."""
+        found = from_bytes(address)
+        record = self._local.get(found)
+        if record is not None:
+            endpoint = record.endpoint
+            return PodRef(
+                endpoint.namespace, endpoint.pod, endpoint.id, self._workload(endpoint.namespace, endpoint.pod)
+            )
+        entry = self.identities.entries.get(ipaddress.ip_network(found))
+        if entry is None or not entry.pod:
+            return None
+        return PodRef(entry.namespace, entry.pod, 0, self._workload(entry.namespace, entry.pod))
+
+    def rule_policy(self, rule_id: int) -> PolicyRef | None:
+        """The policy object that a rule id belongs to."""
+        ref = self.engine.catalogue.get(rule_id)
+        return _policy_ref(ref) if ref else None
+
+    def isolating(self, endpoint_id: int, direction: int) -> tuple[PolicyRef, ...]:
+        """The policies because of which an endpoint denies by default in a direction."""
+        return tuple(_policy_ref(ref) for ref in self.engine.isolating(endpoint_id, Direction(direction)))
+
+    def service_ref(self, service_id: int) -> ServiceRef | None:
+        """The Service behind a datapath service id."""
+        name = self.engine.service_name(service_id)
+        return ServiceRef(*name) if name else None
+
+    def _workload(self, namespace: str, name: str) -> tuple[str, str]:
+        pod = self.pods.get(namespace, name)
+        return pod.workload if pod else ("", "")
+
+    def live_backends(self) -> frozenset[bytes]:
+        """Address and port (network order, 18 bytes) of every Service backend."""
+        return frozenset(
+            to_bytes(address) + port.to_bytes(2, "big")
+            for frontend in self.engine.frontends()
+            for address, port in frontend.backends
+        )
+
+    # -- for people ------------------------------------------------------------------------------------------------
+
+    def endpoint(self, text: str) -> EndpointRecord:
+        """The endpoint meant by a number, an address, "namespace/pod" or "pod"; raises `NotFound`."""
+        for record in self.manager.endpoints.values():
+            endpoint = record.endpoint
+            names = {
+                str(endpoint.id),
+                f"{endpoint.namespace}/{endpoint.pod}",
+                endpoint.pod if endpoint.namespace == "default" else "",
+                *(str(address) for address in endpoint.addresses),
+            }
+            if text in names - {""}:
+                return record
+        known = sorted(f"{r.endpoint.namespace}/{r.endpoint.pod}" for r in self.manager.endpoints.values())
+        here = f"here are: {', '.join(known[:20])}" if known else "this node has none"
+        raise NotFound(f"endpoint: {text!r} is no number, address or pod of this node; {here}")
+
+    def map_entries(self) -> Mapping[str, int]:
+        """How many entries every map should have; computed once per change."""
+        if self._counted_at != self._generation:
+            self._counted_at = self._generation
+            self._counts = {name: len(entries) for name, entries in self.engine.desired().items()}
+        return self._counts
+
+    def known_identities(self) -> Iterable[Identity]:
+        """Cluster identities, sorted."""
+        return sorted(self.identities.identities.values(), key=lambda identity: identity.id)
+
+
+def _policy_ref(ref: RuleRef) -> PolicyRef:
+    return PolicyRef(ref.kind, ref.namespace, ref.name, ref.uid)

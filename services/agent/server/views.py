@@ -1,0 +1,158 @@
+"""What the agent knows -> messages of the introspection API. Pure translation, nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from services.agent.abi.policy import PolicyEntry, PolicyFlags, PolicyKey
+from services.agent.calc.catalogue import RuleRef
+from services.agent.calc.engine import EndpointPolicy, Engine
+from services.agent.calc.services import Frontend
+from services.agent.endpoints.records import EndpointRecord
+from services.common.pb.agent.v1 import agent_pb2 as pb
+from services.model.addresses import IPAddress
+from services.model.identity import RESERVED_LABELS, is_cluster, is_reserved
+from services.model.objects import ObjectKey
+from services.model.verdict import Direction, Protocol
+from services.policy.l7 import HttpRule
+
+_PROTOCOLS = {protocol: protocol.name for protocol in Protocol} | {Protocol.ICMPV6: "ICMPv6"}
+
+
+def endpoint_view(record: EndpointRecord, policy: EndpointPolicy | None) -> pb.Endpoint:
+    """One endpoint; `policy` is None until it was first computed."""
+    endpoint = record.endpoint
+    return pb.Endpoint(
+        id=endpoint.id,
+        namespace=endpoint.namespace,
+        pod=endpoint.pod,
+        container_id=endpoint.container_id,
+        interface=endpoint.ifname,
+        ifindex=endpoint.ifindex,
+        mac=endpoint.mac.hex(":"),
+        node_mac=endpoint.node_mac.hex(":"),
+        addresses=[str(address) for address in endpoint.addresses],
+        identity=endpoint.identity,
+        labels=record.labels.texts(),
+        policy_id=policy.policy_id if policy else 0,
+        policy_revision=policy.revision if policy else 0,
+        ingress_enforced=bool(policy and policy.enforced.get(Direction.INGRESS)),
+        egress_enforced=bool(policy and policy.enforced.get(Direction.EGRESS)),
+        state="ready" if policy else "waiting-for-policy",
+        netns=endpoint.netns,
+    )
+
+
+def rule_view(ref: RuleRef, rule_id: int = 0) -> pb.Rule:
+    """A rule, or with index 0 and id 0 a policy as a whole."""
+    return pb.Rule(
+        id=rule_id,
+        kind=ref.kind,
+        namespace=ref.namespace,
+        name=ref.name,
+        direction=ref.direction.name.lower(),
+        index=max(ref.index, 0),
+        uid=ref.uid,
+    )
+
+
+def policy_entries(
+    engine: Engine, policy_id: int, entries: Mapping[bytes, bytes], rulesets: Mapping[int, tuple[HttpRule, ...]]
+) -> Iterable[pb.PolicyEntry]:
+    """The entries of one policy id, ingress first, any peer first."""
+    found = []
+    for raw_key, raw_value in entries.items():
+        key = PolicyKey.unpack(raw_key)
+        if key.policy_id == policy_id:
+            found.append((key, PolicyEntry.unpack(raw_value)))
+    found.sort(key=lambda pair: (pair[0].direction, pair[0].identity, pair[0].protocol, pair[0].pack()))
+    for key, entry in found:
+        labels = engine.identity_labels(key.identity) if key.identity else None
+        ref = engine.catalogue.get(entry.rule_id)
+        yield pb.PolicyEntry(
+            direction=Direction(key.direction).name.lower(),
+            identity=key.identity,
+            identity_labels=labels.texts() if labels else (),
+            protocol=protocol_name(key.protocol),
+            port=_port(key.port) if key.port_bits else 0,
+            port_prefix=key.port_bits,
+            verdict=verdict_name(entry),
+            precedence=entry.precedence,
+            rule=rule_view(ref, entry.rule_id) if ref else None,
+            l7_ruleset=entry.l7_ruleset,
+            http_rules=[str(rule) for rule in rulesets.get(entry.l7_ruleset, ())],
+        )
+
+
+def verdict_name(entry: PolicyEntry) -> str:
+    """ "allow", "deny" or "http"."""
+    if entry.flags & PolicyFlags.DENY:
+        return "deny"
+    return "http" if entry.l7_ruleset else "allow"
+
+
+def protocol_name(number: int) -> str:
+    """ "TCP", or the number where it has no name here."""
+    return _PROTOCOLS.get(Protocol(number), str(number)) if number in _PROTOCOLS else str(number)
+
+
+def policies_view(engine: Engine, records: Iterable[EndpointRecord]) -> Iterable[pb.Policy]:
+    """Every policy document, with the endpoints that it selects."""
+    chosen: dict[ObjectKey, list[int]] = {}
+    for record in records:
+        for key in engine.selecting(record.endpoint.id):
+            chosen.setdefault(key, []).append(record.endpoint.id)
+    in_force = engine.policies()
+    for status in engine.policy_status():
+        key, policy = status.key, in_force.get(status.key)
+        directions = [rule.direction for spec in policy.specs for rule in spec.rules] if policy else []
+        yield pb.Policy(
+            kind=key.kind,
+            namespace=key.namespace,
+            name=key.name,
+            uid=policy.uid if policy else "",
+            origin=status.origin,
+            error="; ".join(str(problem) for problem in status.problems),
+            endpoints=sorted(chosen.get(key, ())),
+            ingress_rules=directions.count(Direction.INGRESS),
+            egress_rules=directions.count(Direction.EGRESS),
+        )
+
+
+def services_view(frontends: Iterable[Frontend]) -> list[pb.Service]:
+    """Services with their frontends and backends, sorted."""
+    found: dict[tuple[str, str], pb.Service] = {}
+    for frontend in sorted(frontends, key=lambda f: (f.namespace, f.name, str(f.address), f.port, f.protocol)):
+        name = (frontend.namespace, frontend.name)
+        service = found.setdefault(name, pb.Service(namespace=name[0], name=name[1], type="ClusterIP"))
+        if str(frontend.address) not in service.cluster_ips:
+            service.cluster_ips.append(str(frontend.address))
+        service.ports.add(
+            name=frontend.port_name,
+            frontend=f"{socket_text(frontend.address, frontend.port)}/{protocol_name(frontend.protocol)}",
+            service_id=frontend.id,
+            backends=[socket_text(address, port) for address, port in frontend.backends],
+        )
+    return list(found.values())
+
+
+def identity_view(number: int, labels: Iterable[str], records: Iterable[EndpointRecord]) -> pb.Identity:
+    """One identity and the local endpoints that carry it."""
+    scope = "reserved" if is_reserved(number) else "cluster" if is_cluster(number) else "local"
+    holders = sorted(record.endpoint.id for record in records if record.endpoint.identity == number)
+    return pb.Identity(id=number, labels=labels, scope=scope, endpoints=holders)
+
+
+def reserved_identities() -> Iterable[tuple[int, tuple[str, ...]]]:
+    """The reserved identities, by number."""
+    return sorted((int(number), labels.texts()) for number, labels in RESERVED_LABELS.items())
+
+
+def socket_text(address: IPAddress, port: int) -> str:
+    """ "10.0.0.1:80" or "[fd00::1]:80"."""
+    return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
+
+
+def _port(stored: int) -> int:
+    """A port as a little-endian host reads it from network order, the right way round."""
+    return ((stored & 0xFF) << 8) | (stored >> 8)

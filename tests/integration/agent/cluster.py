@@ -1,0 +1,316 @@
+"""A small real cluster: etcd, identity service, two node namespaces, an agent in each, pods by the real CNI plugin.
+
+    pod ── veth ── [ node1 ] up0 ════ up0 [ node2 ] ── veth ── pod
+
+Everything carries a prefix of its own and is gone afterwards, also after a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc.aio
+import yaml
+
+from services.agent.datapath.bpffs import remove_pins
+from services.common.etcd_server import EtcdServer
+from services.common.pb.agent.v1 import agent_pb2, agent_pb2_grpc
+from services.common.tls import channel
+
+READY_SECONDS = 40.0
+NETNS = Path("/run/netns")
+
+
+def sh(command: str, netns: str = "") -> str:
+    """Run a shell line, in a network namespace if one is named; raises with what it said."""
+    words = ["sh", "-ec", command]
+    if netns:
+        words = ["nsenter", f"--net={NETNS / netns}", *words]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise AssertionError(f"{command}: {done.stderr.strip()}")
+    return done.stdout
+
+
+@dataclass(slots=True)
+class Node:
+    """A node of the cluster."""
+
+    number: int
+    netns: str
+    run_dir: Path
+    process: asyncio.subprocess.Process | None = None
+
+    @property
+    def name(self) -> str:
+        return f"node{self.number}"
+
+    @property
+    def target(self) -> str:
+        return f"unix://{self.run_dir / 'agent.sock'}"
+
+
+@dataclass(slots=True)
+class Pod:
+    """A pod: its namespace and addresses."""
+
+    name: str
+    node: Node
+    netns: str
+    labels: Mapping[str, str]
+    addresses: list[str] = field(default_factory=list)
+
+    @property
+    def ip(self) -> str:
+        return self.addresses[0]
+
+
+class Cluster:
+    """Use as an async context manager. `options` go into every agent's configuration."""
+
+    def __init__(self, nodes: int = 2, **options: Any) -> None:
+        self.prefix = f"clt{os.getpid() % 100000}-"
+        self.root = Path(tempfile.mkdtemp(prefix="ciliate-test-"))
+        self.objects = self.root / "objects"
+        self.pins = Path("/sys/fs/bpf/ciliate") / self.prefix.strip("-")
+        self.options = options
+        self.nodes = [Node(n, f"{self.prefix}n{n}", self.root / f"node{n}") for n in range(1, nodes + 1)]
+        self.pods: dict[str, Pod] = {}
+        self._etcd = EtcdServer(self.root / "etcd")
+        self._children: list[asyncio.subprocess.Process] = []
+
+    async def __aenter__(self) -> Self:
+        try:
+            self.objects.mkdir()
+            self._network()
+            self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})
+            await self._etcd.start()
+            await self.start_identity()
+            for node in self.nodes:
+                await self.start_agent(node)
+            await asyncio.gather(*(self.ready(node) for node in self.nodes))
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for child in reversed(self._children):
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
+        await self._etcd.stop(kill=True)
+        for name in [*(pod.netns for pod in self.pods.values()), *(node.netns for node in self.nodes)]:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+        for node in self.nodes:
+            remove_pins(self.pins / node.name)
+        if self.pins.is_dir():
+            self.pins.rmdir()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _network(self) -> None:
+        for node in self.nodes:
+            sh(f"ip netns add {node.netns}")
+            sh("ip link set lo up; echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad", node.netns)
+        if len(self.nodes) == 2:
+            one, two = (node.netns for node in self.nodes)
+            sh(f"ip link add up0 netns {one} type veth peer name up0 netns {two}")
+        else:
+            sh("ip link add up0 type dummy", self.nodes[0].netns)
+        for node in self.nodes:
+            sh(
+                f"ip addr add 172.30.0.{node.number}/24 dev up0;"
+                f"ip addr add fd00:172:30::{node.number}/64 dev up0 nodad; ip link set up0 up",
+                node.netns,
+            )
+
+    # -- processes -------------------------------------------------------------------------------------------------
+
+    async def spawn(self, *words: str, netns: str = "", log: str = "") -> asyncio.subprocess.Process:
+        """Start a program; it is killed at the end."""
+        prefix = ["nsenter", f"--net={NETNS / netns}"] if netns else []
+        with (self.root / log if log else Path(os.devnull)).open("ab") as output:
+            child = await asyncio.create_subprocess_exec(
+                *prefix, *words, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        self._children.append(child)
+        return child
+
+    async def start_identity(self) -> asyncio.subprocess.Process:
+        """The identity service, on a unix socket, in plaintext."""
+        config = {
+            "insecure": True,
+            "listen": [f"unix://{self.root / 'identity.sock'}"],
+            "etcd_endpoints": [self._etcd.endpoint],
+        }
+        path = self.root / "identity.yaml"
+        path.write_text(yaml.safe_dump(config))
+        self.identity = await self.spawn(
+            sys.executable, "-m", "services.identity", "--config", str(path), log="identity.log"
+        )
+        return self.identity
+
+    async def start_agent(self, node: Node) -> None:
+        """The agent of a node, inside the node's network namespace."""
+        config = {
+            "insecure": True,
+            "node_name": node.name,
+            "node_address": [f"172.30.0.{node.number}", f"fd00:172:30::{node.number}"],
+            "device": "up0",
+            "pod_cidr4": f"10.244.{node.number}.0/24",
+            "pod_cidr6": f"fd00:10:244:{node.number}::/64",
+            "source": "folder",
+            "objects_dir": str(self.objects),
+            "identity_target": f"unix://{self.root / 'identity.sock'}",
+            "run_dir": str(node.run_dir),
+            "bpffs_root": str(self.pins / node.name),
+            "cache_dir": str(Path(tempfile.gettempdir()) / "ciliate-test-cache"),
+            "policy_max": 16384,
+            "ct_max": 16384,
+            "ipcache_max": 16384,
+            **self.options,
+        }
+        path = self.root / f"{node.name}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        node.process = await self.spawn(
+            sys.executable, "-m", "services.agent", "--config", str(path), netns=node.netns, log=f"{node.name}.log"
+        )
+
+    async def kill_agent(self, node: Node, number: int = signal.SIGKILL) -> None:
+        """End an agent the hard way, or as told."""
+        assert node.process is not None
+        node.process.send_signal(number)
+        await node.process.wait()
+
+    async def status(self, node: Node) -> agent_pb2.StatusResponse:
+        """What the agent says of itself; raises grpc.aio.AioRpcError when it does not answer."""
+        async with channel(node.target, None, "agent") as there:
+            stub = agent_pb2_grpc.AgentServiceStub(there)  # type: ignore[no-untyped-call]
+            return await stub.Status(agent_pb2.StatusRequest(), timeout=2)
+
+    async def ready(self, node: Node) -> agent_pb2.StatusResponse:
+        """Wait until the agent enforces; raises with its log when it dies or takes too long."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                while True:
+                    assert node.process is not None
+                    if node.process.returncode is not None:
+                        raise AssertionError(f"{node.name} ended with {node.process.returncode}:\n{self.log(node)}")
+                    with contextlib.suppress(grpc.aio.AioRpcError):
+                        status = await self.status(node)
+                        if status.ready and (node.run_dir / "cni.sock").exists():
+                            return status
+                    await asyncio.sleep(0.05)
+        except TimeoutError as error:
+            raise AssertionError(f"{node.name} is not ready:\n{self.log(node)}") from error
+
+    def log(self, node: Node) -> str:
+        """The end of an agent's log."""
+        path = self.root / f"{node.name}.log"
+        return path.read_text(errors="replace")[-6000:] if path.exists() else ""
+
+    # -- objects ---------------------------------------------------------------------------------------------------
+
+    def _path(self, document: Mapping[str, Any]) -> Path:
+        metadata = document["metadata"]
+        return self.objects / f"{document['kind']}.{metadata.get('namespace', 'default')}.{metadata['name']}.yaml".lower()
+
+    def apply(self, document: Mapping[str, Any]) -> None:
+        """Put an object into the folder, atomically."""
+        fresh = self.root / "fresh"
+        fresh.write_text(yaml.safe_dump(dict(document)))
+        fresh.replace(self._path(document))
+
+    def remove(self, kind: str, name: str) -> None:
+        """Take an object out of the folder."""
+        self._path({"kind": kind, "metadata": {"name": name}}).unlink()
+
+    # -- pods ------------------------------------------------------------------------------------------------------
+
+    def pod_object(self, name: str, node: Node, labels: Mapping[str, str]) -> None:
+        """Write the Pod object alone."""
+        self.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": name, "labels": dict(labels)},
+                "spec": {"nodeName": node.name},
+            }
+        )
+
+    async def add_pod(self, name: str, node: Node, **labels: str) -> Pod:
+        """A pod with an interface, by way of the CNI plugin."""
+        pod = Pod(name, node, f"{self.prefix}{name}", labels)
+        sh(f"ip netns add {pod.netns}")
+        self.pods[name] = pod
+        self.pod_object(name, node, labels)
+        status, answer = await self.cni("ADD", pod)
+        assert status == 0, f"{answer}\n{self.log(node)}"
+        pod.addresses = [entry["address"].partition("/")[0] for entry in answer["ips"]]
+        return pod
+
+    async def cni(self, command: str, pod: Pod) -> tuple[int, dict[str, Any]]:
+        """Call the plugin as a runtime does; (exit code, its output)."""
+        config = {
+            "cniVersion": "1.0.0",
+            "name": "ciliate",
+            "type": "ciliate-cni",
+            "socket": str(pod.node.run_dir / "cni.sock"),
+        }
+        environment = os.environ | {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": f"container-{pod.name}",
+            "CNI_NETNS": str(NETNS / pod.netns),
+            "CNI_IFNAME": "eth0",
+            "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod.name}",
+        }
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "services.cni",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+        output, _ = await child.communicate(json.dumps(config).encode())
+        return int(child.returncode or 0), json.loads(output) if output else {}
+
+
+def network_policy(name: str, app: str, allow: str, port: int) -> dict[str, Any]:
+    """Pods `app` may be reached by pods `role: allow` on one TCP port, and by nobody else."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": app}},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {
+                    "from": [{"podSelector": {"matchLabels": {"role": allow}}}],
+                    "ports": [{"protocol": "TCP", "port": port}],
+                }
+            ],
+        },
+    }
+
+
+def in_pod(pod: Pod, *words: str, seconds: float = 5.0) -> subprocess.CompletedProcess[str]:
+    """Run a program in a pod's network and wait for it."""
+    command: Sequence[str] = ["nsenter", f"--net={NETNS / pod.netns}", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
