@@ -80,8 +80,12 @@ class Enricher:
 
     def decisions(self, rule_ids: Array, denied: Array, endpoint_ids: Array, directions: Array) -> Array:
         """Numbers of the policies behind verdicts: the rule's; for a denial without a rule, the isolating ones."""
-        isolated = (1 << 40) | (endpoint_ids.astype(np.uint64) << np.uint64(8)) | directions
-        key = np.where(rule_ids != 0, rule_ids.astype(np.uint64), np.where(denied, isolated, 0).astype(np.uint64))
+        if not denied.any() and not rule_ids.any():
+            return np.zeros(len(rule_ids), np.uint32)
+        key = rule_ids.astype(np.uint64)
+        ruleless = np.flatnonzero(denied & (rule_ids == 0))
+        isolated = endpoint_ids[ruleless].astype(np.uint64) << np.uint64(8) | directions[ruleless]
+        key[ruleless] = isolated | np.uint64(1 << 40)
 
         def resolve(row: int) -> int:
             if rule_ids[row]:
@@ -94,6 +98,8 @@ class Enricher:
 
     def services(self, service_ids: Array) -> Array:
         """Numbers of the Services that clients addressed."""
+        if not service_ids.any():
+            return np.zeros(len(service_ids), np.uint32)
 
         def resolve(row: int) -> int:
             found = self._names.service_ref(int(service_ids[row]))

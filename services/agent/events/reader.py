@@ -70,12 +70,15 @@ class RingReader:
         available = min((int(self._producer[0]) - position) // self._stride, limit)
         if available <= 0:
             return np.zeros(0, self._framed["record"])
-        framed = np.frombuffer(self._data, self._framed, available, offset=PAGE + position % self.size)
-        if (framed["length"] == self._record_bytes).all():
-            records: Array = framed["record"].copy()
+        start = PAGE + position % self.size
+        lengths = np.frombuffer(self._data, self._framed, available, offset=start)["length"]
+        if (lengths == self._record_bytes).all():
+            # One copy of all bytes, headers included: field by field would take five times as long.
+            raw = np.frombuffer(self._data, np.uint8, available * self._stride, offset=start).copy()
+            records: Array = raw.view(self._framed)["record"]
             taken = available
         else:
-            records, taken = self._irregular(framed)
+            records, taken = self._irregular(np.frombuffer(self._data, self._framed, available, offset=start))
         self._consumer.value = position + taken * self._stride
         return records
 
