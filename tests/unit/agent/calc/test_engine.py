@@ -1,0 +1,261 @@
+"""The engine's promises beyond verdicts: gating, rejected versions, stable numbers, revisions, order, attribution."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from typing import Any
+
+from services.agent.abi.policy import FIXED_BITS, PolicyEntry, PolicyKey
+from services.agent.calc.engine import Engine
+from services.agent.calc.maps import Change, HttpRulesets, Put, Remove, policy_entry, policy_key
+from services.model.objects import Deleted, ObjectKey, PolicyObject, Synced, Upserted
+from services.model.verdict import Direction
+from services.policy.compile import Effect, Slot, Value
+from services.policy.l7 import HttpRule
+from tests.unit.agent.calc.kernel import Kernel
+from tests.unit.agent.calc.states import (
+    ALLOW_OTHER,
+    FRONTEND,
+    GUARDED,
+    HTTP_POLICY,
+    IN,
+    NAMED,
+    NODE,
+    OTHER,
+    PLAIN_80,
+    RENUMBERED,
+    State,
+    cnp,
+    difference,
+    labels,
+    ports,
+    remote,
+)
+
+KEY = ObjectKey("CiliumNetworkPolicy", "default", "deny-all-ingress")
+
+
+def engine_at(state: State, **more: Any) -> tuple[Engine, Kernel]:
+    engine, kernel = Engine("node1", sources=(), **more), Kernel()
+    lead(engine, kernel, State(), state)
+    return engine, kernel
+
+
+def lead(engine: Engine, kernel: Kernel, before: State, after: State) -> list[Change]:
+    for update in difference(before, after):
+        engine.apply(update)
+    changes = engine.flush()
+    kernel.apply(changes)
+    return changes
+
+
+def broken(key: ObjectKey) -> Upserted:
+    return Upserted(PolicyObject(key, {"spec": {"endpointSelektor": {}, "ingress": [{"fromEntities": ["moon"]}]}}))
+
+
+def test_nothing_comes_out_before_every_source_is_complete() -> None:
+    engine = Engine("node1", sources=("objects", "identities"))
+    for update in difference(State(), GUARDED):
+        engine.apply(update)
+    engine.apply(Synced("objects"))
+    assert engine.flush() == []
+    assert engine.waiting_for == {"identities"}
+    engine.apply(Synced("identities"))
+    assert engine.in_sync
+    assert engine.flush()
+
+
+def test_a_rejected_version_leaves_the_accepted_one_in_force_and_says_so() -> None:
+    engine, kernel = engine_at(GUARDED)
+    engine.apply(broken(KEY))
+    assert engine.flush() == []
+    (status,) = engine.policy_status()
+    assert status.in_force
+    assert [problem.path for problem in status.problems] == [
+        "spec.endpointSelektor",
+        "spec",
+        "spec.ingress[0].fromEntities[0]",
+    ]
+    assert "did you mean 'endpointSelector'" in str(status.problems[0])
+    assert kernel.verdict(1, IN, OTHER, 6, 80)[0] == "drop"
+    lead(engine, kernel, GUARDED, GUARDED + PLAIN_80)
+    assert kernel.verdict(1, IN, OTHER, 6, 80)[0] == "allow"
+    engine.apply(Deleted(KEY))
+    engine.flush()
+    assert [status.key.name for status in engine.policy_status()] == ["plain-80"]
+
+
+def test_a_policy_that_was_never_valid_is_not_in_force() -> None:
+    engine, _ = engine_at(NODE)
+    engine.apply(broken(KEY))
+    assert engine.flush() == []
+    (status,) = engine.policy_status()
+    assert not status.in_force
+    assert status.revision == 0
+
+
+def test_numbers_are_those_of_the_last_run() -> None:
+    """Pinned maps keep their meaning over a restart: policy ids, rule ids, prefixes, services, rule sets."""
+    state = GUARDED + cnp("cidr", egress=[{"toCIDR": ["10.1.0.0/16", "fd00::/8"]}])
+    first, _ = engine_at(state)
+    second = Engine("node1", sources=(), revision=0)
+    for update in reversed(difference(State(), state)):
+        second.apply(update)
+    second.flush()
+    assert first.desired() == second.desired()
+    assert first.rulesets() == second.rulesets()
+
+
+def test_a_new_run_begins_above_the_revisions_that_connections_remember() -> None:
+    _, kernel = engine_at(GUARDED, revision=41)
+    info = kernel.endpoint(1)
+    assert info is not None
+    assert info.policy_revision == 42
+
+
+def test_a_revision_is_raised_only_where_something_changed() -> None:
+    engine, kernel = engine_at(GUARDED)
+    changes = lead(engine, kernel, GUARDED, GUARDED + ALLOW_OTHER)
+    endpoints = {int.from_bytes(change.key, "little") for change in changes if is_put(change, "endpoints")}
+    assert endpoints == {1}
+    summary = engine.endpoint_policy(1)
+    assert summary is not None
+    assert summary.revision == engine.revision
+    assert engine.endpoint_policy(77) is None
+
+
+def test_connections_look_again_when_an_address_changes_hands() -> None:
+    engine, kernel = engine_at(GUARDED)
+    moved = GUARDED + remote(OTHER, "10.244.2.10/32", "frontend")
+    changes = lead(engine, kernel, GUARDED, moved)
+    assert {change.map for change in changes if isinstance(change, Put)} == {"ipcache", "endpoints"}
+
+
+def is_put(change: Change, name: str) -> bool:
+    return isinstance(change, Put) and change.map == name
+
+
+def test_order_of_changes() -> None:
+    engine, kernel = engine_at(NODE)
+    changes = lead(engine, kernel, NODE, GUARDED + cnp("cidr", egress=[{"toCIDR": ["10.1.0.0/16"]}]))
+    kinds = [
+        "rulesets" if isinstance(c, HttpRulesets) else f"-{c.map}" if isinstance(c, Remove) else c.map for c in changes
+    ]
+    assert list(dict.fromkeys(kinds)) == ["rulesets", "policy", "ipcache", "-policy", "endpoints"]
+
+
+def test_an_entry_taken_away_and_given_back_in_one_flush_stays() -> None:
+    """The renumbered port frees 80/TCP for everyone; a new rule opens the same key for the same peers at once."""
+    engine, kernel = engine_at(NAMED)
+    both = RENUMBERED + PLAIN_80
+    lead(engine, kernel, NAMED, both)
+    assert kernel.maps == {name: dict(content) for name, content in engine.desired().items()}
+    assert kernel.verdict(1, IN, OTHER, 6, 80)[0] == "allow"
+    assert kernel.verdict(1, IN, OTHER, 6, 8080)[0] == "allow"
+
+
+def test_replicas_share_entries() -> None:
+    """Map size does not grow with endpoints of equal labels and ports."""
+    engine, _ = engine_at(GUARDED)
+    before = len(engine.desired()["policy"])
+    (first,) = [u for u in GUARDED.updates.values() if type(u).__name__ == "EndpointUpserted" and u.endpoint.id == 1]  # type: ignore[union-attr]
+    for number in range(50, 60):
+        address = ipaddress.ip_address(f"10.244.1.{number}")
+        copy = dataclasses.replace(first.endpoint, id=number, ifindex=number, addresses=(address,))  # type: ignore[union-attr]
+        engine.apply(dataclasses.replace(first, endpoint=copy))  # type: ignore[arg-type]
+    engine.flush()
+    assert len(engine.desired()["policy"]) == before
+    assert {engine.endpoint_policy(n).policy_id for n in (1, 50, 59)} == {engine.endpoint_policy(1).policy_id}  # type: ignore[union-attr]
+
+
+def test_one_rule_set_is_one_number_and_a_retired_one_means_nothing_else_at_once() -> None:
+    engine, kernel = engine_at(GUARDED)
+    (number,) = engine.rulesets()
+    again = cnp(
+        "again",
+        ingress=[
+            {
+                "fromEndpoints": labels(role="other"),
+                "toPorts": ports("81", rules={"http": [{"path": "/api/v1/users", "method": "GET"}]}),
+            }
+        ],
+    )
+    assert not any(isinstance(c, HttpRulesets) for c in lead(engine, kernel, GUARDED, GUARDED + again))
+    assert list(engine.rulesets()) == [number]
+    lead(engine, kernel, GUARDED + again, NODE)
+    assert kernel.rulesets == {number: (HttpRule("GET", "/api/v1/users"),)}
+    assert not any(isinstance(c, HttpRulesets) for c in lead(engine, kernel, NODE, GUARDED))
+    assert list(engine.rulesets()) == [number]
+
+
+def test_rules_of_one_peer_and_port_are_united_and_a_plain_one_lifts_them() -> None:
+    def http(name: str, path: str) -> State:
+        rules = {"http": [{"path": path}]}
+        return cnp(
+            name, ingress=[{"fromEndpoints": labels(role="frontend"), "toPorts": ports("80", "90", rules=rules)}]
+        )
+
+    two = NODE + http("one", "/a") + http("two", "/b")
+    engine, kernel = engine_at(two)
+    united = (HttpRule(None, "/a"), HttpRule(None, "/b"))
+    assert kernel.verdict(1, IN, FRONTEND, 6, 80)[:2] == ("allow", united)
+    lead(
+        engine,
+        kernel,
+        two,
+        two + cnp("p", ingress=[{"fromEndpoints": labels(role="frontend"), "toPorts": ports("80")}]),
+    )
+    assert kernel.verdict(1, IN, FRONTEND, 6, 80)[:2] == ("allow", ())
+    assert kernel.verdict(1, IN, FRONTEND, 6, 90)[:2] == ("allow", united)
+
+
+def test_every_entry_leads_to_its_rule_and_every_closed_direction_to_its_policies() -> None:
+    engine, kernel = engine_at(GUARDED + ALLOW_OTHER)
+    rule = engine.catalogue.get(kernel.verdict(1, IN, OTHER, 6, 80)[2])
+    assert rule is not None
+    assert (rule.kind, rule.namespace, rule.name) == ("CiliumNetworkPolicy", "default", "allow-other")
+    assert (rule.path, rule.index, rule.direction, rule.revision) == ("spec.ingress[0]", 0, Direction.INGRESS, 1)
+    assert "k8s:io.cilium.k8s.policy.name=allow-other" in rule.labels
+    assert [ref.name for ref in engine.isolating(1, Direction.INGRESS)] == ["allow-other", "deny-all-ingress"]
+    assert engine.isolating(1, Direction.EGRESS) == ()
+    assert engine.isolating(2, Direction.INGRESS) == ()
+    for update in difference(GUARDED + ALLOW_OTHER, GUARDED):
+        engine.apply(update)
+    engine.flush()
+    gone = kernel.verdict(1, IN, OTHER, 6, 80)[2]
+    assert engine.catalogue.get(gone) == rule, "events about a rule may outlive it"
+    assert engine.catalogue.get(12345) is None
+
+
+def test_an_endpoint_of_an_unknown_identity_is_closed() -> None:
+    from tests.unit.agent.calc.states import pod
+
+    late = pod(1, FRONTEND)
+    updates = {key: update for key, update in late.updates.items() if key != ("identity", FRONTEND)}
+    _, kernel = engine_at(State(updates))
+    assert kernel.verdict(1, IN, OTHER, 6, 80)[0] == "drop"
+    assert kernel.verdict(1, Direction.EGRESS, OTHER, 6, 80)[0] == "drop"
+    assert kernel.endpoint(1) is not None
+
+
+def test_policy_bytes_are_the_binary_interface() -> None:
+    slot = Slot(6, 0x1F90, 12, Value(Effect.DENY, 0x01020304))
+    key = PolicyKey.unpack(policy_key(7, 1, 300, slot))
+    assert (key.prefixlen, key.policy_id, key.identity, key.direction, key.protocol) == (FIXED_BITS + 20, 7, 300, 1, 6)
+    assert key == dataclasses_of(key)
+    entry = PolicyEntry.unpack(policy_entry(slot, 0, any_peer=False))
+    assert (entry.precedence, entry.rule_id, entry.flags, entry.prefix_bits) == (255, 0x01020304, 1, 20)
+
+
+def dataclasses_of(key: PolicyKey) -> PolicyKey:
+    """The same key by the interface's own constructor."""
+    return PolicyKey.of(7, 1, 300, 6, 0x1F90, 12)
+
+
+def test_http_policy_survives_a_relist() -> None:
+    engine, kernel = engine_at(GUARDED)
+    for update in HTTP_POLICY.updates.values():
+        engine.apply(update)
+    assert engine.flush() == []
+    assert kernel.verdict(1, IN, FRONTEND, 6, 80)[1]
