@@ -80,8 +80,9 @@ class EtcdServer:
             return
         self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.log_path.open("ab") as log:
+            command = [*_die_with_parent(), *find_etcd(), *self._flags(), *self._extra_flags]
             self._process = await asyncio.create_subprocess_exec(
-                *find_etcd(), *self._flags(), *self._extra_flags, stdout=log, stderr=log, start_new_session=True
+                *command, stdout=log, stderr=log, start_new_session=True
             )
         try:
             async with asyncio.timeout(READY_SECONDS):
@@ -147,6 +148,12 @@ class EtcdServer:
     def _log_tail(self) -> str:
         lines = self.log_path.read_text(errors="replace").splitlines()
         return " | ".join(lines[-3:]) or "it wrote nothing"
+
+
+def _die_with_parent() -> list[str]:
+    """A prefix that has the kernel end the child when we are killed and cannot do so."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM"] if setpriv else []
 
 
 def _free_ports() -> tuple[int, int]:

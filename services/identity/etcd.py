@@ -187,8 +187,11 @@ class EtcdStore:
 
 
 async def _first(call: Any) -> Any:
-    async for answer in call:
-        return answer
+    try:
+        async for answer in call:
+            return answer
+    finally:
+        call.cancel()
     raise Internal("etcd ended a lease stream without an answer")
 
 

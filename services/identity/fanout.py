@@ -11,6 +11,7 @@ followed by what happened since.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ PACE_BASE_SECONDS = 0.002
 PACE_PER_WATCHER_SECONDS = 0.00005
 """A round of messages to all watchers costs about this much; rounds may use about half of the time."""
 CACHED_DELTAS = 32
+FAR_BEHIND = 20_000
+"""Changes beyond which a snapshot, which is shared and packed in slices, is the lighter answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,25 +89,26 @@ class Fanout:
         self._closed = True
         self._pulse.beat()
 
-    async def stream(self, resume_revision: int, node: str) -> AsyncIterator[pb.WatchResponse]:
+    async def stream(
+        self, resume_revision: int, node: str, resume_history: str = ""
+    ) -> AsyncIterator[pb.WatchResponse]:
         """The messages of one watcher, for ever; raises `Unavailable` before the first load and at the end."""
         self._mirror.require_loaded()
         self.watchers += 1
         try:
-            async for message in self._stream(resume_revision, node):
+            reason = await self._unfit(resume_revision, resume_history)
+            async for message in self._stream(resume_revision, node, reason):
                 yield message
         finally:
             self.watchers -= 1
 
-    async def _stream(self, resume_revision: int, node: str) -> AsyncIterator[pb.WatchResponse]:
+    async def _stream(self, cursor: int, node: str, reason: str) -> AsyncIterator[pb.WatchResponse]:
         journal = self._mirror.journal
-        cursor, history = resume_revision, journal.history
-        reason = await self._unfit(resume_revision)
-        in_sync = False
+        history, in_sync = journal.history, False
         while not self._closed:
             if history != journal.history:
                 reason = "history"
-            elif not reason and not journal.covers(cursor):
+            elif not reason and (not journal.covers(cursor) or journal.length_after(cursor) > FAR_BEHIND):
                 reason = "behind"
             if reason:
                 self._on_reset(reason)
@@ -120,17 +124,30 @@ class Fanout:
             cursor = max(cursor, head)
             if not in_sync:
                 in_sync = True
-                yield pb.WatchResponse(revision=cursor, in_sync=True)
+                yield pb.WatchResponse(revision=cursor, in_sync=True, history=self._mirror.history)
             while journal.head <= cursor and history == journal.history and not self._closed:
                 await self._pulse.wait()
         raise Unavailable("this replica is shutting down: resume at another one")
 
-    async def _unfit(self, revision: int) -> str:
-        """Why a watcher cannot be resumed at `revision`; empty if it can."""
+    async def _unfit(self, revision: int, history: str) -> str:
+        """Why a watcher cannot be resumed at `revision`; empty if it can.
+
+        A watcher may know more than this replica does: another one told it, before or after etcd was emptied. Which
+        of the two only etcd can say. Until it does the watcher keeps what it has: an older state would be worse.
+        """
+        mirror = self._mirror
         if revision <= 0:
             return "new"
-        if revision > self._mirror.journal.head and not await self._mirror.same_history(revision):
-            return "history"
+        while not self._closed:
+            foreign = bool(history) and history != mirror.history
+            if not foreign and revision <= mirror.journal.head:
+                return ""
+            if mirror.connected:
+                if foreign:
+                    return "history"
+                with contextlib.suppress(Unavailable):
+                    return "" if await mirror.etcd_is_at(revision) else "history"
+            await self._pulse.wait()
         return ""
 
     def _delta(self, cursor: int, head: int) -> tuple[pb.WatchResponse, ...]:

@@ -81,16 +81,14 @@ class Mirror:
             return False
         return True
 
-    async def same_history(self, revision: int) -> bool:
-        """Whether a watcher that was told `revision`, by another replica, may go on from there.
+    @property
+    def history(self) -> str:
+        """The name of the history of etcd that `journal` is about; empty before the first read."""
+        return (self._history or b"").decode()
 
-        False when etcd itself is not that far: it was emptied or restored. While etcd is away the benefit of the
-        doubt is given: telling a watcher an older state would be worse than telling it nothing.
-        """
-        try:
-            return (await self._store.page(self._keys.state, limit=1)).revision >= revision
-        except Unavailable:
-            return True
+    async def etcd_is_at(self, revision: int) -> bool:
+        """Whether etcd itself has come to `revision`, though this replica has not; raises `Unavailable`."""
+        return (await self._store.page(self._keys.state, limit=1)).revision >= revision
 
     async def _catch_up(self) -> None:
         history, mark = await self._identify()

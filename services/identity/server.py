@@ -138,7 +138,7 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
         """Identities and rows: a snapshot or what is new since, then every change."""
         self._read(context)
-        async for message in self._fanout.stream(request.resume_revision, request.node):
+        async for message in self._fanout.stream(request.resume_revision, request.node, request.resume_history):
             yield message
 
     def _read(self, context: Any) -> None:

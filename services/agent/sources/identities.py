@@ -60,6 +60,7 @@ class IdentityClient:
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
         self._revision = 0
+        self._history = ""
         self._identities: dict[NumericIdentity, Identity] = {}
         self._entries: dict[IPNetwork, IpEntry] = {}
         self._errors: dict[str, str] = {}
@@ -127,7 +128,9 @@ class IdentityClient:
     async def _once(self) -> AsyncIterator[Update]:
         """One Watch call, from the last revision on. Yields `Synced` at each in-sync marker."""
         stale: Stale | None = None
-        call = self._stub.Watch(pb.WatchRequest(resume_revision=self._revision, node=self._node))
+        call = self._stub.Watch(
+            pb.WatchRequest(resume_revision=self._revision, resume_history=self._history, node=self._node)
+        )
         try:
             async for message in call:
                 if message.reset:
@@ -137,7 +140,7 @@ class IdentityClient:
                 if message.in_sync:
                     for update in self._sweep(stale or Stale(set(), set())):
                         yield update
-                    stale = None
+                    stale, self._history = None, message.history
                     yield Synced(self.name)
                 if stale is None and message.revision:
                     # Half a snapshot is no place to resume from.

@@ -105,6 +105,7 @@ class Watcher:
         self.identities: dict[int, tuple[str, ...]] = {}
         self.endpoints: dict[str, pb.Endpoint] = {}
         self.revision = 0
+        self.history = ""
         self.resets = 0
         self.connections = 0
         self.problems: list[str] = []
@@ -124,17 +125,22 @@ class Watcher:
         for number in message.deleted_identities:
             self.identities.pop(number, None)
         self.revision = message.revision
+        self.history = message.history or self.history
 
     async def run(self, stub: Any, node: str = "watcher") -> None:
         """Follow until cancelled."""
         while True:
             self.connections += 1
             with contextlib.suppress(grpc.aio.AioRpcError):
-                async for message in stub.Watch(pb.WatchRequest(resume_revision=self.revision, node=node)):
+                async for message in stub.Watch(self.request(node)):
                     self.apply(message)
                     async with self.changed:
                         self.changed.notify_all()
             await asyncio.sleep(0.05)
+
+    def request(self, node: str) -> pb.WatchRequest:
+        """How an agent resumes."""
+        return pb.WatchRequest(resume_revision=self.revision, resume_history=self.history, node=node)
 
     async def until(self, condition: Callable[[], bool], seconds: float = 15.0) -> None:
         """Until `condition` holds after some message."""

@@ -226,3 +226,38 @@ async def test_rows_and_identities_arrive_in_order_whatever_happens(parts: Any) 
                 watcher.apply(await anext(stream))
     expected = {prefix: pb.Endpoint.FromString(row.value).identity for prefix, row in parts.mirror.state.rows.items()}
     assert watcher.prefixes == expected
+
+
+async def test_a_watcher_that_knows_more_waits_for_etcd_to_say_why(cluster: Any, until: Any) -> None:
+    """The replica was started on an emptied etcd, which then goes away; the watcher comes from the history before."""
+    parts = await cluster.replica()
+    found = await allocate(parts, "a")
+    await cluster.store.leave()
+    await until(lambda: not parts.mirror.connected)
+    watcher = Watcher()
+    async with aclosing(parts.fanout.stream(10_000, "n", "another history")) as stream:
+        following = asyncio.create_task(watcher.follow(stream))
+        await asyncio.sleep(0.05)
+        assert (watcher.resets, following.done()) == (0, False)
+        await cluster.store.leave(away=False)
+        await following
+    assert (watcher.cluster_identities, parts.resets) == (set(found), ["history"])
+
+
+async def test_a_revision_of_a_history_that_was_overtaken_is_not_resumed(parts: Any) -> None:
+    found = await allocate(parts, *"abc")
+    watcher = Watcher()
+    async with aclosing(parts.fanout.stream(3, "n", "another history")) as stream:
+        await watcher.follow(stream)
+    assert (watcher.cluster_identities, parts.resets) == (set(found), ["history"])
+
+
+async def test_the_history_comes_with_in_sync_and_lets_resume(parts: Any) -> None:
+    await allocate(parts, "a")
+    async with aclosing(parts.fanout.stream(0, "n")) as stream:
+        last = [await anext(stream) for _ in range(3)][-1]
+    assert last.in_sync
+    assert last.history == parts.mirror.history != ""
+    async with aclosing(parts.fanout.stream(last.revision, "n", last.history)) as stream:
+        assert (await anext(stream)).in_sync
+    assert parts.resets == ["new"]
