@@ -116,7 +116,8 @@ class Cluster:
             await child.wait()
         await self._etcd.stop(kill=True)
         for name in [*(pod.netns for pod in self.pods.values()), *(node.netns for node in self.nodes)]:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+            with contextlib.suppress(AssertionError):
+                sh(f"ip netns del {name}")
         for node in self.nodes:
             remove_pins(self.pins / node.name)
         if self.pins.is_dir():
@@ -228,7 +229,9 @@ class Cluster:
 
     def _path(self, document: Mapping[str, Any]) -> Path:
         metadata = document["metadata"]
-        return self.objects / f"{document['kind']}.{metadata.get('namespace', 'default')}.{metadata['name']}.yaml".lower()
+        return (
+            self.objects / f"{document['kind']}.{metadata.get('namespace', 'default')}.{metadata['name']}.yaml".lower()
+        )
 
     def apply(self, document: Mapping[str, Any]) -> None:
         """Put an object into the folder, atomically."""

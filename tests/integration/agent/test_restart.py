@@ -1,0 +1,121 @@
+"""The agent dies, again and again, under load: nothing that is allowed is lost, nothing that is forbidden passes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.integration.agent.cluster import Cluster, network_policy
+from tests.integration.agent.conftest import Load
+
+pytestmark = [pytest.mark.root, pytest.mark.etcd]
+
+PORT = 7000
+
+
+def policy() -> dict[str, Any]:
+    document = network_policy("servers", "server", "client", PORT)
+    document["spec"]["ingress"][0]["ports"].append({"protocol": "UDP", "port": PORT})
+    return document
+
+
+@pytest.fixture
+async def loads() -> AsyncIterator[list[Load]]:
+    loads: list[Load] = []
+    yield loads
+    for load in loads:
+        await load.kill()
+
+
+async def test_a_killed_agent_loses_nothing_and_lets_nothing_through(cluster: Cluster, loads: list[Load]) -> None:
+    near, far = cluster.nodes
+    cluster.apply(policy())
+    servers = [
+        await cluster.add_pod("server1", near, app="server"),
+        await cluster.add_pod("server2", far, app="server"),
+    ]
+    client = await cluster.add_pod("client", near, role="client")
+    stranger = await cluster.add_pod("stranger", near, role="stranger")
+    loads += [await Load.start(server, "serve", "::", PORT) for server in servers]
+    await settled(cluster)
+    clients: dict[str, Load] = {}
+    for server in servers:
+        for address in server.addresses:
+            for role in ("established", "new", "datagrams"):
+                clients[f"{role} {address}"] = await Load.start(client, role, address, PORT)
+            clients[f"forbidden {address}"] = await Load.start(stranger, "forbidden", address, PORT)
+    loads += clients.values()
+    await asyncio.sleep(0.5)
+    for node in (near, far):
+        await cluster.kill_agent(node)
+    await asyncio.sleep(0.5)
+    for node in (near, far):
+        await cluster.start_agent(node)
+    await asyncio.sleep(0.7)  # somewhere in the middle of its start
+    await cluster.kill_agent(near)
+    await cluster.start_agent(near)
+    status = [await cluster.ready(node) for node in (near, far)]
+    assert [answer.endpoints for answer in status] == [3, 1]
+    await asyncio.sleep(0.5)
+    results = {name: await load.finish() for name, load in clients.items()}
+    for name, result in results.items():
+        match name.split()[0]:
+            case "established":
+                assert "error" not in result, (name, result)
+                assert result["answers"] > 100, (name, result)
+            case "new":
+                assert (result["errors"], result["retransmits"]) == ([], 0), (name, result)
+                assert result["opened"] > 50, (name, result)
+            case "datagrams":
+                assert result["lost"] == 0, (name, result)
+            case "forbidden":
+                assert result["through"] == 0, (name, result)
+                assert result["tried"] > 5, (name, result)
+
+
+async def test_what_changed_while_the_agent_was_away_holds_when_it_is_back(cluster: Cluster, loads: list[Load]) -> None:
+    node = cluster.nodes[0]
+    cluster.apply(policy())
+    server = await cluster.add_pod("server", node, app="server")
+    client = await cluster.add_pod("client", node, role="client")
+    gone = await cluster.add_pod("gone", node, role="client")
+    loads.append(await Load.start(server, "serve", "::", PORT))
+    await settled(cluster)
+    running = await Load.start(client, "new", server.ip, PORT)
+    loads.append(running)
+    await cluster.kill_agent(node)
+    # The runtime deletes a pod, and gets its way; a label change and another pod's end are only in the objects.
+    assert await cluster.cni("DEL", gone) == (0, {})
+    assert (await cluster.cni("ADD", gone))[1]["code"] == 11
+    cluster.remove("Pod", "gone")
+    cluster.pod_object("client", node, {"role": "stranger"})
+    assert (await running.finish())["errors"] == []
+    await cluster.start_agent(node)
+    status = await cluster.ready(node)
+    assert status.endpoints == 2
+    refused = await Load.start(client, "forbidden", server.ip, PORT)
+    loads.append(refused)
+    await settled(cluster)
+    await asyncio.sleep(0.5)
+    await refused.finish()
+    after = await Load.start(client, "forbidden", server.ip, PORT)
+    loads.append(after)
+    await asyncio.sleep(0.5)
+    assert (await after.finish())["through"] == 0
+
+
+async def settled(cluster: Cluster) -> None:
+    """Wait until every node knows of every pod."""
+    rows = sum(len(pod.addresses) for pod in cluster.pods.values())
+
+    async def known() -> bool:
+        statuses = [await cluster.status(node) for node in cluster.nodes]
+        return all(usage.entries >= rows for s in statuses for usage in s.maps if usage.name == "ipcache")
+
+    async with asyncio.timeout(10):
+        while not await known():  # noqa: ASYNC110 - other processes change it
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)
