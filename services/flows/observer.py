@@ -15,10 +15,11 @@ from typing import Any, Literal, Protocol
 import grpc
 import grpc.aio
 
-from services.common.errors import Exhausted, Invalid
+from services.common.errors import Denied, Exhausted, Invalid
 from services.common.pb.observer import observer_pb2 as pb
 from services.common.pb.observer import observer_pb2_grpc
 from services.common.pb.relay import relay_pb2
+from services.common.tls import peer_identity
 from services.flows import mask
 from services.flows.entries import NodeRef
 from services.flows.filters import FilterError, Filters
@@ -34,6 +35,8 @@ SERVICE_NAME = "observer.Observer"
 MAX_STREAMS = 256
 """Concurrent GetFlows calls; each may hold old segments in memory."""
 UNAVAILABLE_NAMES = 10
+READERS = frozenset({"client", "relay", "operator"})
+"""Roles that may read flows; agents push their own and read nobody's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,13 @@ class Nodes(Protocol):
         ...
 
 
+def may_read(context: Any) -> None:
+    """Raises `Denied` for a certificate that is no reader's. Plaintext is the listener's decision."""
+    peer = peer_identity(context)
+    if peer is not None and peer.role not in READERS:
+        raise Denied(f"a certificate of role {peer.role} may not read flows; use one of role client")
+
+
 class Observer(observer_pb2_grpc.ObserverServicer):
     """`server` is this process's own node name in statuses; `version_text` what `hubble status` prints."""
 
@@ -68,7 +78,7 @@ class Observer(observer_pb2_grpc.ObserverServicer):
         version_text: str,
         version: str,
         nodes: Nodes | None = None,
-        authorize: Callable[[Any], None] = lambda context: None,
+        authorize: Callable[[Any], None] = may_read,
         now: Now = time.time_ns,
     ) -> None:
         """`authorize` gets the servicer context and raises `Denied`."""

@@ -24,6 +24,10 @@ LOST_SOURCES = {1: pb.PERF_EVENT_RING_BUFFER, 2: pb.OBSERVER_EVENTS_QUEUE, 3: pb
 TRACE_REASONS = {0: pb.NEW, 1: pb.ESTABLISHED, 2: pb.REPLY, 3: pb.RELATED}
 
 
+UNPARSED = "::"
+"""The address of a packet that was dropped before its addresses were read."""
+
+
 class Row:
     """One row's values as attributes."""
 
@@ -110,8 +114,9 @@ class Renderer:
         destination, destination_ip, _ = self._endpoint(row.destination)
         flow.source.CopyFrom(source)
         flow.destination.CopyFrom(destination)
-        flow.IP.source, flow.IP.destination = source_ip, destination_ip
-        flow.IP.ipVersion = pb.IPv6 if ipv6 else pb.IPv4
+        if source_ip != UNPARSED or destination_ip != UNPARSED:
+            flow.IP.source, flow.IP.destination = source_ip, destination_ip
+            flow.IP.ipVersion = pb.IPv6 if ipv6 else pb.IPv4
         return ipv6
 
     def _endpoint(self, number: int) -> tuple[pb.Endpoint, str, bool]:

@@ -68,6 +68,7 @@ def put_entry(batch: pb.Batch, number: int, content: Content) -> None:
             party.workload_kind, party.workload = content.workload_kind, content.workload
         case Decision():
             entry.decision.matched = content.matched
+            entry.decision.SetInParent()
             for policy in content.policies:
                 entry.decision.policies.add(
                     kind=policy.kind, namespace=policy.namespace, name=policy.name, uid=policy.uid

@@ -12,13 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
 
 import grpc.aio
 from prometheus_client import CollectorRegistry
 
 import services
-from services.common.errors import Denied
 from services.common.log import get_logger
 from services.common.metrics import MetricsServer
 from services.common.pb.ingest.v1 import ingest_pb2_grpc
@@ -33,17 +31,7 @@ from services.relay.config import Config
 from services.relay.metrics import IngestMetrics
 from services.relay.nodes import NodeTable
 
-READERS = frozenset({"client", "relay", "operator"})
-"""Roles that may read everybody's flows; an agent may only push its own."""
-
 log = get_logger("relay")
-
-
-def may_read(context: Any) -> None:
-    """Raises `Denied` unless the caller's certificate is a reader's (plaintext: the server decided to allow it)."""
-    peer = peer_identity(context)
-    if peer is not None and peer.role not in READERS:
-        raise Denied(f"a certificate of role {peer.role} may not read flows; use one of role client")
 
 
 @contextlib.asynccontextmanager
@@ -55,9 +43,7 @@ async def serving(config: Config, registry: CollectorRegistry) -> AsyncIterator[
     metrics.connected.set_function(lambda: sum(status.connected for status in nodes.statuses()))
     servicer = ingest.FlowIngest(store, nodes, metrics, peer_identity, insecure=config.insecure)
     version = services.__version__
-    observer = Observer(
-        store, NodeRef(config.node_name), f"ciliate-relay v{version}", version, nodes=nodes, authorize=may_read
-    )
+    observer = Observer(store, NodeRef(config.node_name), f"ciliate-relay v{version}", version, nodes=nodes)
 
     def register(server: grpc.aio.Server) -> None:
         ingest_pb2_grpc.add_FlowIngestServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]

@@ -131,9 +131,10 @@ class FlowPipeline:
         return taken
 
     def add(self, records: Array) -> None:
-        """Take `FLOW_EVENT` records that did not come through the ring: closes of connections that were collected."""
+        """Take `FLOW_EVENT` records that no ring carried: the conntrack collector's close records."""
         self._enricher.refresh(time.monotonic_ns())
-        self._keep(records, records[:0])
+        for start in range(0, len(records), CHUNK):
+            self._keep(records[start : start + CHUNK], records[:0])
 
     def count_losses(self) -> None:
         """Tell what the kernel could not write since the last call."""

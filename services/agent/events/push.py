@@ -88,13 +88,16 @@ class RelayPusher:
 
     async def run(self) -> None:
         """Push until cancelled."""
-        backoff = Backoff(initial=0.2, maximum=5.0)
+        backoff, told = Backoff(initial=0.2, maximum=5.0), ""
         async for _ in backoff:
             try:
                 async with self._open() as channel:
                     await self._stream(channel, backoff)
             except CiliateError as error:
-                log.warning("relay stream ended", error=str(error), kind=type(error).__name__)
+                text = str(error)
+                if self.connected or text != told:  # a relay that stays away is told of once
+                    log.warning("relay stream ended", error=text, kind=type(error).__name__)
+                told = text
             finally:
                 self.connected = False
 
