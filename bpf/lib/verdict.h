@@ -161,6 +161,9 @@ INLINE bool is_related(struct pkt_ctx *ctx, bool sends)
 {
 	struct ct_entry *entry;
 
+	/* It must go to whom it quotes: nobody's connection is a pass for a third party. */
+	if (!addr_equal(&ctx->inner_saddr, &ctx->daddr))
+		return false;
 	ct_key_set_inner(ctx, sends);
 	entry = ct.lookup(&ctx->key);
 	if (!entry || ctx->now_ns > entry->expires_ns) {

@@ -1,6 +1,6 @@
 """Nodes joined by a link, with pods in network namespaces of their own: for packets that really travel.
 
-    pod ns --veth-- node ns --(veth "uplink")-- node ns --veth-- pod ns      VXLAN between the nodes
+pod ns --veth-- node ns --(veth "uplink")-- node ns --veth-- pod ns      VXLAN between the nodes
 """
 
 from __future__ import annotations
@@ -42,7 +42,22 @@ class WiredNode(Node):
         sh("ip", "netns", "add", namespace)
         self.namespaces.append(namespace)
         size = str(self.mtu - attach.OVERHEAD4)
-        sh("ip", "link", "add", host, "mtu", size, "type", "veth", "peer", "name", "eth0", "netns", namespace, netns=self.name)
+        sh(
+            "ip",
+            "link",
+            "add",
+            host,
+            "mtu",
+            size,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            namespace,
+            netns=self.name,
+        )
         pod = Pod(
             id=id,
             ifindex=self._ifindex(host),
@@ -85,7 +100,22 @@ class WiredNode(Node):
 
     def join(self, other: WiredNode) -> None:
         """Link two nodes and tell each what the other has."""
-        sh("ip", "link", "add", "uplink", "mtu", str(self.mtu), "type", "veth", "peer", "name", "uplink", "netns", other.name, netns=self.name)
+        sh(
+            "ip",
+            "link",
+            "add",
+            "uplink",
+            "mtu",
+            str(self.mtu),
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "uplink",
+            "netns",
+            other.name,
+            netns=self.name,
+        )
         for node in (self, other):
             sh("ip", "addr", "add", f"{node.address}/24", "dev", "uplink", netns=node.name)
             sh("ip", "link", "set", "uplink", "up", netns=node.name)

@@ -1,0 +1,325 @@
+"""The datapath in readable Python: what the compiled programs must do, packet by packet. The tests' oracle.
+
+`ReferenceDatapath` reads the same bytes as the kernel (maps as dicts), tracks connections, and says of a packet where
+it goes or why not, and which events it raises. No speed, no rewriting of checksums, no clock: time is an argument.
+`FakeMap` stands in for a pinned map in unit tests.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from services.agent.abi.endpoints import EndpointInfo
+from services.agent.abi.events import EventType
+from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
+from services.agent.abi.layout import be16
+from services.agent.abi.lb import Backend, BackendKey, ServiceInfo, ServiceKey
+from services.agent.abi.policy import FIXED_BITS, PolicyEntry, PolicyFlags, PolicyKey
+from services.agent.datapath.syscall import MapType
+from services.common.errors import Exhausted
+from services.model.identity import Reserved
+from services.model.verdict import Direction, DropReason, Protocol
+
+Maps = Mapping[str, Mapping[bytes, bytes]]
+SYN, FIN, RST, ACK = 2, 1, 4, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """What matters of a packet. Addresses have 16 bytes; for ICMP `sport` is the type and `icmp_id` the id."""
+
+    source: bytes
+    destination: bytes
+    protocol: int
+    sport: int = 0
+    dport: int = 0
+    tcp_flags: int = 0
+    icmp_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where a packet went: `to` is an endpoint id, a tunnel endpoint (16 bytes), or None for the node's stack."""
+
+    packet: Packet
+    reason: DropReason | None = None
+    to: int | bytes | None = None
+    events: tuple[tuple[EventType, int, int], ...] = ()
+    """(type, endpoint id, rule id)"""
+
+
+@dataclass(slots=True)
+class Connection:
+    """A conntrack entry."""
+
+    direction: Direction
+    rule_id: int
+    revision: int
+    peer_identity: int
+    denied: DropReason | None = None
+    replied: bool = False
+    fins: set[bool] = field(default_factory=set)
+    reset: bool = False
+    closed: bool = False
+    service: tuple[bytes, int] | None = None
+
+    @property
+    def closing(self) -> bool:
+        """A SYN with the same ports starts anew."""
+        return self.reset or self.closed or len(self.fins) == 2
+
+
+class _Dropped(Exception):  # noqa: N818  not an error: how a walk ends
+    def __init__(self, reason: DropReason) -> None:
+        self.reason = reason
+
+
+Key = tuple[bytes, bytes, int, int, int]
+
+
+class ReferenceDatapath:
+    """One node. `maps` are read at every packet; `choose(count)` stands for the random choice of a backend."""
+
+    def __init__(self, maps: Maps, choose: Callable[[int], int] = lambda count: 0) -> None:
+        self.maps, self._choose = maps, choose
+        self.conntrack: dict[Key, Connection] = {}
+        self.chosen: dict[Key, tuple[bytes, int]] = {}
+        self._events: list[tuple[EventType, int, int]] = []
+
+    def from_endpoint(self, packet: Packet, ifindex: int) -> Outcome:
+        """A pod sent this."""
+        return self._walk(packet, lambda: self._from_endpoint(packet, ifindex))
+
+    def to_endpoint(self, packet: Packet, ifindex: int) -> Outcome:
+        """The node's stack sends this to a pod."""
+        return self._walk(packet, lambda: self._to_endpoint(packet, ifindex))
+
+    def _walk(self, packet: Packet, walk: Callable[[], tuple[Packet, int | bytes | None]]) -> Outcome:
+        self._events = []
+        try:
+            after, to = walk()
+        except _Dropped as dropped:
+            return Outcome(packet, reason=dropped.reason, events=tuple(self._events))
+        return Outcome(after, to=to, events=tuple(self._events))
+
+    def _drop(self, reason: DropReason, endpoint: int, rule: int) -> _Dropped:
+        self._events.append((EventType.DROP, endpoint, rule))
+        return _Dropped(reason)
+
+    def _from_endpoint(self, packet: Packet, ifindex: int) -> tuple[Packet, int | bytes | None]:
+        sender = self._endpoint(self.maps["endpoint_ifs"].get(struct.pack("<I", ifindex)))
+        if sender is None:
+            raise self._drop(DropReason.DROP_EP_NOT_READY, 0, 0)
+        if packet.source not in (bytes(sender.ipv4), bytes(sender.ipv6)):
+            raise self._drop(DropReason.INVALID_SOURCE_IP, sender.id, 0)
+        packet, service = self._service(packet, sender)
+        receiver = self._endpoint(self.maps["endpoint_addrs"].get(packet.destination))
+        remote = self._ipcache(packet.destination)
+        identity = receiver.identity if receiver else remote.identity
+        self._police(packet, sender, Direction.EGRESS, identity, service)
+        if receiver is not None:
+            return self._ingress(packet, receiver, sender.identity), int(receiver.id)
+        tunnel = bytes(remote.tunnel_endpoint)
+        return packet, tunnel if any(tunnel) else None
+
+    def _to_endpoint(self, packet: Packet, ifindex: int) -> tuple[Packet, int | bytes | None]:
+        receiver = self._endpoint(self.maps["endpoint_ifs"].get(struct.pack("<I", ifindex)))
+        if receiver is None:
+            raise self._drop(DropReason.DROP_EP_NOT_READY, 0, 0)
+        if packet.destination not in (bytes(receiver.ipv4), bytes(receiver.ipv6)):
+            raise self._drop(DropReason.STALE_OR_UNROUTABLE_IP, receiver.id, 0)
+        return self._ingress(packet, receiver, self._ipcache(packet.source).identity), int(receiver.id)
+
+    def _ingress(self, packet: Packet, receiver: EndpointInfo, identity: int) -> Packet:
+        connection = self._police(packet, receiver, Direction.INGRESS, identity, None)
+        if connection.direction == Direction.EGRESS and connection.service is not None:
+            return replace(packet, source=connection.service[0], sport=connection.service[1])
+        return packet
+
+    # One endpoint's turn.
+
+    def _police(
+        self,
+        packet: Packet,
+        endpoint: EndpointInfo,
+        direction: Direction,
+        identity: int,
+        service: tuple[bytes, int] | None,
+    ) -> Connection:
+        key = connection_key(packet, sends=direction == Direction.EGRESS)
+        opens = packet.protocol == Protocol.TCP and packet.tcp_flags & (SYN | ACK) == SYN
+        connection = self.conntrack.get(key)
+        if connection is not None and connection.closing and opens:
+            if not connection.closed:
+                self._events.append((EventType.CLOSE, endpoint.id, connection.rule_id))
+            connection = None
+        if connection is None:
+            return self._new(key, packet, endpoint, direction, identity, service)
+        original = connection.direction == direction
+        if original:
+            self._again(connection, packet, endpoint, direction, identity)
+            if connection.denied is not None:
+                raise self._drop(connection.denied, endpoint.id, connection.rule_id)
+            if service is not None and connection.service is None:
+                connection.service = service
+        self._follow(connection, packet, endpoint, original)
+        return connection
+
+    def _new(
+        self,
+        key: Key,
+        packet: Packet,
+        endpoint: EndpointInfo,
+        direction: Direction,
+        identity: int,
+        service: tuple[bytes, int] | None,
+    ) -> Connection:
+        rule, reason = self.decide(packet, endpoint.policy_id, direction, identity)
+        if reason is not None:
+            raise self._drop(reason, endpoint.id, rule)
+        connection = Connection(direction, rule, endpoint.policy_revision, identity, service=service)
+        if packet.protocol == Protocol.TCP:
+            connection.fins |= {True} if packet.tcp_flags & FIN else set()
+            connection.reset = bool(packet.tcp_flags & RST)
+        self.conntrack[key] = connection
+        self._events.append((EventType.NEW, endpoint.id, rule))
+        return connection
+
+    def _again(
+        self, connection: Connection, packet: Packet, endpoint: EndpointInfo, direction: Direction, identity: int
+    ) -> None:
+        """A changed policy or peer meets an open connection."""
+        if (connection.revision, connection.peer_identity) == (endpoint.policy_revision, identity):
+            return
+        rule, reason = self.decide(packet, endpoint.policy_id, direction, identity)
+        changed = (connection.denied is None) != (reason is None)
+        connection.rule_id, connection.denied = rule, reason
+        connection.revision, connection.peer_identity = endpoint.policy_revision, identity
+        if changed:
+            self._events.append((EventType.VERDICT_CHANGE, endpoint.id, rule))
+
+    def _follow(self, connection: Connection, packet: Packet, endpoint: EndpointInfo, original: bool) -> None:
+        connection.replied |= not original
+        if packet.protocol != Protocol.TCP:
+            return
+        if packet.tcp_flags & FIN:
+            connection.fins.add(original)
+        connection.reset |= bool(packet.tcp_flags & RST)
+        over = connection.reset or len(connection.fins) == 2
+        if over and not connection.closed and not packet.tcp_flags & FIN:
+            connection.closed = True
+            self._events.append((EventType.CLOSE, endpoint.id, connection.rule_id))
+
+    def decide(
+        self, packet: Packet, policy_id: int, direction: Direction, identity: int
+    ) -> tuple[int, DropReason | None]:
+        """(rule id, why not) by policy alone: policy-semantics 7.1 over a plain scan of the map."""
+        if direction == Direction.INGRESS and identity == Reserved.HOST:
+            return 0, None
+        port = packet.sport if packet.protocol in (Protocol.ICMP, Protocol.ICMPV6) else packet.dport
+        best: tuple[tuple[int, int, bool], PolicyEntry] | None = None
+        for named in {True, False} if identity else {False}:
+            entry = self._longest(policy_id, identity if named else 0, direction, packet.protocol, port)
+            rank = (int(entry.precedence), int(entry.prefix_bits), named) if entry else (0, 0, False)
+            if entry is not None and (best is None or rank > best[0]):
+                best = rank, entry
+        if best is None:
+            return 0, DropReason.POLICY_DENIED
+        entry = best[1]
+        return int(entry.rule_id), DropReason.POLICY_DENY if entry.flags & PolicyFlags.DENY else None
+
+    def _longest(self, policy_id: int, identity: int, direction: int, protocol: int, port: int) -> PolicyEntry | None:
+        found: tuple[int, PolicyEntry] | None = None
+        for raw, value in self.maps["policy"].items():
+            key = PolicyKey.unpack(raw)
+            bits = int(key.prefixlen) - FIXED_BITS
+            if (key.policy_id, key.identity, key.direction) != (policy_id, identity, direction):
+                continue
+            if bits >= 8 and key.protocol != protocol:
+                continue
+            mask = (0xFFFF << (24 - bits)) & 0xFFFF if bits > 8 else 0
+            if be16(key.port) & mask != port & mask:
+                continue
+            if found is None or bits > found[0]:
+                found = bits, PolicyEntry.unpack(value)
+        return found[1] if found else None
+
+    # Tables.
+
+    def _endpoint(self, number: bytes | None) -> EndpointInfo | None:
+        raw = self.maps["endpoints"].get(number) if number is not None else None
+        info = EndpointInfo.unpack(raw) if raw is not None else None
+        return info if info is not None and info.id else None
+
+    def _ipcache(self, address: bytes) -> RemoteEndpointInfo:
+        wanted = int.from_bytes(address, "big")
+        best, info = -1, RemoteEndpointInfo(identity=Reserved.WORLD)
+        for raw, value in self.maps["ipcache"].items():
+            key = IpcacheKey.unpack(raw)
+            shift = 128 - int(key.prefixlen)
+            prefix = int.from_bytes(bytes(key.address), "big")
+            if wanted >> shift == prefix >> shift and int(key.prefixlen) > best:
+                best, info = int(key.prefixlen), RemoteEndpointInfo.unpack(value)
+        return info
+
+    def _service(self, packet: Packet, sender: EndpointInfo) -> tuple[Packet, tuple[bytes, int] | None]:
+        """Where a Service's client really goes, and what it had addressed."""
+        key = ServiceKey(address=packet.destination, port=be16(packet.dport), protocol=packet.protocol).pack()
+        raw = self.maps["services"].get(key)
+        tuple_ = connection_key(packet, sends=True)
+        if raw is None or packet.protocol not in (Protocol.TCP, Protocol.UDP):
+            return packet, None
+        info = ServiceInfo.unpack(raw)
+        if not info.backend_count:
+            raise self._drop(DropReason.SERVICE_BACKEND_NOT_FOUND, sender.id, 0)
+        if tuple_ not in self.chosen:
+            slot = BackendKey(service_id=info.service_id, slot=self._choose(info.backend_count)).pack()
+            backend = Backend.unpack(self.maps["backends"][slot])
+            self.chosen[tuple_] = bytes(backend.address), be16(backend.port)
+        address, port = self.chosen[tuple_]
+        return replace(packet, destination=address, dport=port), (packet.destination, packet.dport)
+
+
+def connection_key(packet: Packet, *, sends: bool) -> Key:
+    """The connection as the endpoint sees it that sends or receives the packet."""
+    sport, dport = packet.sport, packet.dport
+    if packet.protocol in (Protocol.ICMP, Protocol.ICMPV6) and packet.sport in (0, 8, 128, 129):
+        asks = packet.sport in (8, 128)
+        sport, dport = (packet.icmp_id, 0) if asks else (0, packet.icmp_id)
+    ends = (packet.source, packet.destination, sport, dport)
+    local, remote, lport, rport = ends if sends else (ends[1], ends[0], ends[3], ends[2])
+    return local, remote, lport, rport, packet.protocol
+
+
+class FakeMap:
+    """An in-memory map with the kernel's manners: a bound, idempotent deletes, arrays that never shrink."""
+
+    def __init__(self, name: str, max_entries: int = 1 << 20, kind: int = MapType.HASH) -> None:
+        self.name, self.max_entries, self.type = name, max_entries, int(kind)
+        self.entries: dict[bytes, bytes] = {}
+        self.broken = False
+        """True: every write fails, as when memory is short."""
+
+    def update_batch(self, entries: Mapping[bytes, bytes]) -> None:
+        """See `maps.PinnedMap`."""
+        for key, value in entries.items():
+            if self.broken or (key not in self.entries and len(self.entries) >= self.max_entries):
+                raise Exhausted(f"map {self.name}: full")
+            self.entries[key] = value
+
+    def delete_batch(self, keys: Iterable[bytes]) -> None:
+        """See `maps.PinnedMap`."""
+        if self.broken:
+            raise Exhausted(f"map {self.name}: no memory")
+        for key in keys:
+            self.entries.pop(key, None)
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """All entries."""
+        return iter(list(self.entries.items()))
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """One value."""
+        return self.entries.get(key)

@@ -1,0 +1,98 @@
+"""Every struct that C and Python share has the same fields at the same offsets: the compiler is asked."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.agent.abi import config, conntrack, endpoints, events, ipcache, lb, metrics, policy
+
+pytestmark = pytest.mark.root
+
+# BCC in a child: LLVM stays mapped. Prints {table: {"key" | "leaf": [[field, offset, size], ...]}}.
+DESCRIBE = """
+import ctypes, json, os, sys, tempfile
+from pathlib import Path
+from services.agent.datapath import bcc_backend, program
+with tempfile.TemporaryDirectory() as tree:
+    bcc_backend._kernel_tree(Path(tree), program.SOURCE_DIR)
+    os.environ["BCC_KERNEL_SOURCE"] = tree
+    from bcc import BPF
+    flags = ["-w", "-D__LINUX_BPF_H__", "-DCT_MAP_FLAGS=0", f"-I{tree}/include", "-I/usr/include"]
+    b = BPF(text=program.amalgamate(program.SOURCE_DIR, "layout_check.c"), cflags=flags)
+    def fields(t, base=0, prefix=""):
+        out = []
+        for name, kind, *_ in getattr(t, "_fields_", []):
+            d = getattr(t, name)
+            if hasattr(kind, "_fields_") and [f[0] for f in kind._fields_] != ["w"]:
+                out += fields(kind, base + d.offset)
+            else:
+                out.append([name, base + d.offset, d.size])
+        return out
+    names = sys.argv[1:]
+    print(json.dumps({n: {"key": fields(b[n].Key), "leaf": fields(b[n].Leaf)} for n in names}))
+    sys.stdout.flush()
+    os._exit(0)
+"""
+
+VALUES: dict[str, Any] = {
+    "config": config.DatapathConfig,
+    "endpoints": endpoints.EndpointInfo,
+    "policy": policy.PolicyEntry,
+    "ipcache": ipcache.RemoteEndpointInfo,
+    "services": lb.ServiceInfo,
+    "backends": lb.Backend,
+    "revnat": lb.Revnat,
+    "lay_metric": metrics.Metric,
+    "ct": conntrack.CtEntry,
+    "lay_ct_key": conntrack.CtKey,
+    "lay_policy_key": policy.PolicyKey,
+    "lay_ipcache_key": ipcache.IpcacheKey,
+    "lay_service_key": lb.ServiceKey,
+    "lay_backend_key": lb.BackendKey,
+    "lay_flow_event": events.FLOW_EVENT,
+    "lay_http_event": events.HTTP_EVENT,
+}
+KEYS: dict[str, Any] = {
+    "ct": conntrack.CtKey,
+    "policy": policy.PolicyKey,
+    "ipcache": ipcache.IpcacheKey,
+    "services": lb.ServiceKey,
+    "backends": lb.BackendKey,
+}
+
+
+@pytest.fixture(scope="module")
+def described() -> dict[str, dict[str, list[list[Any]]]]:
+    done = subprocess.run([sys.executable, "-c", DESCRIBE, *VALUES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def python_fields(layout: Any) -> list[list[Any]]:
+    if isinstance(layout, np.dtype):
+        assert layout.fields is not None
+        return [[n, layout.fields[n][1], layout.fields[n][0].itemsize] for n in layout.names or ()]
+    return [[n, getattr(layout, n).offset, getattr(layout, n).size] for n, *_ in layout._fields_]
+
+
+@pytest.mark.parametrize("table", VALUES)
+def test_values(described: dict[str, Any], table: str) -> None:
+    assert described[table]["leaf"] == python_fields(VALUES[table])
+
+
+@pytest.mark.parametrize("table", KEYS)
+def test_keys(described: dict[str, Any], table: str) -> None:
+    assert described[table]["key"] == python_fields(KEYS[table])
+
+
+def test_numpy_views_of_conntrack_are_the_same_structs() -> None:
+    for dtype, struct in ((conntrack.CT_KEY, conntrack.CtKey), (conntrack.CT_ENTRY, conntrack.CtEntry)):
+        assert python_fields(dtype) == python_fields(struct)
+        assert dtype.itemsize == ctypes.sizeof(struct)

@@ -1,0 +1,433 @@
+"""A packet's life, step by step: what goes into a hook, what comes out, which events it leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from scapy.all import ARP, ICMP, IP, TCP, Ether, ICMPv6DestUnreach, ICMPv6ND_NA, ICMPv6ND_NS, IPv6, fragment, raw
+
+from services.agent.abi.conntrack import CtScope
+from services.agent.abi.events import CtState, EventType
+from services.model.verdict import Direction, DropReason
+from tests.datapath.node import GATEWAY_MAC, HOST, TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT, Node, Pod
+from tests.datapath.packets import checksums_hold, from_pod, parse, ping, received, tcp, to_pod, udp
+
+pytestmark = pytest.mark.root
+
+INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS
+FRONTEND, WEBAPP, OTHER = 1001, 1002, 1003
+FAMILIES = pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
+
+
+@pytest.fixture
+def pods(node: Node) -> tuple[Pod, Pod, Pod]:
+    """A frontend, a web app that takes the frontend on port 80, and somebody else; egress is open."""
+    frontend, webapp, other = node.pod(1, FRONTEND), node.pod(2, WEBAPP), node.pod(3, OTHER)
+    for pod in (frontend, webapp, other):
+        node.open(pod, EGRESS)
+    node.open(frontend, INGRESS)
+    node.rule(webapp, INGRESS, FRONTEND, 6, 80, rule_id=77)
+    return frontend, webapp, other
+
+
+def at(pod: Pod, v6: bool) -> str:
+    return pod.ipv6 if v6 else pod.ipv4
+
+
+def seen(node: Node) -> list[tuple[EventType, int, int, int]]:
+    """(type, endpoint, rule, drop reason) of the events since the last look."""
+    return [
+        (EventType(e["type"]), int(e["endpoint_id"]), int(e["rule_id"]), int(e["drop_reason"])) for e in node.events()
+    ]
+
+
+def send(node: Node, source: Pod, destination: str, l4: Any, **fields: Any) -> Any:
+    return node.run("from_endpoint", from_pod(source, destination, l4, **fields), source.ifindex)
+
+
+@FAMILIES
+def test_allowed_connection(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+    frontend, webapp, _ = pods
+    syn = send(node, frontend, at(webapp, v6), tcp(4000, 80))
+    assert syn.verdict == TC_ACT_REDIRECT
+    assert syn.packet == received(webapp, at(frontend, v6), tcp(4000, 80))
+    assert seen(node) == [(EventType.NEW, 1, 0, 0), (EventType.NEW, 2, 77, 0)]
+
+    # The reply needs no rule and raises no event.
+    answer = send(node, webapp, at(frontend, v6), tcp(80, 4000, "SA", seq=9, ack=1))
+    assert answer.packet == received(frontend, at(webapp, v6), tcp(80, 4000, "SA", seq=9, ack=1))
+    send(node, frontend, at(webapp, v6), tcp(4000, 80, "A", seq=1, ack=10))
+    assert seen(node) == []
+    entries = [(e.direction, list(e.packets)) for e in node.conntrack().values()]
+    assert sorted(entries) == [(INGRESS, [2, 1]), (EGRESS, [2, 1])]
+    assert all(e.rtt_us > 0 for e in node.conntrack().values())
+
+    # FIN both ways; the close record counts the last ACK.
+    send(node, frontend, at(webapp, v6), tcp(4000, 80, "FA", seq=1, ack=10))
+    send(node, webapp, at(frontend, v6), tcp(80, 4000, "FA", seq=10, ack=2))
+    send(node, frontend, at(webapp, v6), tcp(4000, 80, "A", seq=2, ack=11))
+    closed = node.events()
+    assert [(int(e["type"]), e["packets"].tolist()) for e in closed] == [(EventType.CLOSE, [4, 2])] * 2
+
+    # The same ports again are a new connection.
+    send(node, frontend, at(webapp, v6), tcp(4000, 80))
+    assert seen(node) == [(EventType.NEW, 1, 0, 0), (EventType.NEW, 2, 77, 0)]
+
+
+@FAMILIES
+def test_default_deny_names_itself(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+    _, webapp, other = pods
+    for attempt in range(2):
+        assert send(node, other, at(webapp, v6), tcp(4000, 80, seq=attempt)).verdict == TC_ACT_SHOT
+        events = node.events()
+        drop = events[-1]
+        assert drop["type"] == EventType.DROP
+        assert drop["drop_reason"] == DropReason.POLICY_DENIED
+        assert (drop["src_identity"], drop["dst_identity"]) == (OTHER, WEBAPP)
+        assert (drop["sport"], drop["dport"], drop["direction"]) == (4000, 80, INGRESS)
+
+
+def test_explicit_deny_names_its_rule(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+    frontend, webapp, _ = pods
+    node.rule(webapp, INGRESS, FRONTEND, 6, 80, rule_id=99, deny=True)
+    assert send(node, frontend, webapp.ipv4, tcp(4000, 80)).verdict == TC_ACT_SHOT
+    assert seen(node)[-1] == (EventType.DROP, 2, 99, DropReason.POLICY_DENY)
+
+
+@FAMILIES
+def test_policy_change_meets_open_connections(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+    frontend, webapp, _ = pods
+    send(node, frontend, at(webapp, v6), tcp(4000, 80))
+    send(node, webapp, at(frontend, v6), tcp(80, 4000, "SA", ack=1))
+    key = node.rule(webapp, INGRESS, FRONTEND, 6, 80, rule_id=77)
+    seen(node)
+
+    node.map("policy").delete(key)
+    node.change_policy(webapp)
+    data = tcp(4000, 80, "PA", b"GET", seq=1, ack=1)
+    assert send(node, frontend, at(webapp, v6), data).verdict == TC_ACT_SHOT
+    assert seen(node) == [
+        (EventType.VERDICT_CHANGE, 2, 0, DropReason.POLICY_DENIED),
+        (EventType.DROP, 2, 0, DropReason.POLICY_DENIED),
+    ]
+    assert send(node, frontend, at(webapp, v6), data).verdict == TC_ACT_SHOT
+    assert seen(node) == [(EventType.DROP, 2, 0, DropReason.POLICY_DENIED)]
+    # Replies of the connection still pass; the way back is not policy's.
+    assert send(node, webapp, at(frontend, v6), tcp(80, 4000, "A", ack=1)).verdict == TC_ACT_REDIRECT
+
+    node.rule(webapp, INGRESS, FRONTEND, 6, 80, rule_id=78)
+    node.change_policy(webapp)
+    assert send(node, frontend, at(webapp, v6), data).verdict == TC_ACT_REDIRECT
+    assert seen(node) == [(EventType.VERDICT_CHANGE, 2, 78, 0)]
+
+
+def test_relabelled_peer_is_asked_again(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+    frontend, webapp, _ = pods
+    send(node, frontend, webapp.ipv4, tcp(4000, 80))
+    seen(node)
+    frontend.identity = OTHER
+    node.put_pod(frontend)
+    assert send(node, frontend, webapp.ipv4, tcp(4000, 80, "A")).verdict == TC_ACT_SHOT
+
+
+@FAMILIES
+def test_udp_and_ping(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+    frontend, webapp, _ = pods
+    assert send(node, frontend, at(webapp, v6), udp(4000, 53)).verdict == TC_ACT_SHOT
+    assert send(node, frontend, at(webapp, v6), ping(v6)).verdict == TC_ACT_SHOT
+    node.rule(webapp, INGRESS, FRONTEND, rule_id=5)  # L3 only: covers ping too
+    node.rule(webapp, INGRESS, FRONTEND, 17, 53, rule_id=6)
+    seen(node)
+    assert send(node, frontend, at(webapp, v6), udp(4000, 53)).verdict == TC_ACT_REDIRECT
+    assert send(node, webapp, at(frontend, v6), udp(53, 4000)).verdict == TC_ACT_REDIRECT
+    assert send(node, frontend, at(webapp, v6), ping(v6)).verdict == TC_ACT_REDIRECT
+    assert send(node, webapp, at(frontend, v6), ping(v6, reply=True)).verdict == TC_ACT_REDIRECT
+    assert [rule for _, endpoint, rule, _ in seen(node) if endpoint == 2] == [6, 5]
+    # Having been pinged is no leave to ping.
+    node.map("policy").delete(node.rule(webapp, EGRESS, rule_id=0))
+    assert send(node, webapp, at(frontend, v6), ping(v6)).verdict == TC_ACT_SHOT
+
+
+@FAMILIES
+def test_icmp_errors_pass_with_their_connection(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+    frontend, webapp, other = pods
+    node.rule(webapp, INGRESS, FRONTEND, 17, 53, rule_id=6)
+    node.map("policy").delete(node.rule(webapp, EGRESS, rule_id=0))
+    node.map("policy").delete(node.rule(frontend, INGRESS, rule_id=0))
+    for pod in pods:
+        node.change_policy(pod)
+    sent = parse(send(node, frontend, at(webapp, v6), udp(4000, 53)).packet).payload
+    error = (ICMPv6DestUnreach(code=4) if v6 else ICMP(type=3, code=3)) / raw(sent)
+    seen(node)
+    assert send(node, webapp, at(frontend, v6), error).verdict == TC_ACT_REDIRECT
+    assert seen(node) == []
+    # An error about nothing that is known is traffic like any other.
+    assert send(node, webapp, at(other, v6), error).verdict == TC_ACT_SHOT
+
+
+@FAMILIES
+def test_spoofed_sources_are_dropped(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+    frontend, webapp, other = pods
+    forged = Pod(**{**vars(frontend), "ipv4": other.ipv4, "ipv6": other.ipv6})
+    assert send(node, forged, at(webapp, v6), tcp(1, 80)).verdict == TC_ACT_SHOT
+    assert seen(node) == [(EventType.DROP, 1, 0, DropReason.INVALID_SOURCE_IP)]
+    forged = Pod(**{**vars(frontend), "mac": other.mac})
+    assert send(node, forged, at(webapp, v6), tcp(1, 80)).verdict == TC_ACT_SHOT
+    assert seen(node) == [(EventType.DROP, 1, 0, DropReason.INVALID_SOURCE_MAC)]
+
+
+def test_unknown_interface_is_no_endpoint(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+    frontend, webapp, _ = pods
+    packet = from_pod(frontend, webapp.ipv4, tcp(1, 80))
+    assert node.run("from_endpoint", packet, node.ifindexes[3]).verdict == TC_ACT_SHOT
+    assert seen(node) == [(EventType.DROP, 0, 0, DropReason.DROP_EP_NOT_READY)]
+
+
+@pytest.mark.parametrize(
+    ("name", "l4", "reason"),
+    [
+        ("unknown protocol", IP(proto=99).payload, DropReason.CT_UNKNOWN_L4_PROTOCOL),
+        ("short tcp", b"\0" * 12, DropReason.CT_TRUNCATED_OR_INVALID_HEADER),
+        ("tcp with a lying offset", raw(TCP(dataofs=15)), DropReason.CT_TRUNCATED_OR_INVALID_HEADER),
+        ("tcp offset below the header", raw(TCP(dataofs=3)), DropReason.CT_TRUNCATED_OR_INVALID_HEADER),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_malformed_packets(node: Node, pods: tuple[Pod, Pod, Pod], name: str, l4: Any, reason: DropReason) -> None:
+    frontend, webapp, _ = pods
+    proto = 99 if reason == DropReason.CT_UNKNOWN_L4_PROTOCOL else 6
+    packet = Ether(src=frontend.mac, dst=GATEWAY_MAC) / IP(src=frontend.ipv4, dst=webapp.ipv4, proto=proto) / l4
+    assert node.run("from_endpoint", raw(packet), frontend.ifindex).verdict == TC_ACT_SHOT
+    assert seen(node) == [(EventType.DROP, 1, 0, reason)]
+
+
+def test_lengths_that_lie(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+    frontend, webapp, _ = pods
+    packet = Ether(src=frontend.mac) / IP(src=frontend.ipv4, dst=webapp.ipv4, len=1400) / tcp(1, 80)
+    assert node.run("from_endpoint", raw(packet), frontend.ifindex).verdict == TC_ACT_SHOT
+    assert seen(node)[0][3] == DropReason.INVALID_PACKET_DROPPED
+    # Ethernet padding is no payload.
+    padded = from_pod(frontend, webapp.ipv4, tcp(2, 80)) + bytes(6)
+    assert node.run("from_endpoint", padded, frontend.ifindex).verdict == TC_ACT_REDIRECT
+    assert node.events()[0]["bytes"][0] == 40
+
+
+@FAMILIES
+def test_ttl_ends(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+    frontend, webapp, _ = pods
+    assert send(node, frontend, at(webapp, v6), tcp(1, 80), ttl=1).verdict == TC_ACT_SHOT
+    assert seen(node)[-1][3] == DropReason.TTL_EXCEEDED
+
+
+def test_fragments_follow_their_first(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+    frontend, webapp, _ = pods
+    node.rule(webapp, INGRESS, FRONTEND, 17, 53, rule_id=6)
+    datagram = parse(from_pod(frontend, webapp.ipv4, udp(4000, 53, b"x" * 1600), id=42))
+    first, second = (raw(part) for part in fragment(datagram, fragsize=1000))
+    assert node.run("from_endpoint", second, frontend.ifindex).verdict == TC_ACT_SHOT
+    assert seen(node)[-1][3] == DropReason.IP_FRAGMENTATION_NOT_SUPPORTED
+    assert node.run("from_endpoint", first, frontend.ifindex).verdict == TC_ACT_REDIRECT
+    assert node.run("from_endpoint", second, frontend.ifindex).verdict == TC_ACT_REDIRECT
+
+
+def test_link_scope_stays_on_the_link(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+    frontend, _, other = pods
+    question = Ether(src=frontend.mac) / ARP(op=1, psrc=frontend.ipv4, pdst="169.254.1.1")
+    truth = Ether(src=frontend.mac) / ARP(op=2, hwsrc=frontend.mac, psrc=frontend.ipv4, hwdst=GATEWAY_MAC)
+    lie = Ether(src=frontend.mac) / ARP(op=2, hwsrc=frontend.mac, psrc=other.ipv4, hwdst=GATEWAY_MAC)
+    solicit = Ether(src=frontend.mac) / IPv6(src="fe80::2", dst="ff02::1") / ICMPv6ND_NS(tgt="fe80::1")
+    na = IPv6(src=frontend.ipv6, dst="fe80::1", hlim=255)
+    advert = Ether(src=frontend.mac) / na / ICMPv6ND_NA(tgt=frontend.ipv6)
+    wrong = Ether(src=frontend.mac) / na / ICMPv6ND_NA(tgt=other.ipv6)
+    verdicts = [
+        node.run("from_endpoint", raw(packet), frontend.ifindex).verdict
+        for packet in (question, truth, lie, solicit, advert, wrong)
+    ]
+    assert verdicts == [TC_ACT_SHOT, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_SHOT, TC_ACT_OK, TC_ACT_SHOT]
+    assert seen(node) == []
+
+
+@FAMILIES
+def test_from_the_stack(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+    _, webapp, _ = pods
+    host, outside = ("fd00:77::1", "2001:db8::5") if v6 else ("192.168.77.1", "203.0.113.5")
+    node.ipcache(host, HOST)
+
+    def arrive(source: str, port: int = 80) -> int:
+        verdict: int = node.run("to_endpoint", to_pod(webapp, source, tcp(5000, port)), webapp.ifindex).verdict
+        return verdict
+
+    assert arrive(host, 8080) == TC_ACT_OK  # the node may always
+    assert arrive(outside) == TC_ACT_SHOT
+    event = node.events()[-1]
+    assert (event["drop_reason"], event["src_identity"]) == (DropReason.POLICY_DENIED, 10 if v6 else 9)
+    node.rule(webapp, INGRESS, 10 if v6 else 9, 6, 80, rule_id=8)
+    assert arrive(outside) == TC_ACT_OK
+    stray = to_pod(Pod(**{**vars(webapp), "ipv4": "10.9.9.9", "ipv6": "fd99::9"}), host, tcp(1, 80))
+    assert node.run("to_endpoint", stray, webapp.ifindex).verdict == TC_ACT_SHOT
+    assert seen(node)[-1][3] == DropReason.STALE_OR_UNROUTABLE_IP
+
+
+@FAMILIES
+def test_to_the_stack_and_to_other_nodes(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+    frontend, _, _ = pods
+    outside, remote = ("2001:db8::5", "fd00:10:244:2::9") if v6 else ("203.0.113.5", "10.244.2.9")
+    assert send(node, frontend, outside, tcp(1, 443)).verdict == TC_ACT_OK
+    node.ipcache(remote, OTHER, "192.168.77.2")
+    assert send(node, frontend, remote, tcp(1, 80)).verdict == TC_ACT_SHOT
+    assert seen(node)[-1][3] == DropReason.NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT  # no overlay here
+    node.settings(overlay_ifindex=node.ifindexes[3])
+    sent = send(node, frontend, remote, tcp(1, 80))
+    assert sent.verdict == TC_ACT_REDIRECT
+    assert sent.packet == from_pod(frontend, remote, tcp(1, 80))
+
+
+def test_pods_may_not_speak_vxlan_to_nodes(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+    frontend, _, _ = pods
+    node.ipcache("192.168.77.1", HOST)
+    node.ipcache("192.168.77.2", 6)
+    for address in ("192.168.77.1", "192.168.77.2"):
+        assert send(node, frontend, address, udp(1, 8472)).verdict == TC_ACT_SHOT
+        assert send(node, frontend, address, udp(1, 8473)).verdict == TC_ACT_OK
+
+
+VIP = {False: "10.96.0.10", True: "fd00:10:96::10"}
+
+
+@FAMILIES
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_service(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool, protocol: str) -> None:
+    frontend, webapp, _ = pods
+    number, make = (6, tcp) if protocol == "tcp" else (17, udp)
+    node.rule(webapp, INGRESS, FRONTEND, number, 8080, rule_id=7)
+    node.service(41, VIP[v6], 80, [(at(webapp, v6), 8080)], number)
+
+    there = send(node, frontend, VIP[v6], make(4000, 80))
+    assert there.packet == received(webapp, at(frontend, v6), make(4000, 8080))
+    events = node.events()
+    assert events["service_id"].tolist() == [41, 41]
+    back = send(node, webapp, at(frontend, v6), tcp(8080, 4000, "SA") if number == 6 else udp(8080, 4000))
+    answer = tcp(80, 4000, "SA") if number == 6 else udp(80, 4000)
+    assert back.packet == received(frontend, VIP[v6], answer)
+
+    # The Service goes: the open connection stays, a new one finds nothing.
+    node.map("services").delete_batch([key for key, _ in node.map("services").items()])
+    more = tcp(4000, 80, "A") if number == 6 else None
+    if more is not None:
+        assert send(node, frontend, VIP[v6], more).packet == received(webapp, at(frontend, v6), tcp(4000, 8080, "A"))
+
+
+@FAMILIES
+def test_service_without_backends(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+    frontend, _, _ = pods
+    node.service(41, VIP[v6], 80, [])
+    assert send(node, frontend, VIP[v6], tcp(4000, 80)).verdict == TC_ACT_SHOT
+    event = node.events()[-1]
+    assert (event["drop_reason"], event["service_id"]) == (DropReason.SERVICE_BACKEND_NOT_FOUND, 41)
+
+
+def test_backends_share_new_connections(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+    frontend, webapp, other = pods
+    node.open(webapp, INGRESS)
+    node.open(other, INGRESS)
+    node.service(41, VIP[False], 80, [(webapp.ipv4, 80), (other.ipv4, 80)])
+    reached: dict[int, str] = {}
+    for port in range(4000, 4060):
+        reached[port] = parse(send(node, frontend, VIP[False], tcp(port, 80)).packet)[IP].dst
+    assert set(reached.values()) == {webapp.ipv4, other.ipv4}
+    for port, backend in reached.items():  # a retransmitted SYN and later packets stay
+        assert parse(send(node, frontend, VIP[False], tcp(port, 80)).packet)[IP].dst == backend
+        assert parse(send(node, frontend, VIP[False], tcp(port, 80, "A")).packet)[IP].dst == backend
+    # One backend goes: what had been unanswered there is sent to the other.
+    node.service(41, VIP[False], 80, [(other.ipv4, 80)])
+    assert {parse(send(node, frontend, VIP[False], tcp(p, 80)).packet)[IP].dst for p in reached} == {other.ipv4}
+
+
+@FAMILIES
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_hairpin(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool, protocol: str) -> None:
+    """A pod reaches itself through its Service, though its policy lets nobody in on that port."""
+    _, webapp, _ = pods
+    number, make = (6, tcp) if protocol == "tcp" else (17, udp)
+    node.service(41, VIP[v6], 80, [(at(webapp, v6), 8080)], number)
+    there = send(node, webapp, VIP[v6], make(4000, 80))
+    loop = "fd63:696c:6961:7465::1" if v6 else "169.254.42.1"
+    assert there.verdict == TC_ACT_REDIRECT
+    assert there.packet == received(webapp, loop, make(4000, 8080))
+    back = send(node, webapp, loop, tcp(8080, 4000, "SA") if number == 6 else udp(8080, 4000))
+    assert back.packet == received(webapp, VIP[v6], tcp(80, 4000, "SA") if number == 6 else udp(80, 4000))
+    assert seen(node) == [(EventType.NEW, 2, 0, 0)]
+    assert CtScope.HAIRPIN in {key.scope for key in node.conntrack()}
+
+
+@FAMILIES
+def test_icmp_error_through_a_service(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+    frontend, webapp, _ = pods
+    node.open(webapp, INGRESS)
+    node.service(41, VIP[v6], 80, [(at(webapp, v6), 8080)], 17)
+    sent = parse(send(node, frontend, VIP[v6], udp(4000, 80)).packet).payload
+    error = (ICMPv6DestUnreach(code=4) if v6 else ICMP(type=3, code=3)) / raw(sent)
+    got = send(node, webapp, at(frontend, v6), error)
+    assert got.verdict == TC_ACT_REDIRECT
+    assert checksums_hold(got.packet)
+    packet = parse(got.packet)
+    layer = IPv6 if v6 else IP
+    assert packet[layer].src == VIP[v6]
+    inner = layer(raw(packet[layer].payload)[8:])
+    assert (inner.dst, inner.dport, inner.sport) == (VIP[v6], 80, 4000)
+
+
+def test_other_ports_of_a_service_address(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+    frontend, webapp, _ = pods
+    node.service(41, VIP[False], 80, [(webapp.ipv4, 80)])
+    node.service(42, VIP[False], 0, [], 0)  # the address itself, as calc marks it
+    assert send(node, frontend, VIP[False], tcp(1, 81)).verdict == TC_ACT_SHOT
+    assert seen(node)[-1][3] == DropReason.SERVICE_BACKEND_NOT_FOUND
+
+
+def test_l7_needs_its_program(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+    """An egress L7 rule, or one on UDP, can be enforced by nobody: closed."""
+    frontend, webapp, _ = pods
+    node.rule(frontend, EGRESS, WEBAPP, 6, 80, l7=3, rule_id=4)
+    assert send(node, frontend, webapp.ipv4, tcp(1, 80)).verdict == TC_ACT_SHOT
+    assert seen(node) == [(EventType.DROP, 1, 4, DropReason.HTTP_NO_STATE)]
+
+
+def test_updates_report_a_living_connection(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+    frontend, webapp, _ = pods
+    node.settings(update_interval_s=0.000001)
+    send(node, frontend, webapp.ipv4, tcp(1, 80))
+    seen(node)
+    for sequence in range(400):  # the coarse clock moves every few milliseconds
+        send(node, frontend, webapp.ipv4, tcp(1, 80, "A", seq=sequence))
+        update = node.events()
+        if len(update):
+            break
+    assert {int(e["type"]) for e in update} == {EventType.UPDATE}
+    assert update[0]["packets"][0] > 1
+    assert update[0]["ct_state"] == CtState.ESTABLISHED
+
+
+def test_retransmissions_are_counted(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+    frontend, webapp, _ = pods
+    for sequence in (0, 0, 0):
+        send(node, frontend, webapp.ipv4, tcp(1, 80, seq=sequence))
+    assert {entry.retransmits for entry in node.conntrack().values()} == {2}
+
+
+def test_a_full_ring_is_counted(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+    frontend, webapp, _ = pods
+    before = sum(int.from_bytes(v, "little") for v in node.map("lost").lookup_percpu(b"\2\0\0\0"))
+    packet = from_pod(frontend, webapp.ipv4, udp(1, 9))
+    node.run("from_endpoint", packet, frontend.ifindex)
+    records = len(node.events())
+    sent = 9000
+    for _ in range(sent):
+        node.run("from_endpoint", packet, frontend.ifindex)
+    got = node.events()
+    drops = int((got["type"] == EventType.DROP).sum())
+    lost = sum(int.from_bytes(v, "little") for v in node.map("lost").lookup_percpu(b"\2\0\0\0")) - before
+    assert records == 2
+    assert drops + lost == sent
+    assert lost > 0
