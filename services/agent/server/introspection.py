@@ -59,7 +59,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             addresses_total=sum(pool.size for pool in pools),
             maps=self._usage(),
             endpoints=len(self._knowledge.manager.endpoints),
-            identities=len(self._knowledge.identities.identities),
+            identities=len(list(self._knowledge.known_identities())),
             policies=len(statuses),
             services=len({(f.namespace, f.name) for f in engine.frontends()}),
             lost_events=dict(state.lost()),

@@ -18,7 +18,7 @@ from services.agent.sources.identities import IdentityClient
 from services.common.errors import NotFound
 from services.flows.entries import PolicyRef, ServiceRef
 from services.model.addresses import IPAddress, from_bytes, to_bytes
-from services.model.identity import Identity
+from services.model.identity import Identity, is_cluster
 from services.model.verdict import Direction
 
 
@@ -119,8 +119,9 @@ class Knowledge:
         return self._counts
 
     def known_identities(self) -> Iterable[Identity]:
-        """Cluster identities, sorted."""
-        return sorted(self.identities.identities.values(), key=lambda identity: identity.id)
+        """Cluster identities, sorted; the service tells the reserved ones as well."""
+        found = (identity for identity in self.identities.identities.values() if is_cluster(identity.id))
+        return sorted(found, key=lambda identity: identity.id)
 
 
 def _policy_ref(ref: RuleRef) -> PolicyRef:

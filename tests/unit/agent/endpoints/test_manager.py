@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import ipaddress
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -31,12 +30,7 @@ from services.model.objects import (
     Synced,
     Upserted,
 )
-
-_spec = importlib.util.spec_from_file_location("endpoint_fakes", Path(__file__).with_name("fakes.py"))
-assert _spec is not None
-assert _spec.loader is not None
-fakes = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fakes)
+from tests.unit.agent.endpoints import fakes
 
 NODE = NodeIdentity("n1", ipaddress.ip_address("172.30.0.1"), 8)
 RANGES = (ipaddress.ip_network("10.1.0.0/29"), ipaddress.ip_network("fd00::/64"))
