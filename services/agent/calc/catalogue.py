@@ -35,11 +35,16 @@ class RuleRef:
     """Where the rule stands in its document: `spec.ingress[0]`."""
 
 
+FULL_RULE = (1 << 31) - 1
+"""The rule id of entries that deny everything because the policy map has no room for the endpoint's own."""
+FULL_REF = RuleRef("PolicyMapFull", "", "policy-map-full", "", Direction.INGRESS, WHOLE_POLICY, (), 0)
+
+
 class Catalogue:
     """rule id -> RuleRef."""
 
     def __init__(self) -> None:
-        self._numbers = StableNumbers(1, (1 << 31) - 1)
+        self._numbers = StableNumbers(1, FULL_RULE - 1)
         self._refs: dict[int, RuleRef] = {}
         self._gone: OrderedDict[int, RuleRef] = OrderedDict()
 
@@ -78,6 +83,8 @@ class Catalogue:
 
     def get(self, rule_id: int) -> RuleRef | None:
         """What a rule id leads back to; None for 0 and for numbers that are long gone."""
+        if rule_id == FULL_RULE:
+            return FULL_REF
         return self._refs.get(rule_id) or self._gone.get(rule_id)
 
 

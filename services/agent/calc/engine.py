@@ -21,6 +21,7 @@ from services.agent.calc.ipcache import Ipcache
 from services.agent.calc.maps import Change, MapName
 from services.agent.calc.policies import Policies, PolicyStatus
 from services.agent.calc.policy_maps import PolicyMaps
+from services.agent.calc.pressure import POLICY_CAPACITY
 from services.agent.calc.sequencer import sequence
 from services.agent.calc.services import Services
 from services.model.labels import Labels
@@ -79,6 +80,7 @@ class Engine:
         mode: Mode = Mode.DEFAULT,
         options: PolicyOptions | None = None,
         capabilities: Capabilities | None = None,
+        capacity: int = POLICY_CAPACITY,
     ) -> None:
         self._waiting = set(sources)
         self.revision = revision
@@ -86,7 +88,9 @@ class Engine:
         self._policies = Policies(options or PolicyOptions(cluster), self._services)
         self._identities = Identities()
         self._ipcache = Ipcache(node)
-        self._maps = PolicyMaps(self._policies, self._identities, self._ipcache, mode, capabilities or Capabilities())
+        self._maps = PolicyMaps(
+            self._policies, self._identities, self._ipcache, mode, capabilities or Capabilities(), capacity
+        )
         self._tables = EndpointTables()
         self._endpoints: dict[int, LocalEndpoint] = {}
         self._of_pod: dict[tuple[str, str], set[int]] = {}
@@ -177,6 +181,10 @@ class Engine:
     def policy_status(self) -> list[PolicyStatus]:
         """What became of every policy document."""
         return self._policies.status()
+
+    def pressure(self) -> list[str]:
+        """Which endpoints are closed because the policy map has no room for them, and why; empty = none."""
+        return self._maps.pressure()
 
     def identity_labels(self, number: int) -> Labels | None:
         """The labels of an identity, None where it is not known."""

@@ -18,6 +18,7 @@ from services.agent.calc.maps import policy_entry, policy_key
 from services.agent.calc.numbers import StableNumbers
 from services.agent.calc.peer_index import PeerIndex
 from services.agent.calc.policies import Policies
+from services.agent.calc.pressure import CLOSED, POLICY_CAPACITY, describe, overflowing
 from services.agent.calc.rulesets import Rulesets
 from services.agent.calc.sequencer import PolicyChanges
 from services.model.labels import POD_NAMESPACE, SOURCE_K8S
@@ -33,10 +34,16 @@ class PolicyMaps:
     """Owns the groups, the peer index and the HTTP rule sets."""
 
     def __init__(
-        self, policies: Policies, identities: Identities, ipcache: Ipcache, mode: Mode, capabilities: Capabilities
+        self,
+        policies: Policies,
+        identities: Identities,
+        ipcache: Ipcache,
+        mode: Mode,
+        capabilities: Capabilities,
+        capacity: int = POLICY_CAPACITY,
     ) -> None:
         self._policies, self._identities, self._ipcache = policies, identities, ipcache
-        self._mode, self._capabilities = mode, capabilities
+        self._mode, self._capabilities, self._capacity = mode, capabilities, capacity
         self.catalogue = Catalogue()
         self.rulesets = Rulesets()
         self.groups: dict[GroupKey, Group] = {}
@@ -91,6 +98,7 @@ class PolicyMaps:
                 former = side.load(program[direction], self._index, self._identities.parties)
                 for number, template in former.items():
                     self._emit(group, direction, number, template, side.templates.get(number, ()))
+        self._fit()
         changes, self._changes = self._changes, PolicyChanges()
         changes.rulesets = self.rulesets.settle(self._rulesets_in_use())
         touched = {key for key in self._touched if key in self.groups} | {g.key for g in rebound if not g.revision}
@@ -124,9 +132,18 @@ class PolicyMaps:
             policy_key(group.policy_id, direction, number, slot): self._value(slot, number)
             for group in self.groups.values()
             for direction, side in group.sides.items()
-            for number, template in side.templates.items()
+            for number, template in ({ANY_IDENTITY: CLOSED} if group.full else side.templates).items()
             for slot in template
         }
+
+    def pressure(self) -> list[str]:
+        """What people must know about groups that do not fit the map; empty = all do."""
+        sizes = self._index.sizes()
+        return [
+            describe(group, {(sizes[p], str(p)) for side in group.sides.values() for p in side.program.peers()})
+            for group in self.groups.values()
+            if group.full
+        ]
 
     def specs(self, key: GroupKey) -> list[tuple[Policy, Spec]]:
         """The specs that select a group, in a fixed order."""
@@ -179,7 +196,7 @@ class PolicyMaps:
         """Remove a group that no endpoint obeys; the peers it named."""
         peers = [peer for side in group.sides.values() for peer in side.program.peers()]
         for direction, side in group.sides.items():
-            for number, template in side.templates.items():
+            for number, template in ({ANY_IDENTITY: CLOSED} if group.full else side.templates).items():
                 for slot in template:
                     self._changes.remains[policy_key(group.policy_id, direction, number, slot)] = None
         for peer in peers:
@@ -207,6 +224,21 @@ class PolicyMaps:
                             self._identities.set_labels(gone, None)
                             self._ipcache.set_prefix(prefix, None)
 
+    def _fit(self) -> None:
+        """Close groups that do not fit the map, open those that fit again."""
+        full = set()
+        if sum(group.size() for group in self.groups.values()) > self._capacity:
+            full = overflowing(self.groups.values(), self._capacity)
+        for key, group in self.groups.items():
+            if group.full == (key in full):
+                continue
+            for direction, side in group.sides.items():
+                closed = {ANY_IDENTITY: CLOSED}
+                before, after = (closed, side.templates) if group.full else (side.templates, closed)
+                for number in before.keys() | after.keys():
+                    self._write(group, direction, number, before.get(number, ()), after.get(number, ()))
+            group.full = not group.full
+
     def _concerns(self, group: Group, before: Policy | None, after: Policy | None) -> bool:
         """Whether a changed policy selects the group, or did."""
         if before is not None and before.key in group.applied:
@@ -223,7 +255,11 @@ class PolicyMaps:
         return {l7.http_rules() for side in sides for l7 in side.l7()}
 
     def _emit(self, group: Group, direction: Direction, number: int, before: Template, after: Template) -> None:
-        """Write the difference of one identity's entries."""
+        """Write the difference of one identity's entries, unless the group is closed for want of room."""
+        if not group.full:
+            self._write(group, direction, number, before, after)
+
+    def _write(self, group: Group, direction: Direction, number: int, before: Template, after: Template) -> None:
         self._touched.add(group.key)
         kept = {(slot.protocol, slot.port, slot.bits) for slot in after}
         known = set(before)

@@ -1,8 +1,8 @@
 """HTTP rule sets and their numbers (1..1023), which policy entries carry.
 
 The tables are written before the policy entries that name them, and entries that name a former rule set are removed
-after that. So a rule set that nothing uses any more stays in the tables for one more writing, and its number is free only
-then: it never means something else while an old entry names it.
+after that. So a rule set that nothing uses any more stays in the tables for one more writing, and its number is free
+only then: it never means something else while an old entry names it.
 """
 
 from __future__ import annotations

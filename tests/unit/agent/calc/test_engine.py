@@ -259,3 +259,25 @@ def test_http_policy_survives_a_relist() -> None:
         engine.apply(update)
     assert engine.flush() == []
     assert kernel.verdict(1, IN, FRONTEND, 6, 80)[1]
+
+
+def test_what_finds_no_room_is_closed_as_a_whole_and_named() -> None:
+    engine, kernel = engine_at(GUARDED, capacity=5)
+    assert kernel.verdict(1, IN, FRONTEND, 6, 80)[0] == "allow"
+    wide = GUARDED + cnp("wide", ingress=[{"fromEntities": ["cluster"], "toPorts": ports("81", "83", "85")}])
+    lead(engine, kernel, GUARDED, wide)
+    assert kernel.maps == {name: dict(content) for name, content in engine.desired().items()}
+    assert len(kernel.maps["policy"]) <= 5
+    outcome, _, rule_id = kernel.verdict(1, IN, FRONTEND, 6, 80)
+    assert outcome == "deny"
+    ref = engine.catalogue.get(rule_id)
+    assert ref is not None
+    assert ref.name == "policy-map-full"
+    assert kernel.verdict(2, IN, FRONTEND, 6, 80)[0] == "allow", "who fits is served"
+    (message,) = engine.pressure()
+    assert message.startswith("endpoints 1 need ")
+    assert "k8s:io.cilium.k8s.policy.cluster=default" in message
+    lead(engine, kernel, wide, GUARDED)
+    assert kernel.maps == {name: dict(content) for name, content in engine.desired().items()}
+    assert kernel.verdict(1, IN, FRONTEND, 6, 80)[0] == "allow"
+    assert not engine.pressure()
