@@ -117,9 +117,11 @@ class Allocator:
         try:
             number = self._numbers.take(self._view.state.identities)
         except Exhausted:
-            # These very labels may have got one of the last numbers, which memory does not know yet.
+            # These very labels may have got one of the last numbers, which memory does not know yet; and numbers
+            # that are being given out right now may come back, because their labels turn out to have one.
+            undecided = self._numbers.undecided
             outcome = await self._store.transact([Absent(labels_key)], [], [labels_key])
-            if outcome.succeeded and not self._numbers.undecided:
+            if outcome.succeeded and not undecided:
                 raise
             return None if outcome.succeeded else int(outcome.found[labels_key].value)
         try:
