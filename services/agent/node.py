@@ -34,6 +34,9 @@ MAPS = (
     "config",
     "events",
     "http_events",
+    "http_grammar",
+    "http_tables",
+    "http_config",
     "lost",
     "metrics",
 )
