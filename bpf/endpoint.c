@@ -86,8 +86,11 @@ INLINE int send_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, const 
 	reason = police(ctx, entry, src, DIR_EGRESS, ctx->dst_identity, dst ? dst->id : 0);
 	if (reason)
 		return -reason;
-	if (ctx->ct_state == CT_REPLY && ctx->l7_ruleset)
-		http_reply_hook(skb, ctx);
+	if (ctx->ct_state == CT_REPLY && (ctx->flags & CTX_F_HTTP)) {
+		reason = http_reply_hook(skb, ctx);
+		if (reason)
+			return -reason;
+	}
 	count_packet(DIR_EGRESS, 0, ctx->ip_len);
 	if (dst) {
 		ctx->dst_endpoint = dst->id;
@@ -163,6 +166,7 @@ INLINE int handle_ingress(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	ctx->dst_identity = dst->identity;
 	ctx->dst_ifindex = dst->ifindex;
 	ctx->l7_ruleset = 0;
+	ctx->flags &= ~CTX_F_HTTP; /* that was the sender's */
 	ct_key_set(ctx, false);
 	reason = police(ctx, ct.lookup(&ctx->key), dst, DIR_INGRESS, ctx->src_identity, ctx->src_endpoint);
 	if (!reason && (ctx->flags & CTX_F_REVNAT)) {
@@ -172,7 +176,7 @@ INLINE int handle_ingress(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	}
 	if (reason)
 		return -reason;
-	if (ctx->l7_ruleset && (ctx->ct_state == CT_NEW || ctx->ct_state == CT_ESTABLISHED)) {
+	if ((ctx->flags & CTX_F_HTTP) && (ctx->ct_state == CT_NEW || ctx->ct_state == CT_ESTABLISHED)) {
 		tailcalls.call(skb, TAIL_HTTP_ENTRY);
 		return -DROP_MISSED_TAIL_CALL;
 	}

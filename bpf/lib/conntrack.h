@@ -25,6 +25,7 @@ enum ct_flags {
 	CT_F_RST = 8,
 	CT_F_DENIED = 16, /* the current policy refuses it; replies still pass */
 	CT_F_CLOSED = 32, /* CLOSE was emitted */
+	CT_F_HTTP = 64,   /* was under an L7 rule set once: HTTP follows it, so that rules may come back */
 	CT_F_CLOSING = CT_F_RST | CT_F_CLOSED,
 };
 

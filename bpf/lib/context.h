@@ -28,7 +28,7 @@ enum ctx_flags {
 	CTX_F_FRAGMENT = 1,       /* any fragment; a later one has no L4 header (see CTX_F_NO_L4) */
 	CTX_F_NO_L4 = 2,          /* a later fragment: ports are remembered from the first */
 	CTX_F_ICMP_ERROR = 4,     /* inner_* describe the packet that the error is about */
-	CTX_F_L7_STARTED = 8,     /* this packet's re-evaluation put an open connection under an L7 rule set */
+	CTX_F_HTTP = 8,           /* the connection is or was under an L7 rule set: HTTP follows it */
 	CTX_F_SYN = 16,           /* TCP SYN without ACK */
 	CTX_F_REVNAT = 32,        /* a reply: service_address and service_port are what the client knows */
 };

@@ -1,10 +1,65 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What the L3/L4 programs call of the HTTP programs inline. */
+/* What the L3/L4 programs call of the HTTP programs inline: the server's own packets.
+ *
+ * They are the witness of what the server has: its SYN-ACK opens a connection's state (a client's SYN alone proves
+ * nothing: on an open connection the server answers it with a challenge and goes on), and its acknowledgements say
+ * what has arrived. The socket's rcv_nxt would not: it lags while packets wait in the socket's backlog. */
 #pragma once
-#include "context.h"
+#include "drop_reasons.h"
+#include "http_state.h"
+#include "http_tables.h"
+#include "http_grammar.h"
+#include "parse.h"
 
-/* A packet from a server pod to its client, on a connection under an L7 rule set; ctx->tcp_ack is the server's
- * rcv_nxt, ctx->key the server's conntrack key. Called before the packet is rewritten or sent on. */
-INLINE void http_reply_hook(struct __sk_buff *skb, struct pkt_ctx *ctx)
+/* Packets that the kernel sends in the server's name. Pods cannot set it: the mark is cleared when a packet changes
+ * network namespace. */
+#define HTTP_MARK_ANSWER 0xc1110002
+
+INLINE void http_open(struct pkt_ctx *ctx)
 {
+	struct http_config *cfg = http_configuration();
+	struct http_conn *conn;
+	u32 zero = 0;
+
+	conn = http_fresh.lookup(&zero);
+	if (!conn || !cfg)
+		return;
+	__builtin_memset(conn, 0, sizeof(*conn));
+	/* Even, and never that of an earlier connection: a program that still works on that one publishes nothing. */
+	conn->version = ((u64)bpf_get_prandom_u32() << 32) | (bpf_get_prandom_u32() & ~1U);
+	conn->acked = ctx->tcp_ack;
+	conn->first = ctx->tcp_ack;
+	conn->opened = ctx->tcp_seq;
+	conn->flow.now.seq = ctx->tcp_ack;
+	conn->flow.now.phase = HTTP_PHASE_START;
+	conn->flow.body_start = ctx->tcp_ack;
+	conn->flow.body_end = ctx->tcp_ack;
+	conn->flow.grammar = cfg->grammar;
+	conn->flow.hash = ((u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32();
+	http_conns.update(&ctx->key, conn);
+}
+
+/* A packet from a server pod to its client on a connection under HTTP policy; ctx->key is the server's conntrack key.
+ * Called before the packet is rewritten or sent on. Returns 0 or a drop reason. */
+INLINE int http_reply_hook(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	struct http_conn *conn;
+
+	if (skb->mark == HTTP_MARK_ANSWER)
+		return 0;
+	conn = http_conns.lookup(&ctx->key);
+	if (unlikely(ctx->tcp_flags & TCP_SYN)) {
+		/* The repetition of a SYN-ACK is no new connection: the client may have gone on. */
+		if ((ctx->tcp_flags & TCP_ACK) && (!conn || conn->first != ctx->tcp_ack || conn->opened != ctx->tcp_seq))
+			http_open(ctx);
+		return 0;
+	}
+	if (!conn || (ctx->tcp_flags & (TCP_ACK | TCP_RST)) != TCP_ACK)
+		return 0;
+	/* The kernel has answered in the server's place: what it still says would contradict. */
+	if (unlikely(conn->flow.mode == HTTP_ANSWERED || conn->flow.mode == HTTP_RESET))
+		return DROP_HTTP_CLOSED;
+	if ((s32)(ctx->tcp_ack - conn->acked) > 0)
+		conn->acked = ctx->tcp_ack;
+	return 0;
 }

@@ -67,7 +67,7 @@ INLINE void ct_fill(struct ct_entry *entry, struct pkt_ctx *ctx, const struct en
 	entry->retransmits = 0;
 	entry->endpoint_id = ep->id;
 	entry->peer_endpoint = peer_endpoint;
-	entry->flags = 0;
+	entry->flags = d->l7_ruleset ? CT_F_HTTP : 0;
 	if (tcp && (ctx->tcp_flags & TCP_FIN))
 		entry->flags |= CT_F_FIN_ORIGINAL;
 	if (tcp && (ctx->tcp_flags & TCP_RST))
@@ -99,6 +99,8 @@ INLINE int new_connection(struct pkt_ctx *ctx, const struct endpoint_info *ep, u
 	ctx->ct_state = CT_NEW;
 	ctx->rule_id = d.rule_id;
 	ctx->l7_ruleset = d.l7_ruleset;
+	if (d.l7_ruleset)
+		ctx->flags |= CTX_F_HTTP;
 	ctx->match_type = d.match_type;
 	if (d.drop_reason)
 		return d.drop_reason;
@@ -120,8 +122,8 @@ INLINE void decide_again(struct pkt_ctx *ctx, struct ct_entry *entry, const stru
 	bool was_denied = entry->flags & CT_F_DENIED;
 	bool changed = was_denied != !!d.drop_reason || entry->l7_ruleset != d.l7_ruleset;
 
-	if (!entry->l7_ruleset && d.l7_ruleset)
-		ctx->flags |= CTX_F_L7_STARTED;
+	if (d.l7_ruleset)
+		entry->flags |= CT_F_HTTP;
 	entry->rule_id = d.rule_id;
 	entry->l7_ruleset = d.l7_ruleset;
 	entry->match_type = d.match_type;
@@ -209,6 +211,8 @@ INLINE int police(struct pkt_ctx *ctx, struct ct_entry *entry, const struct endp
 		ctx->rule_id = entry->rule_id;
 		ctx->match_type = entry->match_type;
 		ctx->l7_ruleset = entry->l7_ruleset;
+		if (entry->flags & CT_F_HTTP)
+			ctx->flags |= CTX_F_HTTP;
 		if (unlikely(entry->flags & CT_F_DENIED))
 			return entry->drop_reason;
 		if (unlikely(ctx->service_id && !entry->service_id)) {
@@ -222,6 +226,8 @@ INLINE int police(struct pkt_ctx *ctx, struct ct_entry *entry, const struct endp
 	ctx->ct_state = CT_REPLY;
 	ctx->rule_id = entry->rule_id;
 	ctx->l7_ruleset = entry->l7_ruleset;
+	if (entry->flags & CT_F_HTTP)
+		ctx->flags |= CTX_F_HTTP;
 	ctx->service_id = entry->service_id;
 	if (direction == DIR_INGRESS && entry->service_id) {
 		ctx->service_address = entry->nat_address;

@@ -34,6 +34,8 @@ class CtFlags(IntFlag):
     """The current policy refuses it; replies still pass."""
     CLOSED = 32
     """CLOSE was emitted."""
+    HTTP = 64
+    """Was under an L7 rule set once: HTTP follows it, so that rules may come back."""
 
 
 class CtKey(Struct):

@@ -31,27 +31,32 @@ class HttpAction(IntEnum):
     """`enum http_action`: what the kernel does with a byte beside going to the next state."""
 
     NONE = 0
-    METHOD = 1
-    METHOD_END = 2
-    PATH = 3
-    ESCAPE_FIRST = 4
-    ESCAPE_SECOND = 5
+    FEED = 1
+    """One step of the policy automaton."""
+    METHOD = 2
+    """The first byte of a request line."""
+    METHOD_END = 3
+    TARGET = 4
+    """The first byte of the path."""
+    ESCAPE_FIRST = 5
+    ESCAPE_SECOND = 6
     """The next state names the row in which the decoded byte is looked up."""
-    ESCAPE_KEPT = 6
-    QUERY = 7
-    ABSOLUTE = 8
-    ROOT = 9
-    LINE_10 = 10
-    LINE_11 = 11
-    HOST_NAME = 12
-    HOST = 13
-    LENGTH_NAME = 14
-    LENGTH_DIGIT = 15
-    CODING_NAME = 16
-    HEAD_END = 17
-    CHUNK_DIGIT = 18
-    CHUNK_LINE = 19
-    DATA = 20
+    ESCAPE_KEPT = 7
+    """There: the escape goes on as it was sent."""
+    QUERY = 8
+    TARGET_END = 9
+    ABSOLUTE = 10
+    ROOT = 11
+    """An absolute target without a path."""
+    LINE_10 = 12
+    LINE_11 = 13
+    HOST_NAME = 14
+    LENGTH_NAME = 15
+    LENGTH_DIGIT = 16
+    CODING_NAME = 17
+    HEAD_END = 18
+    CHUNK_DIGIT = 19
+    CHUNK_LINE = 20
     MESSAGE_END = 21
     REFUSE = 22
     REFUSE_TLS = 23
@@ -74,18 +79,16 @@ class HttpMode(IntEnum):
     """`enum http_mode`: how much of a connection is understood."""
 
     FOLLOWED = 0
-    REPLAYING = 1
-    """Bytes that had passed come again, because the server lost them; they must turn out to be the same."""
-    ANSWERED = 2
+    ANSWERED = 1
     """Denied: the kernel has answered for the server, which is gone."""
-    RESET = 3
+    RESET = 2
     """Refused in a way that has no HTTP answer: both sides were reset."""
-    UNKNOWN = 4
+    UNKNOWN = 3
     """Not HTTP, seen while no HTTP policy held; refused as soon as one does."""
 
 
 class HttpFlags(IntFlag):
-    """`HTTP_F_*`: what the current request's head has shown."""
+    """`enum http_flags`: what the current request's head has shown."""
 
     LENGTH = 1
     CODING = 2
@@ -95,6 +98,7 @@ class HttpFlags(IntFlag):
     PENDING = 32
     """The target alone does not decide, the host must."""
     DECIDED = 64
+    LINE = 128
 
 
 class HttpConfig(Struct):
@@ -109,16 +113,17 @@ class HttpConfig(Struct):
 
 
 class HttpParse(Struct):
-    """`struct http_parse`, 40 bytes: where in the grammar the stream is; `seq` is the next byte."""
+    """`struct http_parse`, 48 bytes: where in the grammar the stream is; `seq` is the next byte."""
 
     _fields_ = [
         ("remain", ctypes.c_uint64),
         ("seq", ctypes.c_uint32),
         ("generation", ctypes.c_uint32),
         ("head", ctypes.c_uint32),
+        ("line_seq", ctypes.c_uint32),
+        ("path_seq", ctypes.c_uint32),
         ("state", ctypes.c_uint16),
         ("ruleset", ctypes.c_uint16),
-        ("line", ctypes.c_uint16),
         ("path_len", ctypes.c_uint16),
         ("phase", ctypes.c_uint8),
         ("flags", ctypes.c_uint8),
@@ -126,32 +131,50 @@ class HttpParse(Struct):
         ("escape", ctypes.c_uint8),
         ("method_len", ctypes.c_uint8),
         ("begun", ctypes.c_uint8),
-        ("pad", ctypes.c_uint16),
+        ("method_saved", ctypes.c_uint8),
+        ("path_saved", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 4),
+    ]
+
+
+class HttpFlow(Struct):
+    """`struct http_flow`, 152 bytes: what is copied, worked on and published as a whole."""
+
+    _fields_ = [
+        ("hash", ctypes.c_uint64),
+        ("snap_hash", ctypes.c_uint64),
+        ("mark_hash", ctypes.c_uint64),
+        ("now", HttpParse),
+        ("snap", HttpParse),
+        ("mark_seq", ctypes.c_uint32),
+        ("body_start", ctypes.c_uint32),
+        ("body_end", ctypes.c_uint32),
+        ("answer_seq", ctypes.c_uint32),
+        ("answer_end", ctypes.c_uint32),
+        ("grammar", ctypes.c_uint32),
+        ("mode", ctypes.c_uint8),
+        ("strikes", ctypes.c_uint8),
+        ("snapped", ctypes.c_uint8),
+        ("marked", ctypes.c_uint8),
+        ("pad1", ctypes.c_uint8 * 4),
     ]
 
 
 class HttpConn(Struct):
-    """`struct http_conn`, 312 bytes, keyed by the server's conntrack key."""
+    """`struct http_conn`, 328 bytes, keyed by the server's conntrack key."""
 
     _fields_ = [
         ("version", ctypes.c_uint64),
-        ("salt", ctypes.c_uint64),
-        ("hash", ctypes.c_uint64),
-        ("replay_hash", ctypes.c_uint64),
-        ("now", HttpParse),
-        ("snap", HttpParse),
-        ("replay_end", ctypes.c_uint32),
-        ("body_start", ctypes.c_uint32),
-        ("body_end", ctypes.c_uint32),
-        ("isn", ctypes.c_uint32),
-        ("answer_seq", ctypes.c_uint32),
-        ("grammar", ctypes.c_uint32),
-        ("mode", ctypes.c_uint8),
-        ("strikes", ctypes.c_uint8),
-        ("replayable", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8),
         ("acked", ctypes.c_uint32),
+        ("first", ctypes.c_uint32),
+        ("opened", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("flow", HttpFlow),
         ("method", ctypes.c_uint8 * 16),
         ("path", ctypes.c_uint8 * 136),
-        ("pad1", ctypes.c_uint64),
     ]
+
+
+assert ctypes.sizeof(HttpParse) == 48, ctypes.sizeof(HttpParse)
+assert ctypes.sizeof(HttpFlow) == 152, ctypes.sizeof(HttpFlow)
+assert ctypes.sizeof(HttpConn) == 328, ctypes.sizeof(HttpConn)

@@ -96,33 +96,33 @@ def _request_line(g: Grammar) -> None:
     g.line_end("START", "START")  # RFC 9112 2.2: empty lines before a request are read over
     g.refuse("START", b"\x16", HttpAction.REFUSE_TLS)
     g.on("START", UPPER, "method", HttpAction.METHOD)
-    g.on("method", UPPER + b"-", "method", HttpAction.METHOD)
+    g.on("method", UPPER + b"-", "method", HttpAction.FEED)
     g.on("method", b" ", "target", HttpAction.METHOD_END)
-    g.on("target", b"/", "segment", HttpAction.PATH)
-    g.on("target", b"*", "asterisk", HttpAction.PATH)
-    g.on("asterisk", b" ", "version:0")
-    g.on("query", bytes(c for c in VISIBLE if c not in b"#"), "query", HttpAction.QUERY)
-    g.on("query", b" ", "version:0")
+    g.on("target", b"/", "segment", HttpAction.TARGET)
+    g.on("target", b"*", "asterisk", HttpAction.TARGET)
+    g.on("asterisk", b" ", "version:0", HttpAction.TARGET_END)
+    g.on("query", bytes(c for c in VISIBLE if c not in b"#"), "query", HttpAction.FEED)
+    g.on("query", b" ", "version:0", HttpAction.TARGET_END)
 
 
 def _path(g: Grammar) -> None:
     """Segments: "segment" is an empty one so far, "dot" and "dots" would climb, "plain" is harmless."""
     after_dot = {"segment": "dot", "dot": "dots", "dots": "plain", "plain": "plain"}
     for state, dotted in after_dot.items():
-        g.on(state, PATH_PLAIN, "plain", HttpAction.PATH)
-        g.on(state, b".", dotted, HttpAction.PATH)
-        g.on(state, b"%", f"{state}%", HttpAction.ESCAPE_FIRST)
+        g.on(state, PATH_PLAIN, "plain", HttpAction.FEED)
+        g.on(state, b".", dotted, HttpAction.FEED)
+        g.on(state, b"%", f"{state}%")
         g.on(f"{state}%", HEX, f"{state}%%", HttpAction.ESCAPE_FIRST)
         g.on(f"{state}%%", HEX, f"{state}%decoded", HttpAction.ESCAPE_SECOND)
         decoded = f"{state}%decoded"
         g.on(decoded, ESCAPE_KEPT, "plain", HttpAction.ESCAPE_KEPT)
-        g.on(decoded, UNRESERVED, "plain", HttpAction.PATH)
-        g.on(decoded, b".", dotted, HttpAction.PATH)
-    g.on("plain", b"/", "segment", HttpAction.PATH)
-    g.on("plain", b";", "plain", HttpAction.PATH)
+        g.on(decoded, UNRESERVED, "plain", HttpAction.FEED)
+        g.on(decoded, b".", dotted, HttpAction.FEED)
+    g.on("plain", b"/", "segment", HttpAction.FEED)
+    g.on("plain", b";", "plain", HttpAction.FEED)
     for state in ("segment", "plain"):
         g.on(state, b"?", "query", HttpAction.QUERY)
-        g.on(state, b" ", "version:0")
+        g.on(state, b" ", "version:0", HttpAction.TARGET_END)
 
 
 def _absolute_form(g: Grammar) -> None:
@@ -137,7 +137,7 @@ def _absolute_form(g: Grammar) -> None:
     authority = LETTERS + DIGITS + b"-._~:[]"
     g.on("authority.first", authority, "authority")
     g.on("authority", authority, "authority")
-    g.on("authority", b"/", "segment", HttpAction.PATH)
+    g.on("authority", b"/", "segment", HttpAction.TARGET)
     g.on("authority", b" ", "version:0", HttpAction.ROOT)
 
 
@@ -199,7 +199,7 @@ def _framing_headers(g: Grammar) -> None:
     g.on("host.before", BLANK, "host.before")
     g.line_end("host.before", "field")
     for state in ("host.before", "host"):
-        g.on(state, HOST_VALUE, "host", HttpAction.HOST)
+        g.on(state, HOST_VALUE, "host", HttpAction.FEED)
     _field_end(g, "host")
 
 
@@ -213,10 +213,7 @@ def _field_end(g: Grammar, state: str) -> None:
 
 
 def _bodies(g: Grammar) -> None:
-    """Data is counted, not read: the kernel leaves BODY and CHUNK_DATA when nothing remains."""
-    everything = bytes(range(256))
-    g.on("BODY", everything, "BODY", HttpAction.DATA)
-    g.on("CHUNK_DATA", everything, "CHUNK_DATA", HttpAction.DATA)
+    """Data itself is skipped over: the kernel leaves BODY and CHUNK_DATA by counting."""
     for state in ("CHUNK_SIZE", "size"):
         g.on(state, HEX, "size", HttpAction.CHUNK_DIGIT)
     g.on("size", b";", "extension")

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The grammar of HTTP/1.x request streams is a table (services/agent/calc/http_grammar.py): 128 states x 256 bytes of
+ * u16, low byte the next state, high byte what to do with the byte. Here is only what the table refers to. */
+#pragma once
+#include "types.h"
+
+#define HTTP_GRAMMAR_STATES 128
+
+/* States that the code knows by name (services.agent.abi.http.HttpPhase). */
+enum http_phase {
+	HTTP_PHASE_DEAD = 0,
+	HTTP_PHASE_START = 1,
+	HTTP_PHASE_BODY = 2,
+	HTTP_PHASE_CHUNK_DATA = 3,
+	HTTP_PHASE_CHUNK_SIZE = 4,
+	HTTP_PHASE_CHUNK_END = 5,
+	HTTP_PHASE_TRAILER = 6,
+};
+
+/* services.agent.abi.http.HttpAction. The first two are so frequent that the byte loop does them itself. */
+enum http_action {
+	HTTP_ACT_NONE = 0,
+	HTTP_ACT_FEED = 1,   /* one step of the policy automaton */
+	HTTP_ACT_METHOD = 2, /* the first byte of a request line */
+	HTTP_ACT_METHOD_END = 3,
+	HTTP_ACT_TARGET = 4, /* the first byte of the path */
+	HTTP_ACT_ESCAPE_FIRST = 5,
+	HTTP_ACT_ESCAPE_SECOND = 6, /* the next state is the row in which the decoded byte is looked up */
+	HTTP_ACT_ESCAPE_KEPT = 7,   /* there: the escape goes on as it was sent */
+	HTTP_ACT_QUERY = 8,
+	HTTP_ACT_TARGET_END = 9,
+	HTTP_ACT_ABSOLUTE = 10,
+	HTTP_ACT_ROOT = 11, /* an absolute target without a path */
+	HTTP_ACT_LINE_10 = 12,
+	HTTP_ACT_LINE_11 = 13,
+	HTTP_ACT_HOST_NAME = 14,
+	HTTP_ACT_LENGTH_NAME = 15,
+	HTTP_ACT_LENGTH_DIGIT = 16,
+	HTTP_ACT_CODING_NAME = 17,
+	HTTP_ACT_HEAD_END = 18,
+	HTTP_ACT_CHUNK_DIGIT = 19,
+	HTTP_ACT_CHUNK_LINE = 20,
+	HTTP_ACT_MESSAGE_END = 21,
+	HTTP_ACT_REFUSE = 22,
+	HTTP_ACT_REFUSE_TLS = 23,
+	HTTP_ACT_REFUSE_HTTP2 = 24,
+};
+
+struct http_grammar {
+	char next[2 * HTTP_GRAMMAR_STATES * 256] __attribute__((aligned(8))); /* u16; BCC describes every element else */
+};
+
+ARRAY_MAP(http_grammar, struct http_grammar, 1);
+
+INLINE struct http_grammar *http_grammar_table(void)
+{
+	u32 zero = 0;
+
+	return http_grammar.lookup(&zero);
+}
+
+INLINE u32 http_grammar_next(const struct http_grammar *grammar, u32 phase, u8 c)
+{
+	return ((const u16 *)grammar->next)[((phase & (HTTP_GRAMMAR_STATES - 1)) << 8) | c];
+}
+
+INLINE u8 http_hex(u8 c)
+{
+	return (c & 15) + (c >= 'A' ? 9 : 0);
+}

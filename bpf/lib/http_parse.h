@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Bytes of a request stream -> grammar table -> policy table. One byte costs one table look-up and, in a target, one
+ * step of the policy automaton. All state lives in the per-CPU work entry: what the verifier cannot see as a constant
+ * it does not follow separately. */
+#pragma once
+#include "http_grammar.h"
+#include "http_state.h"
+#include "http_tables.h"
+
+#define HTTP_METHOD_BYTES 20
+#define HTTP_HEAD_BYTES 65536
+#define HTTP_LENGTH_DIGITS 15
+#define HTTP_CHUNK_DIGITS 12
+#define HTTP_RANGE_MAX (1U << 30) /* of a body that sequence numbers can tell from what was before */
+
+/* What an action led to, beside the drop reasons (> 100). */
+enum http_step {
+	HTTP_MORE = 0,
+	HTTP_HEAD_DONE = 1,
+	HTTP_MESSAGE_DONE = 2,
+};
+
+INLINE void http_feed(struct http_parse *now, const struct http_table *table, u8 c)
+{
+	now->state = http_next(table, now->state, c);
+}
+
+INLINE void http_next_message(struct http_parse *now)
+{
+	now->remain = 0;
+	now->head = 0;
+	now->path_len = 0;
+	now->phase = HTTP_PHASE_START;
+	now->flags = 0;
+	now->digits = 0;
+	now->method_len = 0;
+	now->begun = 0;
+	now->method_saved = 0;
+	now->path_saved = 0;
+}
+
+/* The first byte of a request is at hand: from now on it is decided by these rules. */
+INLINE void http_begin(struct http_parse *now, const struct http_config *cfg, u32 ruleset)
+{
+	struct http_table *table = http_table_of(cfg->generation);
+
+	now->generation = cfg->generation;
+	now->ruleset = ruleset;
+	now->state = table ? http_start(table, ruleset) : HTTP_DENY_ALL;
+	now->begun = 1;
+}
+
+INLINE void http_range(struct http_work *w, u32 from, u64 length)
+{
+	w->flow.body_start = from;
+	w->flow.body_end = from + (length > HTTP_RANGE_MAX ? HTTP_RANGE_MAX : (u32)length);
+}
+
+/* The request line is complete. */
+INLINE int http_act_line(struct http_work *w, struct http_parse *now, const struct http_table *table)
+{
+	now->flags |= HTTP_F_DECIDED;
+	if (likely(now->state & HTTP_ACCEPT))
+		return HTTP_MORE;
+	http_feed(now, table, '\n');
+	/* Only a rule with a host is left, and an absolute target names one beside the Host field. */
+	if ((now->state & (HTTP_STATES - 1)) == HTTP_DENY_ALL || (now->flags & HTTP_F_ABSOLUTE))
+		return w->comparing ? HTTP_MORE : DROP_HTTP_DENIED;
+	now->flags |= HTTP_F_PENDING;
+	return HTTP_MORE;
+}
+
+/* A field that frames the body: once, and never beside another one. */
+INLINE int http_act_framing(struct http_parse *now, u8 flag, u8 refused_with)
+{
+	if (now->flags & refused_with)
+		return DROP_HTTP_MALFORMED;
+	now->flags |= flag;
+	now->remain = 0;
+	now->digits = 0;
+	return HTTP_MORE;
+}
+
+INLINE int http_act_digit(struct http_parse *now, u64 base, u8 value, u8 limit)
+{
+	if (now->digits >= limit)
+		return DROP_HTTP_MALFORMED;
+	now->digits += 1;
+	now->remain = now->remain * base + value;
+	return HTTP_MORE;
+}
+
+/* What an escape stands for: looked up like a byte of its own, and either decoded or kept as it was sent. */
+INLINE int http_act_escape(struct http_parse *now, const struct http_table *table, const struct http_grammar *grammar, u8 c)
+{
+	u8 decoded = (http_hex(now->escape) << 4) | http_hex(c);
+	u32 next = http_grammar_next(grammar, now->phase, decoded);
+	u32 action = next >> 8;
+
+	now->phase = next;
+	if (action == HTTP_ACT_FEED) {
+		http_feed(now, table, decoded);
+		return HTTP_MORE;
+	}
+	if (action != HTTP_ACT_ESCAPE_KEPT)
+		return DROP_HTTP_MALFORMED;
+	http_feed(now, table, '%');
+	http_feed(now, table, now->escape);
+	http_feed(now, table, c);
+	return HTTP_MORE;
+}
+
+INLINE int http_act_method_end(struct http_parse *now, const struct http_table *table, u32 at)
+{
+	u32 length = at - now->line_seq;
+
+	if (length > HTTP_METHOD_BYTES)
+		return DROP_HTTP_MALFORMED;
+	now->method_len = length;
+	http_feed(now, table, ' ');
+	return HTTP_MORE;
+}
+
+/* The path ends: at a query or with the target. */
+INLINE void http_act_path_end(struct http_parse *now, u32 at)
+{
+	if (!now->path_len)
+		now->path_len = at - now->path_seq;
+}
+
+/* What byte `c`, number `at` of the stream, asks for beside the next state. */
+INLINE int http_act(struct http_work *w, const struct http_table *table, const struct http_grammar *grammar, u32 action,
+		    u8 c, u32 at)
+{
+	struct http_parse *now = &w->flow.now;
+
+	switch (action) {
+	case HTTP_ACT_METHOD:
+		now->line_seq = at;
+		now->flags |= HTTP_F_LINE;
+		http_feed(now, table, c);
+		return HTTP_MORE;
+	case HTTP_ACT_METHOD_END:
+		now->path_seq = at + 1;
+		return http_act_method_end(now, table, at);
+	case HTTP_ACT_TARGET:
+		now->path_seq = at;
+		http_feed(now, table, c);
+		return HTTP_MORE;
+	case HTTP_ACT_ESCAPE_FIRST:
+		now->escape = c;
+		return HTTP_MORE;
+	case HTTP_ACT_ESCAPE_SECOND:
+		return http_act_escape(now, table, grammar, c);
+	case HTTP_ACT_QUERY:
+		http_act_path_end(now, at);
+		http_feed(now, table, c);
+		return HTTP_MORE;
+	case HTTP_ACT_TARGET_END:
+		http_act_path_end(now, at);
+		return HTTP_MORE;
+	case HTTP_ACT_ABSOLUTE:
+		now->flags |= HTTP_F_ABSOLUTE;
+		return HTTP_MORE;
+	case HTTP_ACT_ROOT:
+		now->path_seq = at;
+		http_feed(now, table, '/');
+		return HTTP_MORE;
+	case HTTP_ACT_LINE_10:
+		now->flags |= HTTP_F_VERSION_10;
+		return http_act_line(w, now, table);
+	case HTTP_ACT_LINE_11:
+		return http_act_line(w, now, table);
+	case HTTP_ACT_HOST_NAME:
+		if (now->flags & HTTP_F_HOST)
+			return DROP_HTTP_MALFORMED;
+		now->flags |= HTTP_F_HOST;
+		return HTTP_MORE;
+	case HTTP_ACT_LENGTH_NAME:
+		return http_act_framing(now, HTTP_F_LENGTH, HTTP_F_LENGTH | HTTP_F_CODING);
+	case HTTP_ACT_LENGTH_DIGIT:
+		return http_act_digit(now, 10, c - '0', HTTP_LENGTH_DIGITS);
+	case HTTP_ACT_CODING_NAME:
+		return http_act_framing(now, HTTP_F_CODING, HTTP_F_LENGTH | HTTP_F_CODING | HTTP_F_VERSION_10);
+	case HTTP_ACT_HEAD_END:
+		return HTTP_HEAD_DONE;
+	case HTTP_ACT_CHUNK_DIGIT:
+		return http_act_digit(now, 16, http_hex(c), HTTP_CHUNK_DIGITS);
+	case HTTP_ACT_CHUNK_LINE:
+		now->digits = 0;
+		now->head = 0;
+		now->phase = now->remain ? HTTP_PHASE_CHUNK_DATA : HTTP_PHASE_TRAILER;
+		http_range(w, at + 1, now->remain);
+		return HTTP_MORE;
+	case HTTP_ACT_MESSAGE_END:
+		return HTTP_MESSAGE_DONE;
+	case HTTP_ACT_REFUSE_TLS:
+		return DROP_HTTP_TLS;
+	case HTTP_ACT_REFUSE_HTTP2:
+		return DROP_HTTP_HTTP2;
+	}
+	return DROP_HTTP_MALFORMED;
+}
+
+/* Walk on in the buffer until it is used up (0) or a byte asks for more than the next state: its action, with the
+ * byte in *byte. Everything that is walked over is hashed. */
+INLINE u32 http_walk(struct http_work *w, const struct http_table *table, const struct http_grammar *grammar, u8 *byte)
+{
+	struct http_parse *now = &w->flow.now;
+	u32 phase = now->phase, state = now->state, at = w->buffer_at, have = w->buffer_have;
+	u32 next, action = 0, i;
+	u64 hash = w->flow.hash, index;
+	u8 c = 0;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < HTTP_CHUNK; i++) {
+		if (at >= have)
+			break;
+		asm volatile("" ::: "memory");
+		index = at;
+		asm volatile("%0 &= %1" : "+r"(index) : "i"(HTTP_CHUNK - 1));
+		c = w->buffer[index];
+		at++;
+		next = http_grammar_next(grammar, phase, c);
+		phase = next & 0xff;
+		action = next >> 8;
+		hash = (hash ^ c) * 0x9e3779b97f4a7c15ULL;
+		hash ^= hash >> 29;
+		if (action > HTTP_ACT_FEED)
+			break;
+		if (action == HTTP_ACT_FEED)
+			state = http_next(table, state, c);
+		action = 0;
+	}
+	now->head += at - w->buffer_at;
+	w->pos += at - w->buffer_at;
+	w->buffer_at = at;
+	now->phase = phase;
+	now->state = state;
+	w->flow.hash = hash;
+	/* Through memory, where the verifier forgets how often it went round. */
+	w->byte = c;
+	w->action = action;
+	asm volatile("" ::: "memory");
+	*byte = w->byte;
+	return w->action;
+}

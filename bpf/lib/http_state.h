@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What is remembered of a connection under HTTP policy (services/agent/abi/http.py). Keyed by the server's conntrack
+ * key, so that both directions find it. A missing entry lets no request pass: eviction fails closed.
+ *
+ * No lock. A program works on a copy and publishes it with a compare-and-swap on `version` (odd: being written); the
+ * one that comes second, or meets a copy that changed under it, drops its packet, and TCP sends it again. Two packets
+ * of one direction of one connection are on two CPUs at once only when the sender migrates or means harm.
+ * `acked` stands apart: the server's own direction writes it, and an old value only means less is known to be there. */
+#pragma once
+#include "context.h"
+
+#define HTTP_METHOD_MAX 16 /* what an event holds */
+#define HTTP_PATH_MAX 136
+
+enum http_mode {
+	HTTP_FOLLOWED = 0,
+	HTTP_ANSWERED = 1, /* denied: the kernel answered for the server, which is gone */
+	HTTP_RESET = 2,    /* refused in a way that has no HTTP answer: both sides were reset */
+	HTTP_UNKNOWN = 3,  /* not HTTP, seen while no HTTP policy held; refused as soon as one does */
+};
+
+enum http_flags {
+	HTTP_F_LENGTH = 1,
+	HTTP_F_CODING = 2,
+	HTTP_F_VERSION_10 = 4,
+	HTTP_F_HOST = 8,
+	HTTP_F_ABSOLUTE = 16,
+	HTTP_F_PENDING = 32, /* the target alone does not decide, the host must */
+	HTTP_F_DECIDED = 64, /* the request line is complete */
+	HTTP_F_LINE = 128,   /* it has begun */
+};
+
+/* Where in the grammar the stream is. */
+struct http_parse {
+	u64 remain; /* bytes of body or chunk that are still to come */
+	u32 seq;    /* of the next byte */
+	u32 generation;
+	u32 head;     /* bytes of this request's head, or of a chunk's line */
+	u32 line_seq; /* of the method's first byte */
+	u32 path_seq; /* of the path's */
+	u16 state;    /* of the policy automaton, with HTTP_ACCEPT */
+	u16 ruleset;
+	u16 path_len;
+	u8 phase;
+	u8 flags; /* HTTP_F_* */
+	u8 digits;
+	u8 escape; /* first hex digit of an escape, as sent */
+	u8 method_len;
+	u8 begun; /* generation, ruleset and state are set */
+	u8 method_saved; /* bytes that http_conn has of a line that began in an earlier packet */
+	u8 path_saved;
+	u8 pad[4];
+};
+_Static_assert(sizeof(struct http_parse) == 48, "http_parse");
+
+struct http_flow {
+	u64 hash;      /* of all inspected bytes up to now.seq, begun with a random number */
+	u64 snap_hash; /* up to snap.seq */
+	u64 mark_hash; /* up to mark_seq */
+	struct http_parse now;
+	struct http_parse snap; /* at a packet before which the server had acknowledged everything */
+	u32 mark_seq;   /* end of the first packet behind the snapshot */
+	u32 body_start; /* the last body or chunk: bytes in here are not inspected, whoever sends them again */
+	u32 body_end;
+	u32 answer_seq; /* of the first byte of the kernel's answer */
+	u32 answer_end; /* behind its FIN */
+	u32 grammar;    /* fingerprint that the phases belong to */
+	u8 mode;        /* enum http_mode */
+	u8 strikes;     /* repetitions in a row that nothing explains */
+	u8 snapped;
+	u8 marked;
+	u8 pad1[4];
+};
+_Static_assert(sizeof(struct http_flow) == 152, "http_flow");
+
+struct http_conn {
+	u64 version;
+	u32 acked;  /* highest byte that the server has acknowledged: its rcv_nxt, or less */
+	u32 first;  /* sequence number of the client's first byte ... */
+	u32 opened; /* ... and of the server's SYN-ACK: together they tell a new connection on the same ports. The client
+		     * chooses the one, the server the other. */
+	u32 pad;
+	struct http_flow flow;
+	u8 method[HTTP_METHOD_MAX];
+	u8 path[HTTP_PATH_MAX];
+};
+_Static_assert(sizeof(struct http_conn) == 328, "http_conn");
+
+BPF_F_TABLE("lru_hash", struct ct_key, struct http_conn, http_conns, 65536, 0);
+
+#define HTTP_CHUNK 128 /* bytes that are looked at in one step; a power of two */
+
+/* What the HTTP programs hand to one another about the packet at hand. */
+struct http_work {
+	struct http_flow flow; /* the copy */
+	struct http_parse held; /* what must not change while a repetition is compared */
+	u64 held_hash;
+	u32 held_start;
+	u32 held_end;
+	u64 version;   /* of the entry when it was copied */
+	u32 acked;
+	u32 expected;  /* what the connection was waiting for when the packet came */
+	u32 pos;       /* payload bytes done */
+	u32 limit;     /* payload bytes to do */
+	u8 present;    /* there is an entry */
+	u8 comparing;  /* the bytes passed before: are they the same? */
+	u8 probing;    /* nothing is known of the connection: only look whether this request would be denied */
+	u8 reason;     /* drop reason of a refusal */
+	u8 answer;     /* enum http_answer */
+	u8 timestamps; /* the packet had TCP timestamps, the answer gets them too */
+	u8 action;     /* that the byte loop stopped at */
+	u8 byte;
+	u32 ts_value;  /* network order */
+	u32 ts_echo;
+	u8 mac[12];    /* of the packet as it came */
+	u32 buffer_at;   /* next byte in the buffer */
+	u32 buffer_have; /* bytes in the buffer */
+	u8 method[HTTP_METHOD_MAX];
+	u8 path[HTTP_PATH_MAX]; /* the verifier sees larger writes: 256 bytes behind must be ours */
+	u8 buffer[HTTP_CHUNK];
+	u8 packet[256]; /* an answer under construction: 2 bytes of padding, then Ethernet */
+	u8 pseudo[40];
+};
+
+PERCPU_MAP(http_scratch, struct http_work, 1);
+PERCPU_MAP(http_fresh, struct http_conn, 1);
+
+INLINE struct http_work *http_working(void)
+{
+	u32 zero = 0;
+
+	return http_scratch.lookup(&zero);
+}
+
+/* A request line that began in an earlier packet: its method and path so far belong to the connection. */
+INLINE bool http_mid_line(const struct http_parse *now)
+{
+	return (now->flags & (HTTP_F_LINE | HTTP_F_DECIDED)) == HTTP_F_LINE;
+}
+
+/* Fully ordered on every architecture. */
+INLINE u64 http_version(struct http_conn *conn)
+{
+	return __sync_fetch_and_add(&conn->version, 0);
+}
+
+/* False: somebody is writing it. */
+INLINE bool http_copy(struct http_work *w, struct http_conn *conn)
+{
+	w->version = http_version(conn);
+	if (w->version & 1)
+		return false;
+	w->flow = conn->flow;
+	w->acked = conn->acked;
+	if (http_mid_line(&w->flow.now)) {
+		__builtin_memcpy(w->method, conn->method, HTTP_METHOD_MAX);
+		__builtin_memcpy(w->path, conn->path, HTTP_PATH_MAX);
+	}
+	return http_version(conn) == w->version;
+}
+
+/* False: somebody else was faster, the packet must not pass. */
+INLINE bool http_publish(struct http_work *w, struct ct_key *key)
+{
+	struct http_conn *conn = http_conns.lookup(key);
+
+	if (!conn)
+		return false;
+	if (__sync_val_compare_and_swap(&conn->version, w->version, w->version + 1) != w->version)
+		return false;
+	conn->flow = w->flow;
+	if (http_mid_line(&w->flow.now)) {
+		__builtin_memcpy(conn->method, w->method, HTTP_METHOD_MAX);
+		__builtin_memcpy(conn->path, w->path, HTTP_PATH_MAX);
+	}
+	__sync_fetch_and_add(&conn->version, 1);
+	return true;
+}
+
+INLINE u32 http_ranged(const struct http_flow *flow, u32 seq)
+{
+	return (s32)(seq - flow->body_start) >= 0 && (s32)(flow->body_end - seq) >= 0;
+}

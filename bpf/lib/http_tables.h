@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* HTTP policy as one automaton over `METHOD SP target [LF host]` (services/agent/calc/http.py), in two generations.
+ *
+ * The agent writes the generation that is not in use, then flips `http_config.generation`; a request is decided by the
+ * generation that it began with. Before a generation is overwritten `oldest` moves past it and the agent waits until
+ * no program still runs with the old value: a request that is that slow is refused. */
+#pragma once
+#include "types.h"
+
+#define HTTP_RULESETS 1024
+#define HTTP_STATES 8192
+#define HTTP_COLUMNS 128
+#define HTTP_ACCEPT 0x8000 /* in a next state: what was read so far is allowed */
+#define HTTP_DENY_ALL 0    /* the state without a way out */
+
+struct http_config {
+	u32 generation; /* the active one; its table is generation & 1 */
+	u32 oldest;     /* generations before are overwritten */
+	u32 grammar;    /* fingerprint of http_grammar; 0: not written yet */
+	u32 pad;
+};
+_Static_assert(sizeof(struct http_config) == 16, "http_config");
+
+struct http_table {
+	/* u16 per rule set, and per state and byte. BCC describes every element but of strings. */
+	char start[2 * HTTP_RULESETS] __attribute__((aligned(8)));
+	char next[2 * HTTP_STATES * HTTP_COLUMNS] __attribute__((aligned(8)));
+};
+
+ARRAY_MAP(http_config, struct http_config, 1);
+ARRAY_MAP(http_tables, struct http_table, 2);
+
+INLINE struct http_config *http_configuration(void)
+{
+	u32 zero = 0;
+
+	return http_config.lookup(&zero);
+}
+
+INLINE struct http_table *http_table_of(u32 generation)
+{
+	u32 index = generation & 1;
+
+	return http_tables.lookup(&index);
+}
+
+INLINE u16 http_start(const struct http_table *table, u32 ruleset)
+{
+	/* More rule sets than the table has are no rule set: they begin in the state that refuses. */
+	if (ruleset >= HTTP_RULESETS)
+		return HTTP_DENY_ALL;
+	return ((const u16 *)table->start)[ruleset & (HTTP_RULESETS - 1)];
+}
+
+INLINE u16 http_next(const struct http_table *table, u32 state, u8 c)
+{
+	u32 index = (state & (HTTP_STATES - 1)) * HTTP_COLUMNS + (c & (HTTP_COLUMNS - 1));
+
+	return ((const u16 *)table->next)[index];
+}
