@@ -49,7 +49,7 @@ struct http_parse {
 	u8 begun; /* generation, ruleset and state are set */
 	u8 method_saved; /* bytes that http_conn has of a line that began in an earlier packet */
 	u8 path_saved;
-	u8 pad[4];
+	u8 pad[6];
 };
 _Static_assert(sizeof(struct http_parse) == 48, "http_parse");
 

@@ -133,7 +133,7 @@ class HttpParse(Struct):
         ("begun", ctypes.c_uint8),
         ("method_saved", ctypes.c_uint8),
         ("path_saved", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 4),
+        ("pad", ctypes.c_uint8 * 6),
     ]
 
 
