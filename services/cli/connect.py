@@ -184,6 +184,6 @@ async def _gather(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(each) for each in work]
-    except* CiliateError as errors:
-        raise errors.exceptions[0] from None
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None  # one reason is enough to act on
     return [task.result() for task in tasks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
@@ -66,19 +67,32 @@ def endpoint_list(context: typer.Context, node: NodeOption = "", output: OutputO
     say(render(found, ENDPOINT_COLUMNS, output, "no endpoints"))
 
 
-EndpointArgument = Annotated[str, typer.Argument(help="number, address, pod or namespace/pod")]
+EndpointArgument = Annotated[str, typer.Argument(help="number, address, [namespace/]pod or Deployment")]
 
 
-def first_found(context: typer.Context, node: str, what: str, call: Callable[[Any], Awaitable[Any]]) -> tuple[str, Any]:
-    """The answer of the first node that knows `what`; `NotFound` where none does."""
+def first_found(
+    context: typer.Context, node: str, wanted: str, call: Callable[[Any, str], Awaitable[Any]]
+) -> tuple[str, Any]:
+    """The answer of the first node that knows the endpoint `wanted`; `NotFound` where none does.
+
+    The name of a Deployment stands for the first of its pods.
+    """
     servers = connect.find(context.obj)
-    missing: NotFound | None = None
     for name, _ in connect.known_agents(servers, node):
-        try:
-            return connect.run(connect.each_agent(servers, name, call))[0]
-        except NotFound as error:
-            missing = error
-    raise NotFound(f"no node knows {what!r}: {missing}; see: ciliate endpoint list")
+        with contextlib.suppress(NotFound):
+            return connect.run(connect.each_agent(servers, name, lambda stub: call(stub, wanted)))[0]
+    found = gather(context, node, lambda stub: stub.ListEndpoints(agent_pb2.ListEndpointsRequest()), "endpoints")
+    for each in found:
+        if wanted in _owners(each):
+            chosen = f"{each['namespace']}/{each['pod']}"
+            return connect.run(connect.each_agent(servers, each["node"], lambda stub: call(stub, chosen)))[0]
+    raise NotFound(f"no node has an endpoint {wanted!r}; see: ciliate endpoint list")
+
+
+def _owners(endpoint: Item) -> set[str]:
+    """`web` and `default/web` for the pod `web-7d4f-x2x` of a Deployment."""
+    owner = str(endpoint["pod"]).rsplit("-", 2)[0]
+    return {owner, f"{endpoint['namespace']}/{owner}"} if owner != endpoint["pod"] else set()
 
 
 @endpoints.command("get")
@@ -86,8 +100,9 @@ def endpoint_get(
     context: typer.Context, endpoint: EndpointArgument, node: NodeOption = "", output: OutputOption = Output.TABLE
 ) -> None:
     """Show one pod interface."""
-    wanted = agent_pb2.GetEndpointRequest(endpoint=endpoint)
-    name, answer = first_found(context, node, endpoint, lambda stub: stub.GetEndpoint(wanted))
+    name, answer = first_found(
+        context, node, endpoint, lambda stub, text: stub.GetEndpoint(agent_pb2.GetEndpointRequest(endpoint=text))
+    )
     say(render_one(as_item(answer.endpoint, node=name), output))
 
 
@@ -190,8 +205,9 @@ def policy_get(
     context: typer.Context, endpoint: EndpointArgument, node: NodeOption = "", output: OutputOption = Output.TABLE
 ) -> None:
     """Show the compiled policy of one endpoint: every entry, and the rule that it comes from."""
-    wanted = agent_pb2.GetPolicyRequest(endpoint=endpoint)
-    name, answer = first_found(context, node, endpoint, lambda stub: stub.GetPolicy(wanted))
+    name, answer = first_found(
+        context, node, endpoint, lambda stub, text: stub.GetPolicy(agent_pb2.GetPolicyRequest(endpoint=text))
+    )
     item = as_item(answer, node=name)
     if output is not Output.TABLE:
         say(render_one(item, output))

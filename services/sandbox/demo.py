@@ -19,7 +19,7 @@ from services.sandbox.processes import recorded
 from services.sandbox.scenario import Check, Result, Scenario, example
 from services.sandbox.supervisor import Sandbox
 
-LAST_FLOWS = 14
+LAST_FLOWS = 8
 LEFTOVERS = Check("afterwards", "left behind on the machine", "nothing")
 
 
@@ -50,7 +50,7 @@ async def demonstrate(console: Console, name: str) -> list[Result]:
 
 async def last_flows(name: str) -> str:
     """What `ciliate observe` prints: the relay's answer over the Observer API."""
-    arguments = ["--sandbox", name, "observe", "--last", str(LAST_FLOWS)]
+    arguments = ["--sandbox", name, "observe", "--last", str(LAST_FLOWS), "--not", "--port", "53"]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -75,7 +75,7 @@ def table(results: Sequence[Result]) -> Table:
     """check / expected / got."""
     found = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("", "check", "expected", "got"):
-        found.add_column(title)
+        found.add_column(title, overflow="fold")
     section = ""
     for result in results:
         if result.check.section != section:
@@ -93,7 +93,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("error: the demo needs root: it makes network namespaces and loads eBPF programs", file=sys.stderr)
         return 1
-    console = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=True)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     results: list[Result] = []
 
     async def work() -> None:

@@ -54,49 +54,57 @@ async def curl(kubelet: Kubelet, pod: ObjectKey, method: str, url: str) -> Answe
 class OpenConnection:
     """A kept-alive HTTP connection out of a pod: what matters here is what happens to it later."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
-        self._reader, self._writer, self._host = reader, writer, host
+    def __init__(self, streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None, host: str) -> None:
+        self._streams, self._host = streams, host
 
     @classmethod
     async def open(cls, kubelet: Kubelet, pod: ObjectKey, address: str, port: int = 80) -> Self:
-        """Connect; raises OSError or TimeoutError where that fails."""
+        """Connect. Where that fails, every request on it comes to "no connection"."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         raw = await kubelet.socket_in(kubelet.pods[pod].netns, family)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await asyncio.get_running_loop().sock_connect(raw, (address, port))
+        except (OSError, TimeoutError):
+            raw.close()
+            return cls(None, address)
         except BaseException:
             raw.close()
             raise
-        return cls(*await asyncio.open_connection(sock=raw), address)
+        return cls(await asyncio.open_connection(sock=raw), address)
 
     async def request(self, method: str, path: str) -> Answer:
         """One request on the connection as it stands."""
+        if self._streams is None:
+            return Answer(NO_CONNECTION, 0.0)
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                text = await self._exchange(method, path)
+                text = await self._exchange(*self._streams, method, path)
         except TimeoutError:
             text = NO_ANSWER
         except (OSError, asyncio.IncompleteReadError):
             text = CLOSED
         return Answer(text, loop.time() - started)
 
-    async def _exchange(self, method: str, path: str) -> str:
-        self._writer.write(f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
-        await self._writer.drain()
-        head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    async def _exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, path: str
+    ) -> str:
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
+        await writer.drain()
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         status, *lines = head.split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        await self._reader.readexactly(int(headers.get("content-length", "0")))
+        await reader.readexactly(int(headers.get("content-length", "0")))
         return answer_text(status.split()[1], headers.get("server", ""))
 
     async def close(self) -> None:
         """Close it, whatever state it is in."""
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await asyncio.wait_for(self._writer.wait_closed(), 1.0)
+        if self._streams is not None:
+            self._streams[1].close()
+            with contextlib.suppress(OSError, TimeoutError):
+                await asyncio.wait_for(self._streams[1].wait_closed(), 1.0)
 
 
 @contextlib.asynccontextmanager

@@ -111,7 +111,7 @@ def test_endpoints_identities_policies_services() -> None:
     assert "k8s:role=frontend" in labels
     (names,) = ({each["name"] for each in asked("policy", "list")},)
     assert names == {"deny-all-ingress-to-webapp"}
-    policy = asked("policy", "get", web["pod"])
+    policy = asked("policy", "get", "my-webapp")
     http = [rule for entry in policy["entries"] for rule in entry["http_rules"]]
     assert any("/api/v1/users" in rule for rule in http)
     services = {each["name"]: each for each in asked("service", "list")}
@@ -119,6 +119,7 @@ def test_endpoints_identities_policies_services() -> None:
     unknown = ciliate("endpoint", "get", "default/nobody", check=False)
     assert unknown.returncode == 1
     assert "ciliate endpoint list" in unknown.stderr
+    assert "/api/v1/users" in ciliate("policy", "get", "my-webapp").stdout
     for words in (["endpoint", "list"], ["identity", "list"], ["policy", "list"], ["service", "list"]):
         assert "my-webapp" in ciliate(*words).stdout or words[0] == "identity"
 
