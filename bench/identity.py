@@ -83,7 +83,7 @@ async def replica(etcd: str, port: int) -> AsyncIterator[int]:
 
 def stub_of(channel: grpc.aio.Channel) -> Any:
     """The service's stub."""
-    return identity_pb2_grpc.IdentityServiceStub(channel)
+    return identity_pb2_grpc.IdentityServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
 async def wait_ready(stub: Any) -> None:
