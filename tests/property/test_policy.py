@@ -26,7 +26,7 @@ from services.model.objects import (
 from services.model.verdict import Direction
 from services.policy.compile import prefixes
 from services.policy.peers import Party
-from services.policy.problems import PolicyInvalid
+from services.policy.problems import PolicyInvalid, Problem
 from services.policy.read import read_policy
 from services.policy.verdict import Outcome, applying, decide
 from tests.property.policies import PORTS, cluster, policies, upserts
@@ -154,8 +154,7 @@ def test_the_way_does_not_matter(data: st.DataObject) -> None:
     fresh = engine_with(list(last.values()))
     fresh.flush()
     assert without_revisions(kernel.maps) == without_revisions(fresh.desired())
-    numbers = {kernel_id: rules for kernel_id, rules in fresh.rulesets().items()}
-    assert numbers.items() <= dict(kernel.rulesets).items()
+    assert fresh.rulesets().items() <= kernel.rulesets.items()
 
 
 @given(st.integers(0, 65535), st.integers(0, 65535))
@@ -198,8 +197,9 @@ def damaged(draw: st.DrawFn) -> PolicyObject:
 @run(300)
 @given(damaged())
 def test_any_document_is_read_or_refused_with_reasons(document: PolicyObject) -> None:
+    problems: tuple[Problem, ...] | None = None
     try:
         read_policy(document)
     except PolicyInvalid as invalid:
-        assert invalid.problems
-        assert all(problem.message for problem in invalid.problems)
+        problems = invalid.problems
+    assert problems is None or (problems and all(problem.message for problem in problems))

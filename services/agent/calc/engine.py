@@ -7,24 +7,16 @@ Nothing comes out before every expected source has told all that exists: a half-
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import assert_never
 
-from services.agent.calc import services as service_tables
+from services.agent.calc.answers import Answers
 from services.agent.calc.binding import Capabilities
-from services.agent.calc.catalogue import Catalogue, RuleRef, make_ref
-from services.agent.calc.endpoints import EndpointTables
-from services.agent.calc.group import Group, GroupKey
-from services.agent.calc.identities import Identities
+from services.agent.calc.group import GroupKey
 from services.agent.calc.ipcache import Ipcache
-from services.agent.calc.maps import Change, MapName
-from services.agent.calc.policies import Policies, PolicyStatus
-from services.agent.calc.policy_maps import PolicyMaps
+from services.agent.calc.maps import Change
 from services.agent.calc.pressure import POLICY_CAPACITY
 from services.agent.calc.sequencer import sequence
-from services.agent.calc.services import Services
-from services.model.labels import Labels
 from services.model.objects import (
     Deleted,
     EndpointDeleted,
@@ -45,29 +37,13 @@ from services.model.objects import (
     Update,
     Upserted,
 )
-from services.model.verdict import Direction
-from services.policy.l7 import HttpRule
 from services.policy.options import PolicyOptions
-from services.policy.peers import Party
-from services.policy.rules import Policy
 from services.policy.verdict import Mode
 
 DEFAULT_SOURCES = frozenset({"objects", "identities"})
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointPolicy:
-    """What an endpoint obeys, for people and for flows."""
-
-    endpoint_id: int
-    policy_id: int
-    revision: int
-    enforced: Mapping[Direction, bool]
-    isolating: Mapping[Direction, tuple[RuleRef, ...]]
-    entries: int
-
-
-class Engine:
+class Engine(Answers):
     """One node's calculation. `revision`: the highest that the pinned endpoints map has, as connections remember it."""
 
     def __init__(
@@ -82,19 +58,12 @@ class Engine:
         capabilities: Capabilities | None = None,
         capacity: int = POLICY_CAPACITY,
     ) -> None:
+        super().__init__(
+            Ipcache(node), options or PolicyOptions(cluster), mode, capabilities or Capabilities(), capacity
+        )
         self._waiting = set(sources)
         self.revision = revision
-        self._services = Services()
-        self._policies = Policies(options or PolicyOptions(cluster), self._services)
-        self._identities = Identities()
-        self._ipcache = Ipcache(node)
-        self._maps = PolicyMaps(
-            self._policies, self._identities, self._ipcache, mode, capabilities or Capabilities(), capacity
-        )
-        self._tables = EndpointTables()
-        self._endpoints: dict[int, LocalEndpoint] = {}
         self._of_pod: dict[tuple[str, str], set[int]] = {}
-        self._groups: dict[int, GroupKey] = {}
         self._dirty: set[int] = set()
 
     @property
@@ -106,11 +75,6 @@ class Engine:
     def waiting_for(self) -> frozenset[str]:
         """The sources that have not."""
         return frozenset(self._waiting)
-
-    @property
-    def catalogue(self) -> Catalogue:
-        """rule id -> rule."""
-        return self._maps.catalogue
 
     def apply(self, update: Update) -> None:
         """Take in one update. Cheap: what follows from it is computed by `flush`."""
@@ -164,76 +128,6 @@ class Engine:
             self.revision = revision
         self._write_endpoints(dirty | {n for key in touched for n in self._maps.groups[key].endpoints})
         return sequence(changes, (puts, removals), self._tables.tables, self._services.tables)
-
-    def desired(self) -> dict[MapName, Mapping[bytes, bytes]]:
-        """Everything that every map should hold as of the last flush, to compare a pinned map with."""
-        return {
-            "policy": self._maps.desired(),
-            "ipcache": self._ipcache.desired,
-            **{name: table.desired for name, table in self._tables.tables.items()},
-            **service_tables.desired(self._services),
-        }
-
-    def rulesets(self) -> dict[int, tuple[HttpRule, ...]]:
-        """Every HTTP rule set that entries may name."""
-        return self._maps.rulesets.desired()
-
-    def policy_status(self) -> list[PolicyStatus]:
-        """What became of every policy document."""
-        return self._policies.status()
-
-    def pressure(self) -> list[str]:
-        """Which endpoints are closed because the policy map has no room for them, and why; empty = none."""
-        return self._maps.pressure()
-
-    def identity_labels(self, number: int) -> Labels | None:
-        """The labels of an identity, None where it is not known."""
-        return self._identities.labels(number)
-
-    def parties(self) -> Mapping[int, Party]:
-        """Every identity as policy sees it, as of the last flush: for explaining verdicts."""
-        return self._identities.parties
-
-    def service_name(self, service_id: int) -> tuple[str, str] | None:
-        """(namespace, name) of the Service behind a datapath service id."""
-        return self._services.name_of(service_id)
-
-    def frontends(self) -> list[service_tables.Frontend]:
-        """Every Service frontend with its backends."""
-        return self._services.frontends()
-
-    def endpoint_policy(self, endpoint_id: int) -> EndpointPolicy | None:
-        """What an endpoint obeys as of the last flush."""
-        group = self._group(endpoint_id)
-        if group is None:
-            return None
-        isolating = {direction: self.isolating(endpoint_id, direction) for direction in Direction}
-        return EndpointPolicy(
-            endpoint_id, group.policy_id, group.revision, dict(group.enforced), isolating, group.size()
-        )
-
-    def isolating(self, endpoint_id: int, direction: Direction) -> tuple[RuleRef, ...]:
-        """The policies because of which an endpoint drops what no rule allows in a direction."""
-        group = self._group(endpoint_id)
-        in_force = self._policies.in_force()
-        return tuple(
-            make_ref(in_force[key], direction, self._policies.revision(key))
-            for key in (group.isolating.get(direction, ()) if group else ())
-            if key in in_force
-        )
-
-    def policies(self) -> Mapping[ObjectKey, Policy]:
-        """Every policy in force."""
-        return self._policies.in_force()
-
-    def selecting(self, endpoint_id: int) -> frozenset[ObjectKey]:
-        """The policies with a rule set that selects an endpoint, as of the last flush."""
-        group = self._group(endpoint_id)
-        return frozenset(group.applied) if group else frozenset()
-
-    def _group(self, endpoint_id: int) -> Group | None:
-        key = self._groups.get(endpoint_id)
-        return None if key is None else self._maps.groups.get(key)
 
     def _set_object(self, key: ObjectKey, thing: KubeObject | None) -> None:
         match key.kind:

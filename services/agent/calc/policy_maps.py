@@ -63,7 +63,10 @@ class PolicyMaps:
             assert number is not None
             group = self.groups[key] = Group(key, number)
             self._rebind.add(key)
-        group.endpoints.add(endpoint)
+        if endpoint not in group.endpoints:
+            # Its connections may remember the same revision of the group that it comes from.
+            group.endpoints.add(endpoint)
+            self._touched.add(key)
 
     def leave(self, key: GroupKey, endpoint: int) -> None:
         """An endpoint does not obey this group any more; `settle` drops groups that nobody obeys."""
@@ -126,11 +129,15 @@ class PolicyMaps:
         """The labels of an identity became known or went: its own endpoints' rules change."""
         self._rebind |= {key for key in self.groups if key.identity == number}
 
-    def desired(self) -> dict[bytes, bytes]:
-        """Everything that the policy map should hold."""
+    def size(self) -> int:
+        """How many entries the policy map should have."""
+        return sum(len(Direction) if group.full else group.size() for group in self.groups.values())
+
+    def desired(self, groups: Iterable[Group] | None = None) -> dict[bytes, bytes]:
+        """Everything that the policy map should hold, or what of it belongs to some groups."""
         return {
             policy_key(group.policy_id, direction, number, slot): self._value(slot, number)
-            for group in self.groups.values()
+            for group in (self.groups.values() if groups is None else groups)
             for direction, side in group.sides.items()
             for number, template in ({ANY_IDENTITY: CLOSED} if group.full else side.templates).items()
             for slot in template

@@ -115,7 +115,7 @@ class Knowledge:
         """How many entries every map should have; computed once per change."""
         if self._counted_at != self._generation:
             self._counted_at = self._generation
-            self._counts = {name: len(entries) for name, entries in self.engine.desired().items()}
+            self._counts = dict(self.engine.counts())
         return self._counts
 
     def known_identities(self) -> Iterable[Identity]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from services.agent.abi.policy import PolicyEntry, PolicyFlags, PolicyKey
+from services.agent.calc.answers import EndpointPolicy
 from services.agent.calc.catalogue import RuleRef
-from services.agent.calc.engine import EndpointPolicy, Engine
+from services.agent.calc.engine import Engine
 from services.agent.calc.services import Frontend
 from services.agent.endpoints.records import EndpointRecord
 from services.common.pb.agent.v1 import agent_pb2 as pb

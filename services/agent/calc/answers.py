@@ -1,0 +1,157 @@
+"""What the engine knows, for people and for flows: every question, answered from memory, as of the last flush."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from services.agent.calc import services as service_tables
+from services.agent.calc.binding import Capabilities
+from services.agent.calc.catalogue import Catalogue, RuleRef, make_ref
+from services.agent.calc.endpoints import EndpointTables
+from services.agent.calc.group import Group, GroupKey
+from services.agent.calc.identities import Identities
+from services.agent.calc.ipcache import Ipcache
+from services.agent.calc.maps import MapName
+from services.agent.calc.policies import Policies, PolicyStatus
+from services.agent.calc.policy_maps import PolicyMaps
+from services.agent.calc.services import Services
+from services.model.labels import Labels
+from services.model.objects import LocalEndpoint, ObjectKey
+from services.model.verdict import Direction
+from services.policy.explain import Explanation, explain
+from services.policy.l7 import HttpRule
+from services.policy.options import PolicyOptions
+from services.policy.peers import Party
+from services.policy.rules import Policy
+from services.policy.verdict import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPolicy:
+    """What an endpoint obeys, for people and for flows."""
+
+    endpoint_id: int
+    policy_id: int
+    revision: int
+    enforced: Mapping[Direction, bool]
+    isolating: Mapping[Direction, tuple[RuleRef, ...]]
+    entries: int
+
+
+class Answers:
+    """The parts of the calculation, and what can be asked of them. `Engine` changes them."""
+
+    def __init__(
+        self, ipcache: Ipcache, options: PolicyOptions, mode: Mode, capabilities: Capabilities, capacity: int
+    ) -> None:
+        self._mode = mode
+        self._services = Services()
+        self._policies = Policies(options, self._services)
+        self._identities = Identities()
+        self._ipcache = ipcache
+        self._maps = PolicyMaps(self._policies, self._identities, ipcache, mode, capabilities, capacity)
+        self._tables = EndpointTables()
+        self._endpoints: dict[int, LocalEndpoint] = {}
+        self._groups: dict[int, GroupKey] = {}
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """rule id -> rule."""
+        return self._maps.catalogue
+
+    def desired(self) -> dict[MapName, Mapping[bytes, bytes]]:
+        """Everything that every map should hold as of the last flush, to compare a pinned map with."""
+        return {
+            "policy": self._maps.desired(),
+            "ipcache": self._ipcache.desired,
+            **{name: table.desired for name, table in self._tables.tables.items()},
+            **service_tables.desired(self._services),
+        }
+
+    def counts(self) -> dict[MapName, int]:
+        """How many entries each map should have; cheap, unlike `desired`."""
+        tables = {**self._tables.tables, **self._services.tables}
+        return {
+            "policy": self._maps.size(),
+            "ipcache": len(self._ipcache.desired),
+            **{name: len(table.desired) for name, table in tables.items()},
+        }
+
+    def policy_entries(self, endpoint_id: int) -> dict[bytes, bytes]:
+        """The policy map entries that an endpoint obeys."""
+        group = self._group(endpoint_id)
+        return self._maps.desired([group]) if group else {}
+
+    def explain(
+        self, endpoint_id: int, direction: Direction, peer: int, protocol: int, port: int
+    ) -> Explanation | None:
+        """Why an endpoint's policy treats a peer's traffic as it does; None where either is not known."""
+        endpoint, party = self._endpoints.get(endpoint_id), self._identities.parties.get(peer)
+        subject = self._identities.parties.get(endpoint.identity) if endpoint else None
+        key = self._groups.get(endpoint_id)
+        if subject is None or party is None or key is None:
+            return None
+        subject = Party(subject.id, subject.view, subject.addresses, key.port_names())
+        return explain(self._maps.specs(key), direction, subject, party, protocol, port, self._mode)
+
+    def rulesets(self) -> dict[int, tuple[HttpRule, ...]]:
+        """Every HTTP rule set that entries may name."""
+        return self._maps.rulesets.desired()
+
+    def policy_status(self) -> list[PolicyStatus]:
+        """What became of every policy document."""
+        return self._policies.status()
+
+    def pressure(self) -> list[str]:
+        """Which endpoints are closed because the policy map has no room for them, and why; empty = none."""
+        return self._maps.pressure()
+
+    def identity_labels(self, number: int) -> Labels | None:
+        """The labels of an identity, None where it is not known."""
+        return self._identities.labels(number)
+
+    def parties(self) -> Mapping[int, Party]:
+        """Every identity as policy sees it, as of the last flush: for explaining verdicts."""
+        return self._identities.parties
+
+    def service_name(self, service_id: int) -> tuple[str, str] | None:
+        """(namespace, name) of the Service behind a datapath service id."""
+        return self._services.name_of(service_id)
+
+    def frontends(self) -> list[service_tables.Frontend]:
+        """Every Service frontend with its backends."""
+        return self._services.frontends()
+
+    def endpoint_policy(self, endpoint_id: int) -> EndpointPolicy | None:
+        """What an endpoint obeys as of the last flush."""
+        group = self._group(endpoint_id)
+        if group is None:
+            return None
+        isolating = {direction: self.isolating(endpoint_id, direction) for direction in Direction}
+        return EndpointPolicy(
+            endpoint_id, group.policy_id, group.revision, dict(group.enforced), isolating, group.size()
+        )
+
+    def isolating(self, endpoint_id: int, direction: Direction) -> tuple[RuleRef, ...]:
+        """The policies because of which an endpoint drops what no rule allows in a direction."""
+        group = self._group(endpoint_id)
+        in_force = self._policies.in_force()
+        return tuple(
+            make_ref(in_force[key], direction, self._policies.revision(key))
+            for key in (group.isolating.get(direction, ()) if group else ())
+            if key in in_force
+        )
+
+    def policies(self) -> Mapping[ObjectKey, Policy]:
+        """Every policy in force."""
+        return self._policies.in_force()
+
+    def selecting(self, endpoint_id: int) -> frozenset[ObjectKey]:
+        """The policies with a rule set that selects an endpoint, as of the last flush."""
+        group = self._group(endpoint_id)
+        return frozenset(group.applied) if group else frozenset()
+
+    def _group(self, endpoint_id: int) -> Group | None:
+        key = self._groups.get(endpoint_id)
+        return None if key is None else self._maps.groups.get(key)

@@ -1,0 +1,84 @@
+"""Why a verdict is what it is: every rule that was considered, and which part of it did not fit.
+
+In: the specs of an endpoint and a question. Out: the decision, and all its rules with what did not fit. A drop for want
+of a rule is understood by the rule that almost matched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from services.model.verdict import Direction
+from services.policy.peers import Party
+from services.policy.rules import Policy, Rule, Spec
+from services.policy.verdict import Decision, Mode, decide, traffic_covers
+
+
+class Part(Enum):
+    """What of a rule did not fit."""
+
+    PEER = "peer"
+    PROTOCOL = "protocol"
+    PORT = "port"
+
+
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """A rule that was looked at. No failed part: it matched."""
+
+    policy: Policy
+    rule: Rule
+    failed: tuple[Part, ...]
+
+    @property
+    def distance(self) -> int:
+        """How far from matching: a wrong port is nearer than a wrong protocol, a wrong peer is farthest."""
+        weights = {Part.PORT: 1, Part.PROTOCOL: 2, Part.PEER: 4}
+        return sum(weights[part] for part in self.failed)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A decision and what was considered for it, in the policies' order."""
+
+    decision: Decision
+    considered: tuple[Considered, ...]
+
+    @property
+    def nearest(self) -> Considered | None:
+        """The allow rule that came nearest to matching without doing so; None where there is none."""
+        missed = [one for one in self.considered if one.failed and not one.rule.deny]
+        return min(missed, key=lambda one: one.distance, default=None)
+
+
+def explain(
+    specs: Iterable[tuple[Policy, Spec]],
+    direction: Direction,
+    subject: Party,
+    peer: Party,
+    protocol: int,
+    port: int,
+    mode: Mode = Mode.DEFAULT,
+) -> Explanation:
+    """Decide, and say what each rule of the direction had to do with it."""
+    specs = list(specs)
+    destination = subject if direction == Direction.INGRESS else peer
+    considered = tuple(
+        Considered(policy, rule, _failed(rule, peer, destination, protocol, port))
+        for policy, spec in specs
+        for rule in spec.rules
+        if rule.direction == direction
+    )
+    return Explanation(decide(specs, direction, subject, peer, protocol, port, mode=mode), considered)
+
+
+def _failed(rule: Rule, peer: Party, destination: Party, protocol: int, port: int) -> tuple[Part, ...]:
+    failed: list[Part] = []
+    if not any(one.matches(peer) for one in rule.peers):
+        failed.append(Part.PEER)
+    if not any(traffic_covers(traffic, destination, protocol, port) for traffic in rule.traffic):
+        same_protocol = any(traffic.protocol == protocol for traffic in rule.traffic)
+        failed.append(Part.PORT if same_protocol else Part.PROTOCOL)
+    return tuple(failed)
