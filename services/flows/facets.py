@@ -22,7 +22,6 @@ TO_ENDPOINT, FROM_ENDPOINT = 0, 5
 POLICY_DROPS = (DropReason.POLICY_DENIED, DropReason.POLICY_DENY)
 
 DROPPED = 2
-CT_REPLY = 2
 
 _REASONS = np.arange(256, dtype=np.uint8)
 _REASONS[220:] = DropReason.POLICY_DENIED
@@ -53,6 +52,10 @@ def event_types(columns: Columns, facet: int) -> tuple[Array, Array]:
 
 
 def replies(columns: Columns) -> tuple[Array, Array]:
-    """(is_reply, is known) of every row: a dropped packet's is not known, except for an HTTP request's."""
+    """(is_reply, is known) of every row.
+
+    A record tells of a connection and has its opener as the source, whatever packet raised it: it is no reply. Of a
+    dropped packet it is not known.
+    """
     known = (columns["verdict"] != DROPPED) | (columns["kind"] == Kind.HTTP)
-    return known & (columns["ct_state"] == CT_REPLY) & (columns["kind"] != Kind.HTTP), known
+    return np.zeros(len(known), np.bool_), known

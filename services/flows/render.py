@@ -21,7 +21,6 @@ POLICY_LABEL = "k8s:io.cilium.k8s.policy"
 
 LOST_SOURCES = {1: pb.PERF_EVENT_RING_BUFFER, 2: pb.OBSERVER_EVENTS_QUEUE, 3: pb.OBSERVER_EVENTS_QUEUE}
 """Our place of loss (`ingest.v1.LostSource`) -> Hubble's."""
-TRACE_REASONS = {0: pb.NEW, 1: pb.ESTABLISHED, 2: pb.REPLY, 3: pb.RELATED}
 
 
 UNPARSED = "::"
@@ -156,8 +155,7 @@ class Renderer:
             flow.policy_match_type = row.match_type
         if row.type == TRACE:
             flow.trace_observation_point = row.sub_type or pb.TO_ENDPOINT
-            opened = row.kind in (Kind.NEW, Kind.VERDICT_CHANGE)
-            flow.trace_reason = TRACE_REASONS.get(row.ct_state if opened else max(1, row.ct_state), pb.NEW)
+            flow.trace_reason = pb.NEW if row.kind == Kind.NEW else pb.ESTABLISHED
 
     @staticmethod
     def _policies(flow: pb.Flow, row: Row, decision: Decision) -> None:
@@ -186,6 +184,8 @@ class Renderer:
             flow.l7.http.method, flow.l7.http.url = request.method, url
             flow.l7.http.protocol = summary.protocol_name(request)
             text = summary.http(request, url)
+        elif not flow.HasField("IP"):
+            text = "Ethernet"
         else:
             text = summary.layer4(row.protocol, row.tcp_flags, row.source_port, row.destination_port, ipv6=ipv6)
         parts = [

@@ -123,6 +123,9 @@ async def test_the_pipeline_accounts_for_every_event() -> None:
         segment = pipeline.store.segments[-1]
         last = {name: values[segment.rows - 1].item() for name, values in segment.columns.items()}
         assert (last["kind"], last["drop_reason"], last["bytes"]) == (Kind.LOST, 3, 10)
+        seen = pipeline.store.seen
+        pipeline.add(np.repeat(template(), 20_000))  # what the conntrack collector makes goes the same way
+        assert pipeline.store.seen == seen + 20_000
         first = pipeline.store.segments[0].columns["time_ns"][0]
         assert abs(int(first) - time.time_ns()) < 60 * 1_000_000_000
         text = generate_latest(registry).decode()

@@ -122,6 +122,15 @@ def test_without_policy_a_connection_is_a_trace(flows: Any, direction: int, sub_
     assert not flow.is_reply.value
 
 
+def test_a_packet_dropped_before_its_addresses_were_read(flows: Any) -> None:
+    nobody = flows.party("::", 0)
+    flows.add(kind=Kind.DROP, verdict=pb.DROPPED, drop_reason=139, source=nobody, destination=nobody, protocol=0)
+    flow = flows.rendered()[0]
+    assert not flow.HasField("IP")
+    assert not flow.HasField("l4")
+    assert (flow.drop_reason_desc, flow.Summary) == (pb.UNSUPPORTED_L3_PROTOCOL, "Ethernet")
+
+
 def test_a_closed_connection_tells_its_counters(flows: Any) -> None:
     flows.add(
         kind=Kind.CLOSE,
@@ -132,9 +141,10 @@ def test_a_closed_connection_tells_its_counters(flows: Any) -> None:
         reply_bytes=9000,
         rtt_us=120,
         duration_us=1_500_000,
-        ct_state=1,
+        ct_state=2,  # the server's last packet closed it
     )
     flow = flows.rendered()[0]
+    assert (flow.is_reply.value, flow.source.pod_name) == (False, "client")
     assert flow.trace_reason == pb.ESTABLISHED
     assert flow.Summary == ("TCP Flags: SYN, ACK, FIN; closed after 1.500s, 6/4 packets, 612/9000 bytes, RTT 0.120ms")
 
