@@ -82,11 +82,11 @@ def first_found(
         with contextlib.suppress(NotFound):
             return connect.run(connect.each_agent(servers, name, lambda stub: call(stub, wanted)))[0]
     found = gather(context, node, lambda stub: stub.ListEndpoints(agent_pb2.ListEndpointsRequest()), "endpoints")
-    for each in found:
-        if wanted in _owners(each):
-            chosen = f"{each['namespace']}/{each['pod']}"
-            return connect.run(connect.each_agent(servers, each["node"], lambda stub: call(stub, chosen)))[0]
-    raise NotFound(f"no node has an endpoint {wanted!r}; see: ciliate endpoint list")
+    of_deployment = next((each for each in found if wanted in _owners(each)), None)
+    if of_deployment is None:
+        raise NotFound(f"no node has an endpoint {wanted!r}; see: ciliate endpoint list")
+    first = _pod(of_deployment)
+    return connect.run(connect.each_agent(servers, of_deployment["node"], lambda stub: call(stub, first)))[0]
 
 
 def _owners(endpoint: Item) -> set[str]:

@@ -80,7 +80,7 @@ def test_the_pods_are_there_and_ready() -> None:
 
 def test_exec_is_the_programs_own_status_and_output() -> None:
     url = "http://my-webapp-svc/api/v1/users"
-    allowed = ciliate("sandbox", "exec", "frontend", "--", "curl", "-s", url)
+    allowed = ciliate("sandbox", "exec", "frontend", "--", "curl", "-s", "-m", "5", url)
     assert "URI: /api/v1/users" in allowed.stdout
     refused = ciliate("sandbox", "exec", "frontend", "--", "curl", "-sf", "http://my-webapp-svc/", check=False)
     assert refused.returncode == 22  # curl's word for an HTTP error
