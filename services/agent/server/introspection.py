@@ -97,7 +97,9 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             raise Unavailable(f"endpoint {record.endpoint.id}: its policy is not computed yet; try again")
         return pb.GetPolicyResponse(
             endpoint=views.endpoint_view(record, policy),
-            entries=views.policy_entries(engine, policy.policy_id, engine.policy_entries(record.endpoint.id), engine.rulesets()),
+            entries=views.policy_entries(
+                engine, policy.policy_id, engine.policy_entries(record.endpoint.id), engine.rulesets()
+            ),
             isolating_ingress=[views.rule_view(ref) for ref in policy.isolating.get(Direction.INGRESS, ())],
             isolating_egress=[views.rule_view(ref) for ref in policy.isolating.get(Direction.EGRESS, ())],
         )

@@ -115,7 +115,7 @@ class Knowledge:
         """How many entries every map should have; computed once per change."""
         if self._counted_at != self._generation:
             self._counted_at = self._generation
-            self._counts = dict(self.engine.counts())
+            self._counts = {str(name): count for name, count in self.engine.counts().items()}
         return self._counts
 
     def known_identities(self) -> Iterable[Identity]:
