@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,9 +139,6 @@ class _Budget:
             taken[rows] = np.where(flows[rows], count <= left, count < left)
             self._left[node] = left - min(left, int(count[-1]))
         return taken
-
-
-OnGap = Callable[[int], None]
 
 
 def appended(held: Held, start: int) -> Iterator[tuple[Segment, int, int]]:

@@ -44,6 +44,7 @@ class Segment:
         for name, values in columns.items():
             self.columns[name][rows] = values[start : start + count]
         self.columns["node"][rows] = node
+        self.uses.add("nodes", np.array([node]))
         for name, dictionary in DICTIONARY_OF.items():
             if name in columns:
                 self.uses.add(dictionary, columns[name][start : start + count])
@@ -88,8 +89,14 @@ class FlowStore:
         return self.end - self.first - sum(segment.lost for segment in self.segments)
 
     def node(self, node: NodeRef) -> int:
-        """The number of a node in the `node` column."""
-        return self.dictionaries.nodes.intern(node)
+        """The number of a node in the `node` column; it is kept until `release_node`, and while rows have it."""
+        number = self.dictionaries.nodes.intern(node)
+        self.dictionaries.nodes.retain(np.array([number]))
+        return number
+
+    def release_node(self, number: int) -> None:
+        """Nothing more will be appended under this number."""
+        self.dictionaries.nodes.release(np.array([number]))
 
     def append(self, columns: Columns, node: int) -> None:
         """Add a batch of flows of one node; numbers are this store's, times are wall-clock nanoseconds."""

@@ -23,7 +23,7 @@ from services.flows.columns import DICTIONARY_OF, Array, Columns
 from services.flows.dictionary import Dictionaries, Uses
 from services.flows.entries import NodeRef
 from services.flows.store import FlowStore
-from services.flows.wire import WireError, get_columns, get_entry
+from services.flows.wire import MAX_TEXT, MAX_TEXTS, WireError, get_columns, get_entry
 from services.relay.metrics import IngestMetrics
 from services.relay.nodes import NodeTable, PushingNode
 
@@ -96,12 +96,12 @@ class FlowIngest(ingest_pb2_grpc.FlowIngestServicer):
         hello = await _first(request_iterator)
         self._authorize(context, hello)
         node = NodeRef(hello.node, hello.cluster or "default", tuple(hello.node_labels))
-        number = self._store.node(node)
         with self._nodes.connected(node, hello) as pushing:
-            log.info("agent connected", node=node.absolute, version=hello.version)
-            yield pb.PushResponse(welcome=pb.Welcome(acknowledged=pushing.sequence))
+            number = self._store.node(node)
             numbers = StreamNumbers(self._store.dictionaries)
+            log.info("agent connected", node=node.absolute, version=hello.version)
             try:
+                yield pb.PushResponse(welcome=pb.Welcome(acknowledged=pushing.sequence))
                 async for request in request_iterator:
                     if pushing.replaced:
                         raise Conflict(f"node {node.absolute}: a newer stream of this node took over")
@@ -115,11 +115,15 @@ class FlowIngest(ingest_pb2_grpc.FlowIngestServicer):
                 raise Invalid(str(error)) from error
             finally:
                 numbers.release()
+                self._store.release_node(number)
                 log.info("agent disconnected", node=node.absolute)
 
     def _authorize(self, context: grpc.aio.ServicerContext[Any, Any], hello: pb.Hello) -> None:
-        if not 0 < len(hello.node) <= MAX_NAME or "/" in hello.node:
-            raise Invalid(f"hello.node: {hello.node[:80]!r} is not a node's name")
+        for field, name in (("node", hello.node), ("cluster", hello.cluster or "default")):
+            if not 0 < len(name) <= MAX_NAME or "/" in name:
+                raise Invalid(f"hello.{field}: {name[:80]!r} is no name")
+        if len(hello.node_labels) > MAX_TEXTS or any(len(label) > MAX_TEXT for label in hello.node_labels):
+            raise Invalid(f"hello.node_labels: more than {MAX_TEXTS}, or one of more than {MAX_TEXT} characters")
         peer = self._who_is(context)
         if peer is None:
             if not self._insecure:

@@ -70,7 +70,3 @@ class NodeTable:
             )
             for _, each in sorted(self._nodes.items())
         ]
-
-    def totals(self) -> dict[str, tuple[int, int, bool]]:
-        """Absolute name -> (rows stored, events told lost, connected)."""
-        return {name: (each.rows, each.lost, each.streams > 0) for name, each in self._nodes.items()}

@@ -103,6 +103,26 @@ async def test_an_agent_may_not_read(place: Place) -> None:
         assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
 
 
+@pytest.mark.parametrize(
+    "hello",
+    [
+        pb.Hello(node=""),
+        pb.Hello(node="a/b"),
+        pb.Hello(node="n" * 300),
+        pb.Hello(node="node1", cluster="a/b"),
+        pb.Hello(node="node1", node_labels=["x" * 9999]),
+    ],
+    ids=range(5),
+)
+async def test_a_hello_that_is_none(place: Place, hello: pb.Hello) -> None:
+    async with place.relay(), channel(place.target, place.files("agent", "node1"), "relay") as there:
+        call: Any = ingest_pb2_grpc.FlowIngestStub(there).Push()  # type: ignore[no-untyped-call]
+        await call.write(pb.PushRequest(hello=hello))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            assert await call.read() is grpc.aio.EOF
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
 def entry(number: int) -> pb.Entry:
     return pb.Entry(number=number, party=pb.Party(address=bytes(16)))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.flows.columns import STORED
 from services.flows.dictionary import Dictionaries, Dictionary, Uses
-from services.flows.entries import Party, ServiceRef
+from services.flows.entries import NodeRef, Party, ServiceRef
 
 
 def test_equal_contents_have_one_number_and_zero_is_none() -> None:
@@ -90,7 +90,7 @@ def test_one_batch_may_span_many_segments(new_flows: Any) -> None:
         "kind": np.ones(rows, np.uint8),
         "source": np.full(rows, number, np.uint32),
     }
-    store.append(columns, 1)
+    store.append(columns, store.node(NodeRef("node1")))
     assert [segment.rows for segment in store.segments][:2] == [256, 256]
     times = np.concatenate([segment.columns["time_ns"][: segment.rows] for segment in store.segments])
     assert times.tolist() == list(range(rows))
@@ -110,6 +110,17 @@ def test_lost_rows_are_no_flows(flows: Any) -> None:
     flows.add()
     flows.store.append_lost(1, 1, 3, 17, 10, 20)
     assert (flows.store.flows, flows.store.seen, flows.store.lost) == (1, 1, 17)
+
+
+def test_a_node_is_forgotten_with_its_last_row(new_flows: Any) -> None:
+    flows = new_flows(512)
+    gone = flows.store.node(NodeRef("gone"))
+    flows.store.append_lost(gone, 1, 0, 1, 1, 1)
+    flows.store.release_node(gone)
+    assert flows.store.dictionaries.nodes[gone] == NodeRef("gone")
+    for _ in range(1024):
+        flows.add()
+    assert flows.store.dictionaries.nodes[gone] is None
 
 
 def test_rate_is_of_the_last_minute(flows: Any) -> None:
