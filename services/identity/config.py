@@ -27,7 +27,7 @@ class Config(BaseConfig):
     grace_seconds: float = Field(900.0, description="how long an unreferenced identity is kept", gt=0)
     journal_changes: int = Field(100_000, description="recent changes kept for watchers that resume or lag", ge=100)
     backlog_revisions: int = Field(
-        10_000, description="revisions of the past read at start, so that watchers can resume", ge=0
+        2_000, description="revisions of the past read at start, so that watchers can resume", ge=0
     )
     max_changes: int = Field(2_000, description="changing requests under way at once; more are refused", ge=1)
 
