@@ -55,8 +55,6 @@ from services.agent.server.state import AgentState
 from services.agent.sources.base import Mailbox, Source, pump
 from services.agent.sources.folder import FolderSource
 from services.agent.sources.identities import IdentityClient
-from services.agent.sources.kube_client import KubeClient
-from services.agent.sources.kubernetes import RESOURCES, KubernetesSource
 from services.common.log import get_logger
 from services.common.metrics import MetricsServer
 from services.common.pb.agent.v1 import agent_pb2_grpc
@@ -183,6 +181,10 @@ def _lapse(ends: Endpoints) -> None:
 async def _object_sources(config: Config, stack: AsyncExitStack) -> Sequence[Source]:
     if config.source == "folder":
         return [FolderSource(Path(config.objects_dir), Path(config.place("", "kept-manifests")))]
+    # An HTTP client is 21 MB that a node without an API server need not carry.
+    from services.agent.sources.kube_client import KubeClient
+    from services.agent.sources.kubernetes import RESOURCES, KubernetesSource
+
     client = await stack.enter_async_context(KubeClient(config.kubeconfig))
     return [KubernetesSource(client, resource) for resource in RESOURCES]
 

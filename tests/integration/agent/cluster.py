@@ -132,7 +132,7 @@ class Cluster:
             one, two = (node.netns for node in self.nodes)
             sh(f"ip link add up0 netns {one} type veth peer name up0 netns {two}")
         else:
-            sh("ip link add up0 type dummy", self.nodes[0].netns)
+            sh("ip link add up0 type veth peer name nowhere", self.nodes[0].netns)
         for node in self.nodes:
             sh(
                 f"ip addr add 172.30.0.{node.number}/24 dev up0;"

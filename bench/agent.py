@@ -1,0 +1,136 @@
+"""The agent: how soon a restarted one enforces, how much memory it takes, how long a pod waits for its interface.
+
+One node with a real identity service and etcd. 100 pods are added one by one, removed, and added all at once, each by
+the CNI plugin as a process, as a runtime does it; then the agent is killed and started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import statistics
+import sys
+import time
+from typing import Any
+
+from tests.integration.agent.cluster import Cluster, Pod, network_policy, sh
+
+PODS = int(os.environ.get("BENCH_PODS", "100"))
+RESTARTS = 3
+
+
+async def main() -> dict[str, Any]:
+    """The figures."""
+    async with Cluster(nodes=1) as cluster:
+        node = cluster.nodes[0]
+        cluster.apply(network_policy("servers", "app3", "client", 80))
+        pods = [make(cluster, number) for number in range(PODS)]
+        await known(cluster)
+        one_by_one = [await add(cluster, pod) for pod in pods[:20]]
+        for pod in pods[:20]:
+            await cluster.cni("DEL", pod)
+        say("all at once")
+        began = time.monotonic()
+        at_once = await asyncio.gather(*(add(cluster, pod) for pod in pods))
+        wall = time.monotonic() - began
+        inside = [await direct(cluster, pod) for pod in pods[:20]]
+        say("restarts")
+        first = await cluster.status(node)
+        ready = []
+        for _ in range(RESTARTS):
+            await cluster.kill_agent(node, signal.SIGKILL)
+            await cluster.start_agent(node)
+            status = await cluster.ready(node)
+            assert status.endpoints == PODS, status.endpoints
+            ready.append(status.ready_after_seconds)
+        await asyncio.sleep(1)
+        after = await cluster.status(node)
+        return {
+            "bench": "agent",
+            "ready_s": round(statistics.median(ready), 2),
+            "rss_mb": round(max(first.rss_bytes, after.rss_bytes) / 1e6, 1),
+            "cni_add_p50_ms": milliseconds(at_once, 0.5),
+            "cni_add_p99_ms": milliseconds(at_once, 0.99),
+            "cni_add_wall_ms": round(wall * 1000, 1),
+            "cni_add_one_by_one_p50_ms": milliseconds(one_by_one, 0.5),
+            "agent_add_p50_ms": milliseconds(inside, 0.5),
+            "plugin_start_p50_ms": milliseconds([await version() for _ in range(20)], 0.5),
+            "pods": PODS,
+        }
+
+
+def make(cluster: Cluster, number: int) -> Pod:
+    """A pod's object and network namespace, as they are there before a runtime calls the plugin."""
+    pod = Pod(f"p{number}", cluster.nodes[0], f"{cluster.prefix}p{number}", {"app": f"app{number % 10}"})
+    sh(f"ip netns add {pod.netns}")
+    cluster.pods[pod.name] = pod
+    cluster.pod_object(pod.name, pod.node, pod.labels)
+    return pod
+
+
+async def known(cluster: Cluster) -> None:
+    """Let the agent read the objects first."""
+    await asyncio.sleep(1)
+    await cluster.status(cluster.nodes[0])
+
+
+async def add(cluster: Cluster, pod: Pod) -> float:
+    """Seconds of one ADD by the plugin."""
+    began = time.monotonic()
+    status, answer = await cluster.cni("ADD", pod)
+    assert status == 0, answer
+    return time.monotonic() - began
+
+
+async def direct(cluster: Cluster, pod: Pod) -> float:
+    """Seconds of one DEL and ADD on the agent's socket, of which the ADD is told."""
+    request = {
+        "container_id": f"container-{pod.name}",
+        "netns": f"/run/netns/{pod.netns}",
+        "ifname": "eth0",
+        "args": {"K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": pod.name},
+    }
+    path = str(pod.node.run_dir / "cni.sock")
+    await call(path, request | {"command": "DEL"})
+    began = time.monotonic()
+    answer = await call(path, request | {"command": "ADD"})
+    assert "result" in answer, answer
+    return time.monotonic() - began
+
+
+async def call(path: str, request: dict[str, Any]) -> dict[str, Any]:
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(json.dumps(request).encode() + b"\n")
+    answer: dict[str, Any] = json.loads(await reader.readline())
+    writer.close()
+    return answer
+
+
+async def version() -> float:
+    """Seconds that the plugin takes to say its version: starting a process, nothing else."""
+    began = time.monotonic()
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "services.cni",
+        env=os.environ | {"CNI_COMMAND": "VERSION"},
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    await child.wait()
+    return time.monotonic() - began
+
+
+def milliseconds(seconds: list[float], quantile: float) -> float:
+    """A quantile in ms."""
+    ordered = sorted(seconds)
+    return round(ordered[min(len(ordered) - 1, int(quantile * len(ordered)))] * 1000, 1)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(main())))
