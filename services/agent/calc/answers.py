@@ -47,7 +47,7 @@ class Answers:
     ) -> None:
         self._mode = mode
         self._services = Services()
-        self._policies = Policies(options, self._services)
+        self._policies = Policies(options, self._services, capabilities)
         self._identities = Identities()
         self._ipcache = ipcache
         self._maps = PolicyMaps(self._policies, self._identities, ipcache, mode, capabilities, capacity)

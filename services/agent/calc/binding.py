@@ -14,6 +14,7 @@ from services.model.verdict import Direction
 from services.policy.compile import Piece
 from services.policy.l7 import HTTP, L7
 from services.policy.peers import ANYONE, Peer, PortHolder, PortNames, reserved
+from services.policy.problems import Problem
 from services.policy.rules import Policy, Rule, Traffic
 
 
@@ -25,6 +26,7 @@ class Capabilities:
     http_egress: bool = False
     other_l7: bool = False
     authentication: bool = False
+    host_policies: bool = False
 
     def narrow(self, traffic: Traffic, direction: Direction) -> tuple[Traffic, bool]:
         """(traffic with L7 rules as far as they narrow anything, whether the rest must be refused)."""
@@ -45,8 +47,9 @@ class Capabilities:
 ANY_RULE = Piece(0, Traffic())
 """What holds where no rule has a say: rule 0, everything passes."""
 HOST_RULE = Piece(0, Traffic(), authentication="disabled")
+REQUIRING = frozenset({"required", "test-always-fail"})
 LOCAL_HOST = (reserved("host"),)
-ALL_CAPABILITIES = Capabilities(http_egress=True, other_l7=True, authentication=True)
+ALL_CAPABILITIES = Capabilities(http_egress=True, other_l7=True, authentication=True, host_policies=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +78,25 @@ class Program:
     def peers(self) -> Iterable[Peer]:
         """Every distinct peer."""
         return dict.fromkeys(peer for bound in self.bound for peer in bound.peers)
+
+
+def unenforceable(policy: Policy, capabilities: Capabilities) -> tuple[Problem, ...]:
+    """What of an accepted policy is not done as written, for its status."""
+    found: list[Problem] = []
+    for spec in policy.specs:
+        if spec.host and not capabilities.host_policies:
+            found += [Problem(rule.path, "policies for nodes are not enforced yet") for rule in spec.rules]
+            continue
+        for rule in spec.rules:
+            kinds = {item.l7.kind for item in rule.traffic if item.l7 and capabilities.narrow(item, rule.direction)[1]}
+            for kind in sorted(kinds):
+                place = rule.direction.name.lower()
+                found.append(
+                    Problem(rule.path, f"{kind} rules on {place} are not enforced yet: the traffic is refused")
+                )
+            if rule.authentication in REQUIRING and not capabilities.authentication:
+                found.append(Problem(rule.path, "authentication is not done yet: the traffic is refused"))
+    return tuple(found)
 
 
 def bind(
@@ -117,7 +139,7 @@ def resolve_names(named: Iterable[Piece], ports: PortNames) -> tuple[Piece, ...]
 
 def _pieces(rule: Rule, number: int, capabilities: Capabilities) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
     """(pieces with numeric ports, pieces with named ports)."""
-    unauthenticated = not capabilities.authentication and rule.authentication in {"required", "test-always-fail"}
+    unauthenticated = not capabilities.authentication and rule.authentication in REQUIRING
     plain: list[Piece] = []
     named: list[Piece] = []
     for item in rule.traffic:

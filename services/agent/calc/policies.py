@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from services.agent.calc.binding import Capabilities, unenforceable
 from services.agent.calc.services import Services
 from services.model.addresses import IPAddress, IPNetwork
 from services.model.objects import ObjectKey, PolicyObject, Service
@@ -36,14 +37,15 @@ class PolicyStatus:
     problems: tuple[Problem, ...] = ()
     """Why the newest version was rejected; an older one may still be in force."""
     warnings: tuple[Problem, ...] = ()
+    """What is in force, but perhaps not as its author thinks."""
     origin: str = ""
 
 
 class Policies:
     """Documents in, resolved policies out."""
 
-    def __init__(self, options: PolicyOptions, services: Services) -> None:
-        self._options = options
+    def __init__(self, options: PolicyOptions, services: Services, capabilities: Capabilities) -> None:
+        self._options, self._capabilities = options, capabilities
         self._services = services
         self._accepted: dict[ObjectKey, Policy] = {}
         self._resolved: dict[ObjectKey, Policy] = {}
@@ -120,11 +122,15 @@ class Policies:
                 key in self._accepted,
                 self.revision(key),
                 self._rejected.get(key, ()),
-                self._accepted[key].warnings if key in self._accepted else (),
+                self._warnings(key),
                 self._origins.get(key, ""),
             )
             for key in keys
         ]
+
+    def _warnings(self, key: ObjectKey) -> tuple[Problem, ...]:
+        policy = self._accepted.get(key)
+        return (*policy.warnings, *unenforceable(policy, self._capabilities)) if policy else ()
 
     def services(self) -> Iterable[Service]:
         return self._services.services()

@@ -25,10 +25,12 @@ from tests.unit.agent.calc.states import (
     OTHER,
     PLAIN_80,
     RENUMBERED,
+    WEB,
     State,
     cnp,
     difference,
     labels,
+    pod,
     ports,
     remote,
 )
@@ -229,8 +231,6 @@ def test_every_entry_leads_to_its_rule_and_every_closed_direction_to_its_policie
 
 
 def test_an_endpoint_of_an_unknown_identity_is_closed() -> None:
-    from tests.unit.agent.calc.states import pod
-
     late = pod(1, FRONTEND)
     updates = {key: update for key, update in late.updates.items() if key != ("identity", FRONTEND)}
     _, kernel = engine_at(State(updates))
@@ -281,3 +281,43 @@ def test_what_finds_no_room_is_closed_as_a_whole_and_named() -> None:
     assert kernel.maps == {name: dict(content) for name, content in engine.desired().items()}
     assert kernel.verdict(1, IN, FRONTEND, 6, 80)[0] == "allow"
     assert not engine.pressure()
+
+
+def test_an_endpoint_that_joins_other_entries_makes_its_connections_look_again() -> None:
+    """Both groups may have the same revision: what connections remember of one must not be taken for the other's."""
+    state = GUARDED + pod(3, FRONTEND)
+    engine, kernel = engine_at(state)
+    before = kernel.endpoint(3)
+    lead(engine, kernel, state, state + pod(3, WEB))
+    after, sibling = kernel.endpoint(3), kernel.endpoint(1)
+    assert before is not None
+    assert after is not None
+    assert sibling is not None
+    assert after.policy_id != before.policy_id
+    assert after.policy_revision > max(before.policy_revision, 1)
+    assert after.policy_revision == sibling.policy_revision or after.policy_id != sibling.policy_id
+
+
+def test_what_is_not_enforced_as_written_is_said() -> None:
+    kafka = cnp(
+        "kafka",
+        ingress=[{"authentication": {"mode": "required"}, "toPorts": ports("9", rules={"kafka": [{"topic": "t"}]})}],
+    )
+    engine, _ = engine_at(NODE + kafka)
+    (status,) = engine.policy_status()
+    assert status.in_force
+    assert [str(warning) for warning in status.warnings] == [
+        "spec.ingress[0]: kafka rules on ingress are not enforced yet: the traffic is refused",
+        "spec.ingress[0]: authentication is not done yet: the traffic is refused",
+    ]
+
+
+def test_explaining_names_the_nearest_rule() -> None:
+    engine, _ = engine_at(GUARDED)
+    found = engine.explain(1, IN, FRONTEND, 6, 81)
+    assert found is not None
+    assert found.nearest is not None
+    assert (found.nearest.rule.path, [part.value for part in found.nearest.failed]) == ("spec.ingress[0]", ["port"])
+    assert engine.explain(9, IN, FRONTEND, 6, 81) is None
+    assert engine.counts() == {name: len(content) for name, content in engine.desired().items()}
+    assert engine.policy_entries(1).items() < engine.desired()["policy"].items()
