@@ -19,7 +19,7 @@ from services.sandbox.processes import recorded
 from services.sandbox.scenario import Check, Result, Scenario, example
 from services.sandbox.supervisor import Sandbox
 
-LAST_FLOWS = 8
+OBSERVE = "observe --last 6 --type l7 --type drop --type policy-verdict"
 LEFTOVERS = Check("afterwards", "left behind on the machine", "nothing")
 
 
@@ -43,19 +43,15 @@ async def demonstrate(console: Console, name: str) -> list[Result]:
         children = recorded(paths.ledger)
     results.append(leftovers(paths, children))
     console.print(table(results))
-    console.print("\nThe last flows (ciliate observe):", style="bold")
+    console.print(f"\nThe last flows (ciliate {OBSERVE}):", style="bold", highlight=False)
     print(flows)
     return results
 
 
 async def last_flows(name: str) -> str:
     """What `ciliate observe` prints: the relay's answer over the Observer API."""
-    arguments = ["--sandbox", name, "observe", "--last", str(LAST_FLOWS), "--not", "--port", "53"]
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "services.cli",
-        *arguments,
+        *(sys.executable, "-m", "services.cli", "--sandbox", name, *OBSERVE.split()),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
