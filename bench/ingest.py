@@ -149,7 +149,7 @@ async def end_to_end(directory: Path, seconds: float, overload: bool) -> dict[st
             await _until(lambda: pipeline.pusher is not None and pipeline.pusher.connected)
             figures = await _load(kernel, pipeline, seconds, overload)
             pipeline.count_losses()
-            await _until(lambda: len(pipeline.buffer) == 0 and pipeline.buffer.bytes == 0)
+            await _until(lambda: pipeline.buffer.empty)
             flows, lost = await asyncio.to_thread(stored, metrics)
             emitted = figures.pop("emitted")
             task.cancel()

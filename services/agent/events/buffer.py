@@ -71,9 +71,9 @@ class SendBuffer:
         return len(self._sent) + len(self._unsent)
 
     @property
-    def rows(self) -> int:
-        """Rows that wait, sent or not."""
-        return sum(batch.rows for batch in (*self._sent, *self._unsent))
+    def empty(self) -> bool:
+        """The relay has acknowledged everything, losses included."""
+        return not (self._sent or self._unsent or self._losses)
 
     def add(self, columns: Columns, now_ns: int) -> None:
         """Queue a batch; makes room by dropping the oldest batches that were never sent."""

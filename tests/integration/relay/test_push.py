@@ -72,7 +72,7 @@ async def test_received_plus_counted_lost_is_emitted(place: Place) -> None:
         dropped = agent.buffer.dropped_rows
         assert dropped > 5000
         async with place.relay():
-            await until(lambda: agent.buffer.bytes == 0, 20)
+            await until(lambda: agent.buffer.empty, 20)
             responses = await all_flows(place)
     flows = [each for each in responses if each.HasField("flow")]
     lost = {each.lost_events.source: each.lost_events for each in responses if each.HasField("lost_events")}

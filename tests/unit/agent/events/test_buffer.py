@@ -132,6 +132,7 @@ def test_received_plus_counted_is_emitted(steps: list[tuple[str, int]]) -> None:
                 buffer.rewind(stored)
     assert received + told == emitted
     buffer.acknowledge(stored)
+    assert buffer.empty
     assert (len(buffer), buffer.bytes, len(dictionaries.parties)) == (0, 0, 0)
 
 
