@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from services.policy.problems import MAX_PROBLEMS, PolicyInvalid, Problem
@@ -106,8 +107,12 @@ class Reader:
         return None
 
 
+@lru_cache(maxsize=8192)
 def join(path: str, key: str) -> str:
-    """The path of a field; keys with dots or slashes are quoted so that the path stays readable."""
+    """The path of a field; keys with dots or slashes are quoted so that the path stays readable.
+
+    Thousands of policies have the same paths, hence the cache.
+    """
     if any(character in key for character in "./[] "):
         return f"{path}[{key[:120]!r}]"
     return f"{path}.{key}" if path else key
