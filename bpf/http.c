@@ -155,6 +155,7 @@ INLINE int http_head_done(struct __sk_buff *skb, struct pkt_ctx *ctx, struct htt
 		return DROP_HTTP_NO_STATE;
 	if (!w->comparing && ctx->l7_ruleset)
 		http_emit(skb, ctx, w, 0, 0);
+	now->flags &= ~HTTP_F_LINE;
 	now->digits = 0;
 	if (now->flags & HTTP_F_CODING) {
 		now->phase = HTTP_PHASE_CHUNK_SIZE;
@@ -203,7 +204,7 @@ INLINE int http_step(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wor
 		return 0;
 	}
 	if (!now->begun)
-		http_begin(now, cfg, ctx->l7_ruleset);
+		http_begin(now, cfg, ctx->l7_ruleset, ctx->tcp_seq + w->pos);
 	table = http_table_of(now->generation);
 	if (!table)
 		return DROP_MISSED_TAIL_CALL;
@@ -251,8 +252,8 @@ INLINE int http_inspected(struct __sk_buff *skb, struct pkt_ctx *ctx, struct htt
 			return -DROP_HTTP_TOO_LARGE;
 		}
 	} else {
-		if (http_mid_line(&flow->now))
-			http_collect(skb, ctx, w);
+		if (http_unreported(&flow->now))
+			http_collect(skb, ctx, w, ctx->tcp_seq + w->pos);
 		flow->now.seq = ctx->tcp_seq + ctx->payload_len;
 		if (!flow->marked) {
 			flow->mark_seq = flow->now.seq;
@@ -346,7 +347,7 @@ INLINE int http_deny_now(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http
 
 	flow->mode = forbidden ? HTTP_ANSWERED : HTTP_RESET;
 	flow->now.seq = segment.ack;
-	flow->now.flags |= HTTP_F_DECIDED;
+	flow->now.flags &= ~HTTP_F_LINE;
 	flow->answer_seq = segment.seq;
 	flow->answer_end = segment.seq + segment.payload + 1;
 	if (!http_record(ctx, w))

@@ -20,15 +20,17 @@ INLINE u8 http_collect_field(struct __sk_buff *skb, const struct pkt_ctx *ctx, u
 	return saved + count + 1;
 }
 
-/* Take what the packet has of the request line, up to its byte w->pos. */
-INLINE void http_collect(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct http_work *w)
+/* Take what the packet has of the request line, up to byte number `end`. */
+INLINE void http_collect(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct http_work *w, u32 end)
 {
 	struct http_parse *now = &w->flow.now;
-	u32 end = ctx->tcp_seq + w->pos, length;
+	u32 length;
 
 	if (!(now->flags & HTTP_F_LINE))
 		return;
 	length = now->method_len ? now->method_len : end - now->line_seq;
+	if ((s32)length < 0)
+		return;
 	if (length > HTTP_METHOD_MAX)
 		length = HTTP_METHOD_MAX;
 	if (!now->method_saved)
@@ -46,12 +48,30 @@ INLINE void http_collect(struct __sk_buff *skb, const struct pkt_ctx *ctx, struc
 	now->path_saved = http_collect_field(skb, ctx, w->path, now->path_saved, now->path_seq, length);
 }
 
+/* An earlier packet ended behind the path, before it was known where that is. */
+INLINE void http_emit_path(struct http_event *e, const struct http_work *w, u32 saved)
+{
+	u64 length = e->path_len;
+
+	if (likely(saved <= length)) {
+		__builtin_memcpy(e->path, w->path, HTTP_PATH_MAX);
+		return;
+	}
+	__builtin_memset(e->path, 0, HTTP_PATH_MAX);
+	if (!length || length > HTTP_PATH_MAX)
+		return;
+	asm volatile("%0 &= 255" : "+r"(length));
+	if (length <= HTTP_PATH_MAX)
+		bpf_probe_read_kernel(e->path, length, w->path);
+}
+
 INLINE void http_emit(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w, u16 status, u8 reason)
 {
 	const struct http_parse *now = &w->flow.now;
 	struct http_event *e;
 
-	http_collect(skb, ctx, w);
+	/* Not the byte at which a malformed request ended. */
+	http_collect(skb, ctx, w, ctx->tcp_seq + w->pos - (reason ? 1 : 0));
 	e = http_events.ringbuf_reserve(sizeof(*e));
 	if (!e) {
 		count_lost(EVENT_HTTP_REQUEST);
@@ -77,11 +97,11 @@ INLINE void http_emit(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 	e->http_version = now->flags & HTTP_F_DECIDED ? (now->flags & HTTP_F_VERSION_10 ? 10 : 11) : 0;
 	e->method_len = now->method_len;
 	e->status = status;
-	e->path_len = now->path_len ? now->path_len : now->path_saved;
+	e->path_len = now->path_len || (now->flags & HTTP_F_DECIDED) ? now->path_len : now->path_saved;
 	e->pad1 = 0;
 	e->latency_us = 0;
 	e->l7_ruleset = now->ruleset;
 	__builtin_memcpy(e->method, w->method, HTTP_METHOD_MAX);
-	__builtin_memcpy(e->path, w->path, HTTP_PATH_MAX);
+	http_emit_path(e, w, now->path_saved);
 	http_events.ringbuf_submit(e, wakeup_flags(ctx));
 }

@@ -21,29 +21,28 @@ enum http_phase {
 enum http_action {
 	HTTP_ACT_NONE = 0,
 	HTTP_ACT_FEED = 1,   /* one step of the policy automaton */
-	HTTP_ACT_METHOD = 2, /* the first byte of a request line */
+	HTTP_ACT_EMPTY_LINE = 2, /* before a request */
 	HTTP_ACT_METHOD_END = 3,
-	HTTP_ACT_TARGET = 4, /* the first byte of the path */
+	HTTP_ACT_TARGET = 4, /* the path of an absolute target begins */
 	HTTP_ACT_ESCAPE_FIRST = 5,
 	HTTP_ACT_ESCAPE_SECOND = 6, /* the next state is the row in which the decoded byte is looked up */
 	HTTP_ACT_ESCAPE_KEPT = 7,   /* there: the escape goes on as it was sent */
 	HTTP_ACT_QUERY = 8,
-	HTTP_ACT_TARGET_END = 9,
-	HTTP_ACT_ABSOLUTE = 10,
-	HTTP_ACT_ROOT = 11, /* an absolute target without a path */
+	HTTP_ACT_ABSOLUTE = 9,
+	HTTP_ACT_ROOT = 10, /* an absolute target without a path */
+	HTTP_ACT_HEAD_END = 11,
 	HTTP_ACT_LINE_10 = 12,
 	HTTP_ACT_LINE_11 = 13,
 	HTTP_ACT_HOST_NAME = 14,
 	HTTP_ACT_LENGTH_NAME = 15,
 	HTTP_ACT_LENGTH_DIGIT = 16,
 	HTTP_ACT_CODING_NAME = 17,
-	HTTP_ACT_HEAD_END = 18,
-	HTTP_ACT_CHUNK_DIGIT = 19,
-	HTTP_ACT_CHUNK_LINE = 20,
-	HTTP_ACT_MESSAGE_END = 21,
-	HTTP_ACT_REFUSE = 22,
-	HTTP_ACT_REFUSE_TLS = 23,
-	HTTP_ACT_REFUSE_HTTP2 = 24,
+	HTTP_ACT_CHUNK_DIGIT = 18,
+	HTTP_ACT_CHUNK_LINE = 19,
+	HTTP_ACT_MESSAGE_END = 20,
+	HTTP_ACT_REFUSE = 21,
+	HTTP_ACT_REFUSE_TLS = 22,
+	HTTP_ACT_REFUSE_HTTP2 = 23,
 };
 
 struct http_grammar {

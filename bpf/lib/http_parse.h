@@ -8,6 +8,7 @@
 #include "http_tables.h"
 
 #define HTTP_METHOD_BYTES 20
+#define HTTP_VERSION_BYTES 10 /* " HTTP/1.1" and CR */
 #define HTTP_HEAD_BYTES 65536
 #define HTTP_LENGTH_DIGITS 15
 #define HTTP_CHUNK_DIGITS 12
@@ -39,8 +40,8 @@ INLINE void http_next_message(struct http_parse *now)
 	now->path_saved = 0;
 }
 
-/* The first byte of a request is at hand: from now on it is decided by these rules. */
-INLINE void http_begin(struct http_parse *now, const struct http_config *cfg, u32 ruleset)
+/* The first byte of a request, number `at`, is at hand: from now on it is decided by these rules. */
+INLINE void http_begin(struct http_parse *now, const struct http_config *cfg, u32 ruleset, u32 at)
 {
 	struct http_table *table = http_table_of(cfg->generation);
 
@@ -48,6 +49,8 @@ INLINE void http_begin(struct http_parse *now, const struct http_config *cfg, u3
 	now->ruleset = ruleset;
 	now->state = table ? http_start(table, ruleset) : HTTP_DENY_ALL;
 	now->begun = 1;
+	now->line_seq = at;
+	now->flags |= HTTP_F_LINE;
 }
 
 INLINE void http_range(struct http_work *w, u32 from, u64 length)
@@ -56,10 +59,12 @@ INLINE void http_range(struct http_work *w, u32 from, u64 length)
 	w->flow.body_end = from + (length > HTTP_RANGE_MAX ? HTTP_RANGE_MAX : (u32)length);
 }
 
-/* The request line is complete. */
-INLINE int http_act_line(struct http_work *w, struct http_parse *now, const struct http_table *table)
+/* The request line is complete; `at` is its LF. */
+INLINE int http_act_line(struct http_work *w, struct http_parse *now, const struct http_table *table, u32 at)
 {
 	now->flags |= HTTP_F_DECIDED;
+	if (!now->path_len)
+		now->path_len = at - HTTP_VERSION_BYTES - now->path_seq;
 	if (likely(now->state & HTTP_ACCEPT))
 		return HTTP_MORE;
 	http_feed(now, table, '\n');
@@ -121,13 +126,6 @@ INLINE int http_act_method_end(struct http_parse *now, const struct http_table *
 	return HTTP_MORE;
 }
 
-/* The path ends: at a query or with the target. */
-INLINE void http_act_path_end(struct http_parse *now, u32 at)
-{
-	if (!now->path_len)
-		now->path_len = at - now->path_seq;
-}
-
 /* What byte `c`, number `at` of the stream, asks for beside the next state. */
 INLINE int http_act(struct http_work *w, const struct http_table *table, const struct http_grammar *grammar, u32 action,
 		    u8 c, u32 at)
@@ -135,16 +133,15 @@ INLINE int http_act(struct http_work *w, const struct http_table *table, const s
 	struct http_parse *now = &w->flow.now;
 
 	switch (action) {
-	case HTTP_ACT_METHOD:
-		now->line_seq = at;
-		now->flags |= HTTP_F_LINE;
-		http_feed(now, table, c);
+	case HTTP_ACT_EMPTY_LINE:
+		http_next_message(now);
 		return HTTP_MORE;
 	case HTTP_ACT_METHOD_END:
 		now->path_seq = at + 1;
 		return http_act_method_end(now, table, at);
 	case HTTP_ACT_TARGET:
 		now->path_seq = at;
+		now->path_saved = 0;
 		http_feed(now, table, c);
 		return HTTP_MORE;
 	case HTTP_ACT_ESCAPE_FIRST:
@@ -153,24 +150,22 @@ INLINE int http_act(struct http_work *w, const struct http_table *table, const s
 	case HTTP_ACT_ESCAPE_SECOND:
 		return http_act_escape(now, table, grammar, c);
 	case HTTP_ACT_QUERY:
-		http_act_path_end(now, at);
+		now->path_len = at - now->path_seq;
 		http_feed(now, table, c);
-		return HTTP_MORE;
-	case HTTP_ACT_TARGET_END:
-		http_act_path_end(now, at);
 		return HTTP_MORE;
 	case HTTP_ACT_ABSOLUTE:
 		now->flags |= HTTP_F_ABSOLUTE;
 		return HTTP_MORE;
 	case HTTP_ACT_ROOT:
 		now->path_seq = at;
+		now->path_saved = 0;
 		http_feed(now, table, '/');
 		return HTTP_MORE;
 	case HTTP_ACT_LINE_10:
 		now->flags |= HTTP_F_VERSION_10;
-		return http_act_line(w, now, table);
+		return http_act_line(w, now, table, at);
 	case HTTP_ACT_LINE_11:
-		return http_act_line(w, now, table);
+		return http_act_line(w, now, table, at);
 	case HTTP_ACT_HOST_NAME:
 		if (now->flags & HTTP_F_HOST)
 			return DROP_HTTP_MALFORMED;

@@ -27,7 +27,7 @@ enum http_flags {
 	HTTP_F_ABSOLUTE = 16,
 	HTTP_F_PENDING = 32, /* the target alone does not decide, the host must */
 	HTTP_F_DECIDED = 64, /* the request line is complete */
-	HTTP_F_LINE = 128,   /* it has begun */
+	HTTP_F_LINE = 128,   /* it has begun, and the request is not reported yet */
 };
 
 /* Where in the grammar the stream is. */
@@ -132,10 +132,10 @@ INLINE struct http_work *http_working(void)
 	return http_scratch.lookup(&zero);
 }
 
-/* A request line that began in an earlier packet: its method and path so far belong to the connection. */
-INLINE bool http_mid_line(const struct http_parse *now)
+/* A request whose head is not complete: its method and path so far belong to the connection. */
+INLINE bool http_unreported(const struct http_parse *now)
 {
-	return (now->flags & (HTTP_F_LINE | HTTP_F_DECIDED)) == HTTP_F_LINE;
+	return now->flags & HTTP_F_LINE;
 }
 
 /* Fully ordered on every architecture. */
@@ -152,7 +152,7 @@ INLINE bool http_copy(struct http_work *w, struct http_conn *conn)
 		return false;
 	w->flow = conn->flow;
 	w->acked = conn->acked;
-	if (http_mid_line(&w->flow.now)) {
+	if (http_unreported(&w->flow.now)) {
 		__builtin_memcpy(w->method, conn->method, HTTP_METHOD_MAX);
 		__builtin_memcpy(w->path, conn->path, HTTP_PATH_MAX);
 	}
@@ -169,7 +169,7 @@ INLINE bool http_publish(struct http_work *w, struct ct_key *key)
 	if (__sync_val_compare_and_swap(&conn->version, w->version, w->version + 1) != w->version)
 		return false;
 	conn->flow = w->flow;
-	if (http_mid_line(&w->flow.now)) {
+	if (http_unreported(&w->flow.now)) {
 		__builtin_memcpy(conn->method, w->method, HTTP_METHOD_MAX);
 		__builtin_memcpy(conn->path, w->path, HTTP_PATH_MAX);
 	}

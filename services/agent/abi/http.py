@@ -33,34 +33,33 @@ class HttpAction(IntEnum):
     NONE = 0
     FEED = 1
     """One step of the policy automaton."""
-    METHOD = 2
-    """The first byte of a request line."""
+    EMPTY_LINE = 2
+    """Before a request."""
     METHOD_END = 3
     TARGET = 4
-    """The first byte of the path."""
+    """The path of an absolute target begins."""
     ESCAPE_FIRST = 5
     ESCAPE_SECOND = 6
     """The next state names the row in which the decoded byte is looked up."""
     ESCAPE_KEPT = 7
     """There: the escape goes on as it was sent."""
     QUERY = 8
-    TARGET_END = 9
-    ABSOLUTE = 10
-    ROOT = 11
+    ABSOLUTE = 9
+    ROOT = 10
     """An absolute target without a path."""
+    HEAD_END = 11
     LINE_10 = 12
     LINE_11 = 13
     HOST_NAME = 14
     LENGTH_NAME = 15
     LENGTH_DIGIT = 16
     CODING_NAME = 17
-    HEAD_END = 18
-    CHUNK_DIGIT = 19
-    CHUNK_LINE = 20
-    MESSAGE_END = 21
-    REFUSE = 22
-    REFUSE_TLS = 23
-    REFUSE_HTTP2 = 24
+    CHUNK_DIGIT = 18
+    CHUNK_LINE = 19
+    MESSAGE_END = 20
+    REFUSE = 21
+    REFUSE_TLS = 22
+    REFUSE_HTTP2 = 23
 
 
 class HttpPhase(IntEnum):

@@ -93,16 +93,16 @@ def fingerprint(table: Table) -> int:
 
 
 def _request_line(g: Grammar) -> None:
-    g.line_end("START", "START")  # RFC 9112 2.2: empty lines before a request are read over
+    g.line_end("START", "START", HttpAction.EMPTY_LINE)  # RFC 9112 2.2: empty lines before a request are read over
     g.refuse("START", b"\x16", HttpAction.REFUSE_TLS)
-    g.on("START", UPPER, "method", HttpAction.METHOD)
+    g.on("START", UPPER, "method", HttpAction.FEED)
     g.on("method", UPPER + b"-", "method", HttpAction.FEED)
     g.on("method", b" ", "target", HttpAction.METHOD_END)
-    g.on("target", b"/", "segment", HttpAction.TARGET)
-    g.on("target", b"*", "asterisk", HttpAction.TARGET)
-    g.on("asterisk", b" ", "version:0", HttpAction.TARGET_END)
+    g.on("target", b"/", "segment", HttpAction.FEED)
+    g.on("target", b"*", "asterisk", HttpAction.FEED)
+    g.on("asterisk", b" ", "version:0")
     g.on("query", bytes(c for c in VISIBLE if c not in b"#"), "query", HttpAction.FEED)
-    g.on("query", b" ", "version:0", HttpAction.TARGET_END)
+    g.on("query", b" ", "version:0")
 
 
 def _path(g: Grammar) -> None:
@@ -122,7 +122,7 @@ def _path(g: Grammar) -> None:
     g.on("plain", b";", "plain", HttpAction.FEED)
     for state in ("segment", "plain"):
         g.on(state, b"?", "query", HttpAction.QUERY)
-        g.on(state, b" ", "version:0", HttpAction.TARGET_END)
+        g.on(state, b" ", "version:0")
 
 
 def _absolute_form(g: Grammar) -> None:
