@@ -101,13 +101,34 @@ INLINE int send_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, const 
 	return remote ? encapsulate(skb, ctx, remote) : TC_ACT_OK;
 }
 
+/* A packet that may concern a Service: what has to become of it (nat->flags 0: nothing). 0, 1 when it goes back to the
+ * pod itself, or a negative drop reason. ctx->key is the connection's afterwards. */
+INLINE int translate(struct pkt_ctx *ctx, const struct endpoint_info *src, struct nat *nat)
+{
+	int reason, service;
+
+	if (is_hairpin_reply(ctx)) {
+		reason = hairpin_reply(ctx, nat);
+		return reason ? -reason : 1;
+	}
+	service = service_backend(ctx, &nat->daddr, &nat->dport);
+	if (service <= 0) {
+		ctx->key.scope = CT_SCOPE_CONNECTION;
+		return service;
+	}
+	nat->flags = NAT_DESTINATION;
+	if (!addr_equal(&nat->daddr, &ctx->saddr))
+		return 0;
+	reason = hairpin_request(ctx, src, nat);
+	return reason ? -reason : 1;
+}
+
 INLINE int handle_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
-	int reason = parse_packet(skb, ctx), service;
+	int reason = parse_packet(skb, ctx), hairpin = 0;
 	struct endpoint_info *src = endpoint_by_ifindex(skb->ifindex);
 	struct ct_entry *entry;
-	struct addr to;
-	u16 port;
+	struct nat nat = {};
 
 	if (!src)
 		return -DROP_EP_NOT_READY;
@@ -123,23 +144,17 @@ INLINE int handle_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	ct_key_set(ctx, true);
 	entry = ct.lookup(&ctx->key);
 	if (!is_settled(ctx, entry) && (ctx->protocol == PROTO_TCP || ctx->protocol == PROTO_UDP)) {
-		if (is_hairpin_reply(ctx))
-			return hairpin_reply(skb, ctx);
-		service = service_backend(ctx, &to, &port);
-		if (service < 0)
-			return service;
-		if (service && addr_equal(&to, &ctx->saddr))
-			return hairpin_request(skb, ctx, src, &to, port);
-		if (service) {
-			reason = nat_rewrite(skb, ctx, false, &to, port);
+		hairpin = translate(ctx, src, &nat);
+		if (hairpin < 0)
+			return hairpin;
+		if (nat.flags) {
+			reason = nat_apply(skb, ctx, &nat);
 			if (reason)
 				return -reason;
-		}
-		if (service) {
+			if (hairpin)
+				return hairpin_deliver(skb, ctx);
 			ct_key_set(ctx, true);
 			entry = ct.lookup(&ctx->key);
-		} else {
-			ctx->key.scope = CT_SCOPE_CONNECTION;
 		}
 	}
 	return send_from_endpoint(skb, ctx, src, entry);
@@ -158,7 +173,7 @@ int from_endpoint(struct __sk_buff *skb)
 INLINE int handle_ingress(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
 	struct endpoint_info *dst = endpoint_by_id(ctx->dst_endpoint);
-	struct addr address;
+	struct nat nat = {};
 	int reason;
 
 	if (!dst)
@@ -170,9 +185,11 @@ INLINE int handle_ingress(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	ct_key_set(ctx, false);
 	reason = police(ctx, ct.lookup(&ctx->key), dst, DIR_INGRESS, ctx->src_identity, ctx->src_endpoint);
 	if (!reason && (ctx->flags & CTX_F_REVNAT)) {
-		address = ctx->service_address;
-		reason = ctx->ct_state == CT_RELATED ? nat_related(skb, ctx, &address, ctx->service_port) :
-						       nat_rewrite(skb, ctx, true, &address, ctx->service_port);
+		nat.saddr = ctx->service_address;
+		nat.sport = ctx->service_port;
+		nat.flags = NAT_SOURCE;
+		reason = ctx->ct_state == CT_RELATED ? nat_related(skb, ctx, &nat.saddr, nat.sport) :
+						       nat_apply(skb, ctx, &nat);
 	}
 	if (reason)
 		return -reason;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* A pod that reaches itself through its own Service: it cannot receive packets from its own address, so the source
  * becomes the hairpin address on the way in and the Service's on the way back. No policy: a pod is never cut off
- * from itself. */
+ * from itself. Its end is reported by the collector. */
 #pragma once
 #include "deliver.h"
 #include "lb.h"
@@ -40,11 +40,11 @@ INLINE void hairpin_key(struct pkt_ctx *ctx, const struct addr *hairpin, u16 ser
 INLINE int hairpin_entry(struct pkt_ctx *ctx, const struct endpoint_info *ep)
 {
 	struct decision d = {};
-	struct ct_entry *entry = ct_current(ctx, ct.lookup(&ctx->key));
+	struct ct_entry *entry = ct.lookup(&ctx->key);
 	u32 zero = 0;
 
-	if (entry) {
-		follow_connection(ctx, entry, true);
+	if (entry && !ct_is_over(entry, ctx)) {
+		ct_account(ctx, entry, true);
 		return 0;
 	}
 	entry = ct_fresh.lookup(&zero);
@@ -59,24 +59,18 @@ INLINE int hairpin_entry(struct pkt_ctx *ctx, const struct endpoint_info *ep)
 	return 0;
 }
 
-/* The backend that was chosen is the client itself. */
-INLINE int hairpin_request(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct endpoint_info *ep, struct addr *self,
-			   u16 port)
+/* The backend that was chosen (nat->daddr) is the client itself. */
+INLINE int hairpin_request(struct pkt_ctx *ctx, const struct endpoint_info *ep, struct nat *nat)
 {
 	struct addr *hairpin = hairpin_address(ctx);
-	int reason = DROP_STALE_OR_UNROUTABLE_IP;
 
-	if (hairpin && !addr_is_zero(hairpin)) {
-		hairpin_key(ctx, hairpin, port, ctx->sport);
-		reason = hairpin_entry(ctx, ep);
-		if (!reason)
-			reason = nat_rewrite(skb, ctx, false, self, port);
-		if (!reason)
-			reason = nat_rewrite(skb, ctx, true, hairpin, ctx->sport);
-	}
-	if (reason)
-		return -reason;
-	return hairpin_deliver(skb, ctx);
+	if (!hairpin || addr_is_zero(hairpin))
+		return DROP_STALE_OR_UNROUTABLE_IP;
+	nat->saddr = *hairpin;
+	nat->sport = ctx->sport;
+	nat->flags |= NAT_SOURCE;
+	hairpin_key(ctx, hairpin, nat->dport, ctx->sport);
+	return hairpin_entry(ctx, ep);
 }
 
 INLINE bool is_hairpin_reply(const struct pkt_ctx *ctx)
@@ -86,25 +80,21 @@ INLINE bool is_hairpin_reply(const struct pkt_ctx *ctx)
 	return hairpin && !addr_is_zero(hairpin) && addr_equal(&ctx->daddr, hairpin);
 }
 
-INLINE int hairpin_reply(struct __sk_buff *skb, struct pkt_ctx *ctx)
+INLINE int hairpin_reply(struct pkt_ctx *ctx, struct nat *nat)
 {
-	struct addr self = ctx->saddr, service;
 	struct ct_entry *entry;
-	int reason = DROP_STALE_OR_UNROUTABLE_IP;
 
 	hairpin_key(ctx, &ctx->daddr, ctx->sport, ctx->dport);
 	entry = ct.lookup(&ctx->key);
-	if (entry) {
-		service = entry->nat_address;
-		ctx->service_port = entry->nat_port;
-		ctx->service_id = entry->service_id;
-		ctx->ct_state = CT_REPLY;
-		follow_connection(ctx, entry, false);
-		reason = nat_rewrite(skb, ctx, true, &service, ctx->service_port);
-		if (!reason)
-			reason = nat_rewrite(skb, ctx, false, &self, ctx->dport);
-	}
-	if (reason)
-		return -reason;
-	return hairpin_deliver(skb, ctx);
+	if (!entry)
+		return DROP_STALE_OR_UNROUTABLE_IP;
+	ctx->service_id = entry->service_id;
+	ctx->ct_state = CT_REPLY;
+	nat->saddr = entry->nat_address;
+	nat->sport = entry->nat_port;
+	nat->daddr = ctx->saddr;
+	nat->dport = ctx->dport;
+	nat->flags = NAT_SOURCE | NAT_DESTINATION;
+	ct_account(ctx, entry, false);
+	return 0;
 }

@@ -165,10 +165,15 @@ INLINE int service_backend(struct pkt_ctx *ctx, struct addr *to, u16 *port)
 	return 1;
 }
 
-/* Any other port of a Service's address: not ours to send into the network. */
+/* A Service's address that was not translated: another port of it, or a packet inside a connection that nobody
+ * remembers. Not ours to send into the network. */
 INLINE bool is_service_address(const struct pkt_ctx *ctx)
 {
-	struct service_key key = { .address = ctx->daddr };
+	struct service_key key = { .address = ctx->daddr, .port = ctx->dport, .protocol = ctx->protocol };
 
+	if (services.lookup(&key))
+		return true;
+	key.port = 0;
+	key.protocol = 0;
 	return services.lookup(&key) != NULL;
 }

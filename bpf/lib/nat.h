@@ -28,8 +28,22 @@ INLINE u32 wire_length(u8 family)
 	return family == 4 ? 4 : 16;
 }
 
-/* Replace the packet's source (`source`) or destination. ctx follows. 0 or a drop reason. */
-INLINE int nat_rewrite(struct __sk_buff *skb, struct pkt_ctx *ctx, bool source, struct addr *to, u16 port)
+/* What a packet is to become; applied in one place per program, because each copy of this code costs a compile. */
+enum nat_flags {
+	NAT_SOURCE = 1,
+	NAT_DESTINATION = 2,
+};
+
+struct nat {
+	struct addr saddr;
+	struct addr daddr;
+	u16 sport; /* network order */
+	u16 dport;
+	u32 flags;
+};
+
+/* Replace one end. ctx follows. 0 or a drop reason. */
+INLINE int nat_end(struct __sk_buff *skb, struct pkt_ctx *ctx, bool source, struct addr *to, u16 port)
 {
 	struct addr *from = source ? &ctx->saddr : &ctx->daddr;
 	u16 old_port = source ? ctx->sport : ctx->dport;
@@ -44,10 +58,9 @@ INLINE int nat_rewrite(struct __sk_buff *skb, struct pkt_ctx *ctx, bool source, 
 		if (bpf_l4_csum_replace(skb, checksum, 0, diff, BPF_F_PSEUDO_HDR | flags))
 			return nat_failed();
 		if (port != old_port) {
-			if (bpf_l4_csum_replace(skb, checksum, old_port, port, sizeof(port) | flags))
-				return nat_failed();
 			at = ctx->l4_off + (source ? 0 : sizeof(port));
-			if (bpf_skb_store_bytes(skb, at, &port, sizeof(port), 0))
+			if (bpf_l4_csum_replace(skb, checksum, old_port, port, sizeof(port) | flags) ||
+			    bpf_skb_store_bytes(skb, at, &port, sizeof(port), 0))
 				return nat_failed();
 		}
 	}
@@ -67,6 +80,22 @@ INLINE int nat_rewrite(struct __sk_buff *skb, struct pkt_ctx *ctx, bool source, 
 	else
 		ctx->dport = port;
 	return 0;
+}
+
+INLINE int nat_apply(struct __sk_buff *skb, struct pkt_ctx *ctx, struct nat *nat)
+{
+	int i, reason = 0;
+
+#pragma nounroll
+	for (i = 0; i < 2; i++) {
+		bool source = i == 0;
+
+		if (reason || !(nat->flags & (source ? NAT_SOURCE : NAT_DESTINATION)))
+			continue;
+		reason = nat_end(skb, ctx, source, source ? &nat->saddr : &nat->daddr,
+				 source ? nat->sport : nat->dport);
+	}
+	return reason;
 }
 
 /* The outer source of an ICMP error. */

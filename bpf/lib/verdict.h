@@ -89,8 +89,15 @@ INLINE void ct_fill(struct ct_entry *entry, struct pkt_ctx *ctx, const struct en
 	entry->expires_ns = now + ct_timeout(entry, ctx->protocol);
 }
 
+/* What a turn has to report at its end: one place, because each copy of the code that fills an event costs a compile. */
+struct report {
+	struct ct_entry *entry;
+	u8 event; /* enum event_type; 0: nothing */
+	u8 drop_reason;
+};
+
 INLINE int new_connection(struct pkt_ctx *ctx, const struct endpoint_info *ep, u8 direction, u32 peer_identity,
-			  u32 peer_endpoint)
+			  u32 peer_endpoint, struct report *report)
 {
 	struct decision d = decide(ctx, ep, direction, peer_identity);
 	struct ct_entry *entry;
@@ -110,18 +117,22 @@ INLINE int new_connection(struct pkt_ctx *ctx, const struct endpoint_info *ep, u
 	ct_fill(entry, ctx, ep, direction, peer_identity, peer_endpoint, &d);
 	if (ct.update(&ctx->key, entry))
 		return DROP_CT_MAP_INSERTION_FAILED;
-	emit_flow(ctx, entry, EVENT_NEW, 0);
+	report->entry = entry;
+	report->event = EVENT_NEW;
 	return 0;
 }
 
 /* The policy or the peer's identity changed since this entry was decided. */
 INLINE void decide_again(struct pkt_ctx *ctx, struct ct_entry *entry, const struct endpoint_info *ep, u8 direction,
-			 u32 peer_identity)
+			 u32 peer_identity, struct report *report)
 {
 	struct decision d = decide(ctx, ep, direction, peer_identity);
 	bool was_denied = entry->flags & CT_F_DENIED;
-	bool changed = was_denied != !!d.drop_reason || entry->l7_ruleset != d.l7_ruleset;
 
+	if (was_denied != !!d.drop_reason || entry->l7_ruleset != d.l7_ruleset) {
+		report->event = EVENT_VERDICT_CHANGE;
+		report->drop_reason = d.drop_reason;
+	}
 	if (d.l7_ruleset)
 		entry->flags |= CT_F_HTTP;
 	entry->rule_id = d.rule_id;
@@ -134,27 +145,28 @@ INLINE void decide_again(struct pkt_ctx *ctx, struct ct_entry *entry, const stru
 		entry->flags |= CT_F_DENIED;
 	else
 		entry->flags &= ~CT_F_DENIED;
-	if (changed)
-		emit_flow(ctx, entry, EVENT_VERDICT_CHANGE, d.drop_reason);
 }
 
-/* Counters, and the events that follow from them. */
-INLINE void follow_connection(struct pkt_ctx *ctx, struct ct_entry *entry, bool original)
+/* Counters, and the events that follow from them. A close that has to stand back for a change of verdict is left to
+ * the next packet or to the collector. */
+INLINE void follow_connection(struct pkt_ctx *ctx, struct ct_entry *entry, bool original, struct report *report)
 {
 	struct datapath_config *cfg = datapath_config();
 
 	ct_account(ctx, entry, original);
+	if (unlikely(report->event))
+		return;
 	if (unlikely((entry->flags & CT_F_RST) || ct_both_fins(entry))) {
 		/* After the second FIN comes its ACK: the last packet belongs to the count. */
 		if (!(entry->flags & CT_F_CLOSED) && !(ctx->tcp_flags & TCP_FIN)) {
 			entry->flags |= CT_F_CLOSED;
-			emit_flow(ctx, entry, EVENT_CLOSE, 0);
+			report->event = EVENT_CLOSE;
 		}
 		return;
 	}
 	if (cfg && cfg->update_interval_ns && ctx->now_ns > entry->last_event_ns + cfg->update_interval_ns) {
 		entry->last_event_ns = ctx->now_ns;
-		emit_flow(ctx, entry, EVENT_UPDATE, 0);
+		report->event = EVENT_UPDATE;
 	}
 }
 
@@ -193,36 +205,31 @@ INLINE struct ct_entry *ct_current(struct pkt_ctx *ctx, struct ct_entry *entry)
 	return NULL;
 }
 
-/* The endpoint's verdict: 0 or a drop reason. `entry` is its conntrack entry for ctx->key or NULL. */
-INLINE int police(struct pkt_ctx *ctx, struct ct_entry *entry, const struct endpoint_info *ep, u8 direction,
-		  u32 peer_identity, u32 peer_endpoint)
+INLINE int police_original(struct pkt_ctx *ctx, struct ct_entry *entry, const struct endpoint_info *ep, u8 direction,
+			   u32 peer_identity, struct report *report)
 {
-	ctx->direction = direction;
-	ctx->policy_revision = ep->policy_revision;
-	if (unlikely(ctx->flags & CTX_F_ICMP_ERROR) && is_related(ctx, direction == DIR_EGRESS))
-		return 0;
-	entry = ct_current(ctx, entry);
-	if (unlikely(!entry))
-		return new_connection(ctx, ep, direction, peer_identity, peer_endpoint);
-	if (entry->direction == direction) {
-		ctx->ct_state = CT_ESTABLISHED;
-		if (unlikely(entry->policy_revision != ep->policy_revision || entry->peer_identity != peer_identity))
-			decide_again(ctx, entry, ep, direction, peer_identity);
-		ctx->rule_id = entry->rule_id;
-		ctx->match_type = entry->match_type;
-		ctx->l7_ruleset = entry->l7_ruleset;
-		if (entry->flags & CT_F_HTTP)
-			ctx->flags |= CTX_F_HTTP;
-		if (unlikely(entry->flags & CT_F_DENIED))
-			return entry->drop_reason;
-		if (unlikely(ctx->service_id && !entry->service_id)) {
-			entry->service_id = ctx->service_id;
-			entry->nat_address = ctx->service_address;
-			entry->nat_port = ctx->service_port;
-		}
-		follow_connection(ctx, entry, true);
-		return 0;
+	ctx->ct_state = CT_ESTABLISHED;
+	if (unlikely(entry->policy_revision != ep->policy_revision || entry->peer_identity != peer_identity))
+		decide_again(ctx, entry, ep, direction, peer_identity, report);
+	ctx->rule_id = entry->rule_id;
+	ctx->match_type = entry->match_type;
+	ctx->l7_ruleset = entry->l7_ruleset;
+	if (entry->flags & CT_F_HTTP)
+		ctx->flags |= CTX_F_HTTP;
+	if (unlikely(entry->flags & CT_F_DENIED))
+		return entry->drop_reason;
+	if (unlikely(ctx->service_id && !entry->service_id)) {
+		entry->service_id = ctx->service_id;
+		entry->nat_address = ctx->service_address;
+		entry->nat_port = ctx->service_port;
 	}
+	follow_connection(ctx, entry, true, report);
+	return 0;
+}
+
+/* Replies ask nobody. */
+INLINE void police_reply(struct pkt_ctx *ctx, struct ct_entry *entry, u8 direction, struct report *report)
+{
 	ctx->ct_state = CT_REPLY;
 	ctx->rule_id = entry->rule_id;
 	ctx->l7_ruleset = entry->l7_ruleset;
@@ -234,6 +241,29 @@ INLINE int police(struct pkt_ctx *ctx, struct ct_entry *entry, const struct endp
 		ctx->service_port = entry->nat_port;
 		ctx->flags |= CTX_F_REVNAT;
 	}
-	follow_connection(ctx, entry, false);
-	return 0;
+	follow_connection(ctx, entry, false, report);
+}
+
+/* The endpoint's verdict: 0 or a drop reason. `entry` is its conntrack entry for ctx->key or NULL. */
+INLINE int police(struct pkt_ctx *ctx, struct ct_entry *entry, const struct endpoint_info *ep, u8 direction,
+		  u32 peer_identity, u32 peer_endpoint)
+{
+	struct report report = {};
+	int reason = 0;
+
+	ctx->direction = direction;
+	ctx->policy_revision = ep->policy_revision;
+	if (unlikely(ctx->flags & CTX_F_ICMP_ERROR) && is_related(ctx, direction == DIR_EGRESS))
+		return 0;
+	entry = ct_current(ctx, entry);
+	report.entry = entry;
+	if (unlikely(!entry))
+		reason = new_connection(ctx, ep, direction, peer_identity, peer_endpoint, &report);
+	else if (entry->direction == direction)
+		reason = police_original(ctx, entry, ep, direction, peer_identity, &report);
+	else
+		police_reply(ctx, entry, direction, &report);
+	if (unlikely(report.event && report.entry))
+		emit_flow(ctx, report.entry, report.event, report.drop_reason);
+	return reason;
 }

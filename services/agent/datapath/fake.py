@@ -71,7 +71,9 @@ class Connection:
         return self.reset or self.closed or len(self.fins) == 2
 
 
-class _Dropped(Exception):  # noqa: N818  not an error: how a walk ends
+class _Dropped(Exception):
+    """Not an error: how a walk ends."""
+
     def __init__(self, reason: DropReason) -> None:
         self.reason = reason
 
@@ -149,9 +151,8 @@ class ReferenceDatapath:
         service: tuple[bytes, int] | None,
     ) -> Connection:
         key = connection_key(packet, sends=direction == Direction.EGRESS)
-        opens = packet.protocol == Protocol.TCP and packet.tcp_flags & (SYN | ACK) == SYN
         connection = self.conntrack.get(key)
-        if connection is not None and connection.closing and opens:
+        if connection is not None and connection.closing and opens(packet):
             if not connection.closed:
                 self._events.append((EventType.CLOSE, endpoint.id, connection.rule_id))
             connection = None
@@ -266,20 +267,37 @@ class ReferenceDatapath:
 
     def _service(self, packet: Packet, sender: EndpointInfo) -> tuple[Packet, tuple[bytes, int] | None]:
         """Where a Service's client really goes, and what it had addressed."""
-        key = ServiceKey(address=packet.destination, port=be16(packet.dport), protocol=packet.protocol).pack()
-        raw = self.maps["services"].get(key)
-        tuple_ = connection_key(packet, sends=True)
-        if raw is None or packet.protocol not in (Protocol.TCP, Protocol.UDP):
+        key = connection_key(packet, sends=True)
+        if packet.protocol not in (Protocol.TCP, Protocol.UDP) or self._settled(packet, self.conntrack.get(key)):
             return packet, None
-        info = ServiceInfo.unpack(raw)
-        if not info.backend_count:
-            raise self._drop(DropReason.SERVICE_BACKEND_NOT_FOUND, sender.id, 0)
-        if tuple_ not in self.chosen:
+        raw = self.maps["services"].get(
+            ServiceKey(address=packet.destination, port=be16(packet.dport), protocol=packet.protocol).pack()
+        )
+        if key not in self.chosen:
+            if raw is None:
+                return packet, None
+            info = ServiceInfo.unpack(raw)
+            if not opens(packet) or not info.backend_count:
+                raise self._drop(DropReason.SERVICE_BACKEND_NOT_FOUND, sender.id, 0)
             slot = BackendKey(service_id=info.service_id, slot=self._choose(info.backend_count)).pack()
             backend = Backend.unpack(self.maps["backends"][slot])
-            self.chosen[tuple_] = bytes(backend.address), be16(backend.port)
-        address, port = self.chosen[tuple_]
+            self.chosen[key] = bytes(backend.address), be16(backend.port)
+        address, port = self.chosen[key]
         return replace(packet, destination=address, dport=port), (packet.destination, packet.dport)
+
+    @staticmethod
+    def _settled(packet: Packet, connection: Connection | None) -> bool:
+        """The connection was seen to go where it goes: no Service any more."""
+        if connection is None:
+            return False
+        if packet.protocol == Protocol.TCP:
+            return not opens(packet)
+        return connection.direction == Direction.INGRESS or connection.replied
+
+
+def opens(packet: Packet) -> bool:
+    """May this packet start a connection?"""
+    return packet.protocol != Protocol.TCP or packet.tcp_flags & (SYN | ACK) == SYN
 
 
 def connection_key(packet: Packet, *, sends: bool) -> Key:
