@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -31,8 +30,6 @@ from services.sandbox import netns, state
 from services.sandbox.processes import Child, Processes
 
 READY_SECONDS = 60.0
-RELAY_PORT = 4245
-"""What the stock `hubble` tries first; the first sandbox on a machine gets it, others a free one."""
 
 
 @dataclass(slots=True)
@@ -57,7 +54,7 @@ class Cluster:
         self._log = get_logger("cluster")
         self._client: TlsFiles | None = None
         self._parts: list[_Part] = []
-        self.relay_port = 0
+        self.relay_tcp = ""
 
     @property
     def identity_target(self) -> str:
@@ -89,7 +86,6 @@ class Cluster:
             claimed,
             identity=self.identity_target,
             relay=self.relay_target,
-            relay_tcp=f"127.0.0.1:{self.relay_port}",
             tls_ca=self.client.ca,
             tls_cert=self.client.cert,
             tls_key=self.client.key,
@@ -105,11 +101,14 @@ class Cluster:
             ),
         )
 
-    async def start(self, progress: Callable[[str], None]) -> None:
-        """Start everything; returns when every agent enforces. Raises `Unavailable` with the log's last lines."""
+    async def start(self, relay_tcp: str, progress: Callable[[str], None]) -> None:
+        """Start everything, the relay on `relay_tcp` as well; returns when every agent enforces.
+
+        Raises `Unavailable` with the last lines of the log of what did not come up.
+        """
         await asyncio.to_thread(self._make_certificates)
+        self.relay_tcp = relay_tcp
         progress("etcd, identity service, relay")
-        self.relay_port = _free_port(RELAY_PORT)
         await self._etcd.start()
         self._processes.record(self._etcd.pid, "etcd")
         progress(f"agents: {', '.join(node.name for node in self._topology.nodes)}")
@@ -157,7 +156,7 @@ class Cluster:
         config = {
             **self._tls("relay"),
             "node_name": "relay",
-            "listen": [self.relay_target, f"127.0.0.1:{self.relay_port}"],
+            "listen": [self.relay_target, self.relay_tcp],
         }
         return self._part("relay", "services.relay", config, lambda: self._healthy(self.relay_target, "relay"))
 
@@ -254,16 +253,3 @@ class Cluster:
         await self._processes.stop(*agents)
         await self._processes.stop(*(child for child in children.values() if child not in agents))
         await self._etcd.stop(kill=True)  # its data go with it
-
-
-def _free_port(wanted: int) -> int:
-    """`wanted` if it is free on loopback, else any port that is."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise Unavailable("no TCP port is free on 127.0.0.1")

@@ -70,7 +70,7 @@ class Sandbox:
         self.paths.dns_hosts.touch()
         self._progress(f"network: {len(self.topology.nodes)} nodes and a switch between them")
         await netns.build(self.topology)
-        await self.cluster.start(self._progress)
+        await self.cluster.start(claimed.relay_tcp, self._progress)
         self.cluster.state(claimed).save(self.paths.state)
         self._driver = asyncio.create_task(self._drive(), name="pods")
         self._progress("cluster DNS")

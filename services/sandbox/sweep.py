@@ -10,13 +10,16 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from services.common.errors import CiliateError, Conflict
+from services.common.errors import CiliateError, Conflict, Unavailable
 from services.sandbox import netns, state
 from services.sandbox.processes import end_recorded
 
+RELAY_PORT = 4245
+"""What the stock `hubble` tries first; the first sandbox on a machine gets it, others a free one."""
 _LOCK = Path("/run/ciliate/sandbox.lock")
 
 
@@ -59,10 +62,25 @@ async def claim(name: str) -> state.SandboxState:
         if paths.state.exists():
             raise Conflict(f"sandbox {name!r} is running already; end it with: ciliate sandbox down --name {name}")
         paths.root.mkdir(parents=True, mode=0o700)
-        pid = os.getpid()
-        claimed = state.SandboxState(name, pid, state.start_time(pid) or 0, str(paths.control))
+        pid, taken = os.getpid(), {state.load(other).relay_tcp for other in state.names() if _alive(other)}
+        # Chosen here, under the lock: another sandbox that starts now has not bound its port yet.
+        relay_tcp = f"127.0.0.1:{_free_port(RELAY_PORT if f'127.0.0.1:{RELAY_PORT}' not in taken else 0)}"
+        claimed = state.SandboxState(name, pid, state.start_time(pid) or 0, str(paths.control), relay_tcp=relay_tcp)
         claimed.save(paths.state)
         return claimed
+
+
+def _free_port(wanted: int) -> int:
+    """`wanted` if it is free on loopback, else any port that is."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise Unavailable("no TCP port is free on 127.0.0.1")
 
 
 def _alive(name: str) -> bool:
