@@ -216,7 +216,7 @@ INLINE int http_step(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wor
 	action = http_walk(w, table, grammar, &c);
 	if (now->head > HTTP_HEAD_BYTES)
 		return DROP_HTTP_TOO_LARGE;
-	if (!action)
+	if (action == HTTP_ACT_NONE)
 		return 0;
 	step = http_act(w, table, grammar, action, c, ctx->tcp_seq + w->pos - 1);
 	if (step == HTTP_HEAD_DONE)

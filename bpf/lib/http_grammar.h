@@ -17,11 +17,12 @@ enum http_phase {
 	HTTP_PHASE_TRAILER = 6,
 };
 
-/* services.agent.abi.http.HttpAction. The first two are so frequent that the byte loop does them itself. */
+/* services.agent.abi.http.HttpAction. A table of zeros refuses everything. NONE and FEED are so
+ * frequent that the byte loop does them itself. */
 enum http_action {
-	HTTP_ACT_NONE = 0,
-	HTTP_ACT_FEED = 1,   /* one step of the policy automaton */
-	HTTP_ACT_EMPTY_LINE = 2, /* before a request */
+	HTTP_ACT_REFUSE = 0,
+	HTTP_ACT_NONE = 1,
+	HTTP_ACT_FEED = 2, /* one step of the policy automaton */
 	HTTP_ACT_METHOD_END = 3,
 	HTTP_ACT_TARGET = 4, /* the path of an absolute target begins */
 	HTTP_ACT_ESCAPE_FIRST = 5,
@@ -40,7 +41,7 @@ enum http_action {
 	HTTP_ACT_CHUNK_DIGIT = 18,
 	HTTP_ACT_CHUNK_LINE = 19,
 	HTTP_ACT_MESSAGE_END = 20,
-	HTTP_ACT_REFUSE = 21,
+	HTTP_ACT_EMPTY_LINE = 21, /* before a request */
 	HTTP_ACT_REFUSE_TLS = 22,
 	HTTP_ACT_REFUSE_HTTP2 = 23,
 };

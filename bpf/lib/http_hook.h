@@ -20,6 +20,7 @@ INLINE void http_open(struct pkt_ctx *ctx)
 	struct http_config *cfg = http_configuration();
 	struct http_conn *conn;
 	u32 zero = 0;
+	int i;
 
 	conn = http_fresh.lookup(&zero);
 	if (!conn || !cfg)
@@ -34,6 +35,9 @@ INLINE void http_open(struct pkt_ctx *ctx)
 	conn->flow.now.phase = HTTP_PHASE_START;
 	conn->flow.body_start = ctx->tcp_ack;
 	conn->flow.body_end = ctx->tcp_ack;
+#pragma unroll
+	for (i = 0; i < HTTP_HOLES; i++)
+		conn->flow.holes[i].end = ctx->tcp_ack;
 	conn->flow.grammar = cfg->grammar;
 	conn->flow.hash = ((u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32();
 	http_conns.update(&ctx->key, conn);

@@ -185,7 +185,8 @@ INLINE int http_act(struct http_work *w, const struct http_table *table, const s
 		now->digits = 0;
 		now->head = 0;
 		now->phase = now->remain ? HTTP_PHASE_CHUNK_DATA : HTTP_PHASE_TRAILER;
-		http_range(w, at + 1, now->remain);
+		if (now->remain)
+			http_range(w, at + 1, now->remain);
 		return HTTP_MORE;
 	case HTTP_ACT_MESSAGE_END:
 		return HTTP_MESSAGE_DONE;
@@ -197,13 +198,13 @@ INLINE int http_act(struct http_work *w, const struct http_table *table, const s
 	return DROP_HTTP_MALFORMED;
 }
 
-/* Walk on in the buffer until it is used up (0) or a byte asks for more than the next state: its action, with the
+/* Walk on in the buffer until it is used up (NONE) or a byte asks for more than the next state: its action, with the
  * byte in *byte. Everything that is walked over is hashed. */
 INLINE u32 http_walk(struct http_work *w, const struct http_table *table, const struct http_grammar *grammar, u8 *byte)
 {
 	struct http_parse *now = &w->flow.now;
 	u32 phase = now->phase, state = now->state, at = w->buffer_at, have = w->buffer_have;
-	u32 next, action = 0, i;
+	u32 next, action = HTTP_ACT_NONE, i;
 	u64 hash = w->flow.hash, index;
 	u8 c = 0;
 
@@ -221,11 +222,11 @@ INLINE u32 http_walk(struct http_work *w, const struct http_table *table, const 
 		action = next >> 8;
 		hash = (hash ^ c) * 0x9e3779b97f4a7c15ULL;
 		hash ^= hash >> 29;
-		if (action > HTTP_ACT_FEED)
+		if (action - HTTP_ACT_NONE > HTTP_ACT_FEED - HTTP_ACT_NONE)
 			break;
 		if (action == HTTP_ACT_FEED)
 			state = http_next(table, state, c);
-		action = 0;
+		action = HTTP_ACT_NONE;
 	}
 	now->head += at - w->buffer_at;
 	w->pos += at - w->buffer_at;

@@ -5,7 +5,7 @@
  *   ahead, inside a body     skip over the hole: those bytes are opaque whoever fills them (dropping here costs uploads
  *                            five sixths of their speed)
  *   ahead otherwise          drop; TCP sends it again, in order
- *   behind, inside a body    pass
+ *   behind, inside a body    pass; into a hole of an earlier one, too
  *   behind, acknowledged     pass: the server ignores it, whatever it says
  *   behind, reaching ahead   inspect what is new, if what is old is acknowledged or body
  *   behind, unacknowledged   nobody can know whether the server has the first copy (it may have dropped it: bad
@@ -41,6 +41,36 @@ INLINE bool http_in_data(const struct http_parse *now)
 	return now->phase == HTTP_PHASE_BODY || now->phase == HTTP_PHASE_CHUNK_DATA;
 }
 
+/* Remember a hole before passing over it: what fills it may come when the next chunk or request is long begun. False:
+ * too many are open, the packet has to wait. */
+INLINE bool http_note_hole(struct http_work *w, u32 start, u32 end)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < HTTP_HOLES; i++) {
+		if ((s32)(w->flow.holes[i].end - w->acked) > 0)
+			continue;
+		w->flow.holes[i].start = start;
+		w->flow.holes[i].end = end;
+		return true;
+	}
+	return false;
+}
+
+INLINE bool http_in_hole(const struct http_work *w, u32 seq, u32 end)
+{
+	bool inside = false;
+	int i;
+
+	/* A hole counts until the server has acknowledged it: sequence numbers come round. */
+#pragma unroll
+	for (i = 0; i < HTTP_HOLES; i++)
+		inside |= (s32)(w->flow.holes[i].end - w->acked) > 0 && (s32)(seq - w->flow.holes[i].start) >= 0 &&
+			  (s32)(w->flow.holes[i].end - end) >= 0;
+	return inside;
+}
+
 /* Go over `n` bytes of body. */
 INLINE void http_skip(struct http_work *w, u32 at, u32 n)
 {
@@ -70,6 +100,8 @@ INLINE int http_admit_old(struct http_work *w, u32 seq, u32 length)
 	if ((s32)(end - w->acked) <= 0)
 		return HTTP_PASS;
 	if ((s32)(end - flow->now.seq) <= 0 && http_ranged(flow, seq) && http_ranged(flow, end))
+		return HTTP_PASS;
+	if (http_in_hole(w, seq, end))
 		return HTTP_PASS;
 	acked_all = (s32)(flow->now.seq - w->acked) <= 0;
 	if ((s32)(end - flow->now.seq) > 0 && (acked_all || (http_ranged(flow, seq) && http_ranged(flow, flow->now.seq)))) {
@@ -101,7 +133,7 @@ INLINE int http_admit(struct http_work *w, u32 seq, u32 length)
 	if (ahead < 0)
 		return http_admit_old(w, seq, length);
 	if (ahead > 0) {
-		if (!http_in_data(now) || (u64)ahead > now->remain)
+		if (!http_in_data(now) || (u64)ahead > now->remain || !http_note_hole(w, now->seq, seq))
 			return DROP_HTTP_OUT_OF_ORDER;
 		http_skip(w, now->seq, ahead);
 		now->seq = seq;

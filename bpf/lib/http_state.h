@@ -53,6 +53,8 @@ struct http_parse {
 };
 _Static_assert(sizeof(struct http_parse) == 48, "http_parse");
 
+#define HTTP_HOLES 4
+
 struct http_flow {
 	u64 hash;      /* of all inspected bytes up to now.seq, begun with a random number */
 	u64 snap_hash; /* up to snap.seq */
@@ -62,6 +64,10 @@ struct http_flow {
 	u32 mark_seq;   /* end of the first packet behind the snapshot */
 	u32 body_start; /* the last body or chunk: bytes in here are not inspected, whoever sends them again */
 	u32 body_end;
+	struct {
+		u32 start;
+		u32 end;
+	} holes[HTTP_HOLES]; /* in bodies, that were passed over and may still be filled */
 	u32 answer_seq; /* of the first byte of the kernel's answer */
 	u32 answer_end; /* behind its FIN */
 	u32 grammar;    /* fingerprint that the phases belong to */
@@ -71,7 +77,7 @@ struct http_flow {
 	u8 marked;
 	u8 pad1[4];
 };
-_Static_assert(sizeof(struct http_flow) == 152, "http_flow");
+_Static_assert(sizeof(struct http_flow) == 184, "http_flow");
 
 struct http_conn {
 	u64 version;
@@ -84,7 +90,7 @@ struct http_conn {
 	u8 method[HTTP_METHOD_MAX];
 	u8 path[HTTP_PATH_MAX];
 };
-_Static_assert(sizeof(struct http_conn) == 328, "http_conn");
+_Static_assert(sizeof(struct http_conn) == 360, "http_conn");
 
 BPF_F_TABLE("lru_hash", struct ct_key, struct http_conn, http_conns, 65536, 0);
 

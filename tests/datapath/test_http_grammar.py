@@ -3,6 +3,7 @@ reports every request."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -218,7 +219,7 @@ def test_cases(node: HttpNode, stream: bytes, reason: DropReason | None) -> None
 
 def cut(stream: bytes, cuts: list[int]) -> list[bytes]:
     places = sorted({c % len(stream) for c in cuts} | {0, len(stream)})
-    return [stream[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [stream[a:b] for a, b in itertools.pairwise(places)]
 
 
 MESSAGES = st.sampled_from([stream for _, stream, reason in CASES if reason is None and len(stream) < 400])

@@ -30,11 +30,10 @@ GRAMMAR_SIZE = 2 * GRAMMAR_STATES * GRAMMAR_COLUMNS
 class HttpAction(IntEnum):
     """`enum http_action`: what the kernel does with a byte beside going to the next state."""
 
-    NONE = 0
-    FEED = 1
+    REFUSE = 0
+    NONE = 1
+    FEED = 2
     """One step of the policy automaton."""
-    EMPTY_LINE = 2
-    """Before a request."""
     METHOD_END = 3
     TARGET = 4
     """The path of an absolute target begins."""
@@ -57,7 +56,8 @@ class HttpAction(IntEnum):
     CHUNK_DIGIT = 18
     CHUNK_LINE = 19
     MESSAGE_END = 20
-    REFUSE = 21
+    EMPTY_LINE = 21
+    """Before a request."""
     REFUSE_TLS = 22
     REFUSE_HTTP2 = 23
 
@@ -137,7 +137,7 @@ class HttpParse(Struct):
 
 
 class HttpFlow(Struct):
-    """`struct http_flow`, 152 bytes: what is copied, worked on and published as a whole."""
+    """`struct http_flow`, 184 bytes: what is copied, worked on and published as a whole."""
 
     _fields_ = [
         ("hash", ctypes.c_uint64),
@@ -148,6 +148,7 @@ class HttpFlow(Struct):
         ("mark_seq", ctypes.c_uint32),
         ("body_start", ctypes.c_uint32),
         ("body_end", ctypes.c_uint32),
+        ("holes", ctypes.c_uint32 * 8),
         ("answer_seq", ctypes.c_uint32),
         ("answer_end", ctypes.c_uint32),
         ("grammar", ctypes.c_uint32),
@@ -160,7 +161,7 @@ class HttpFlow(Struct):
 
 
 class HttpConn(Struct):
-    """`struct http_conn`, 328 bytes, keyed by the server's conntrack key."""
+    """`struct http_conn`, 360 bytes, keyed by the server's conntrack key."""
 
     _fields_ = [
         ("version", ctypes.c_uint64),
@@ -175,5 +176,5 @@ class HttpConn(Struct):
 
 
 assert ctypes.sizeof(HttpParse) == 48, ctypes.sizeof(HttpParse)
-assert ctypes.sizeof(HttpFlow) == 152, ctypes.sizeof(HttpFlow)
-assert ctypes.sizeof(HttpConn) == 328, ctypes.sizeof(HttpConn)
+assert ctypes.sizeof(HttpFlow) == 184, ctypes.sizeof(HttpFlow)
+assert ctypes.sizeof(HttpConn) == 360, ctypes.sizeof(HttpConn)

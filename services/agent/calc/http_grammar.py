@@ -39,7 +39,6 @@ class Grammar:
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {phase.name: phase.value for phase in HttpPhase}
         self._table: Table = np.full((GRAMMAR_STATES, GRAMMAR_COLUMNS), HttpAction.REFUSE << 8, np.uint16)
-        self._table[HttpPhase.DEAD] = 0
 
     def state(self, name: str) -> int:
         """The number behind a name."""
