@@ -15,8 +15,9 @@ from rich.text import Text
 from services.common.log import configure
 from services.common.runner import run
 from services.sandbox import netns, state
+from services.sandbox.checks import Check, Result, example
 from services.sandbox.processes import recorded
-from services.sandbox.scenario import Check, Result, Scenario, example
+from services.sandbox.scenario import Scenario
 from services.sandbox.supervisor import Sandbox
 
 OBSERVE = "observe --last 6 --type l7 --type drop --type policy-verdict"

@@ -1,15 +1,10 @@
-"""The checks of the demonstration: the example's policy, seen from both clients on every way to the web app.
-
-A check is a name and an expectation, declared up front; running the scenario against a sandbox says what was got.
-"""
+"""Runs the declared checks (`checks.py`) against a sandbox: both clients, every way to the web app, policy changes."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import grpc.aio
 
@@ -17,125 +12,16 @@ from services.common.pb.flow import flow_pb2
 from services.common.pb.observer import observer_pb2, observer_pb2_grpc
 from services.common.tls import channel
 from services.model.objects import ObjectKey
+from services.sandbox import checks
+from services.sandbox.checks import Check, Result
 from services.sandbox.kubelet import RunningPod
-from services.sandbox.manifests import Manifest, parse
 from services.sandbox.netns import WORLD4
-from services.sandbox.probes import (
-    BY_KERNEL,
-    CLOSED,
-    NO_ANSWER,
-    NO_CONNECTION,
-    Answer,
-    OpenConnection,
-    curl,
-    web_server,
-)
+from services.sandbox.probes import CLOSED, Answer, OpenConnection, curl, web_server
 from services.sandbox.supervisor import Sandbox
-
-EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "my-webapp"
-POLICY = "deny-all-ingress-to-webapp"
-SERVICE = "my-webapp-svc"
-ALLOWED_PATH = "/api/v1/users"
-REFUSED = f"403 {BY_KERNEL}"
-AT_ONCE_SECONDS = 0.5
-"""A refusal that the kernel answers takes milliseconds; a dropped request would take a retransmission at least."""
-CHANGE_SECONDS = 1.0
-
-WAYS = (
-    "pod on the same node",
-    "pod on the other node",
-    "pod on the same node, IPv6",
-    "pod on the other node, IPv6",
-    "Service address",
-    "Service name",
-)
-FRONTEND_ASKS = (
-    ("GET", ALLOWED_PATH, "200"),
-    ("GET", "/", REFUSED),
-    ("GET", f"{ALLOWED_PATH}/1", REFUSED),
-    ("POST", ALLOWED_PATH, REFUSED),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What should be; `section` groups checks in the table."""
-
-    section: str
-    name: str
-    expected: str
-
-    def __str__(self) -> str:
-        return f"{self.section}: {self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What was. `got` is for people, `ok` for machines."""
-
-    check: Check
-    got: str
-    ok: bool
-
-
-def client_checks() -> list[tuple[Check, str, str, str, str]]:
-    """(check, client, way, method, path) for every request of the first round."""
-    found = []
-    for way in WAYS:
-        for method, path, expected in FRONTEND_ASKS:
-            found.append((Check(f"frontend to {way}", f"{method} {path}", expected), "frontend", way, method, path))
-        check = Check(f"visitor to {way}", f"GET {ALLOWED_PATH}", NO_CONNECTION)
-        found.append((check, "visitor", way, "GET", ALLOWED_PATH))
-    return found
-
-
-UNSEEN = Check("web app", "requests that reached it", f"only GET {ALLOWED_PATH}")
-OUTSIDE = Check("web app", "asks the world outside, gets the reply", "200")
-RESOLVES = Check("web app", "asks the cluster DNS, gets the reply", "an address")
-KEPT_ALIVE = Check("kept-alive connection", "allowed, allowed, forbidden path", f"200, 200, {REFUSED}")
-FLOW_DROPPED = Check("flows", "the visitor's drop names the policy", POLICY)
-FLOW_REFUSED = Check("flows", "the frontend's refused request", "GET / DROPPED")
-FLOW_ALLOWED = Check("flows", "the frontend's allowed connection names the policy", POLICY)
-FREE_VISITOR = Check("policy deleted", "visitor GET / within a second", "200")
-FREE_FRONTEND = Check("policy deleted", "frontend GET / within a second", "200")
-AGAIN_VISITOR = Check("policy applied again", "visitor GET / within a second", NO_CONNECTION)
-AGAIN_FRONTEND = Check("policy applied again", "frontend GET / within a second", REFUSED)
-OPEN_ALLOWED = Check(
-    "policy applied again",
-    f"frontend's open connection, GET {ALLOWED_PATH}",
-    "200, or closed and then 200 on a new one",
-)
-OPEN_VISITOR = Check("policy applied again", "visitor's open connection", NO_ANSWER)
-OPEN_FRONTEND = Check("policy applied again", "frontend's open connection, GET /", f"{REFUSED} or {CLOSED}")
-
-CHECKS: tuple[Check, ...] = (
-    *(check for check, *_ in client_checks()),
-    UNSEEN,
-    OUTSIDE,
-    RESOLVES,
-    KEPT_ALIVE,
-    FLOW_DROPPED,
-    FLOW_REFUSED,
-    FLOW_ALLOWED,
-    FREE_VISITOR,
-    FREE_FRONTEND,
-    AGAIN_VISITOR,
-    AGAIN_FRONTEND,
-    OPEN_ALLOWED,
-    OPEN_VISITOR,
-    OPEN_FRONTEND,
-)
-
-
-def example() -> list[Manifest]:
-    """The objects of deploy/examples/my-webapp."""
-    return [
-        each for path in sorted(EXAMPLE.glob("*.yaml")) for each in parse(path.read_text(encoding="utf-8"), path.name)
-    ]
 
 
 class Scenario:
-    """Runs the checks against a sandbox in which the example's pods are ready."""
+    """Runs the checks against a sandbox in which the checks.example's pods are ready."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox, self._kubelet = sandbox, sandbox.kubelet
@@ -147,13 +33,13 @@ class Scenario:
         return next(pod for key, pod in self._kubelet.pods.items() if key.name.startswith(f"{deployment}-"))
 
     async def run(self) -> list[Result]:
-        """All checks, in the order of `CHECKS`."""
+        """All checks, in the order of `checks.CHECKS`."""
         await self._wait_enforced()
         slots = asyncio.Semaphore(8)
         await asyncio.gather(
             *(
                 self._ask(slots, check, client, way, method, path)
-                for check, client, way, method, path in client_checks()
+                for check, client, way, method, path in checks.client_checks()
             ),
             self._check_outside(),
             self._check_kept_alive(),
@@ -161,7 +47,7 @@ class Scenario:
         self._check_unseen()
         await self._check_flows()
         await self._check_changes()
-        order = {check: index for index, check in enumerate(CHECKS)}
+        order = {check: index for index, check in enumerate(checks.CHECKS)}
         return sorted(self._results, key=lambda result: order[result.check])
 
     def _note(self, check: Check, got: str, ok: bool | None = None) -> None:
@@ -169,15 +55,15 @@ class Scenario:
 
     def _note_answer(self, check: Check, answer: Answer) -> None:
         ok = answer.text == check.expected
-        if answer.text == REFUSED:
-            ok = ok and answer.seconds < AT_ONCE_SECONDS
+        if answer.text == checks.REFUSED:
+            ok = ok and answer.seconds < checks.AT_ONCE_SECONDS
         timed = answer.text[:1].isdigit()
         self._note(check, f"{answer.text}, {answer.seconds * 1000:.0f} ms" if timed else answer.text, ok)
 
     async def _wait_enforced(self) -> None:
         """Wait until both nodes know the addresses of all pods: the first packets must not race the set-up."""
         deadline = time.monotonic() + 10.0
-        ways = [self._url(client, way, ALLOWED_PATH) for client in (self._frontend,) for way in WAYS]
+        ways = [self._url(client, way, checks.ALLOWED_PATH) for client in (self._frontend,) for way in checks.WAYS]
         for url in ways:
             while (await curl(self._kubelet, self._frontend.key, "GET", url)).text != "200":
                 if time.monotonic() > deadline:
@@ -185,10 +71,10 @@ class Scenario:
 
     def _url(self, client: RunningPod, way: str, path: str) -> str:
         if way == "Service address":
-            key = ObjectKey("Service", "default", SERVICE)
+            key = ObjectKey("Service", "default", checks.SERVICE)
             return f"http://{self._sandbox.store.objects[key]['spec']['clusterIP']}{path}"
         if way == "Service name":
-            return f"http://{SERVICE}{path}"
+            return f"http://{checks.SERVICE}{path}"
         node = client.document["spec"]["nodeName"]
         near = "same node" in way
         pod = next(pod for pod in self._web if (pod.document["spec"]["nodeName"] == node) is near)
@@ -206,32 +92,34 @@ class Scenario:
         for pod in self._web:
             log = self._sandbox.paths.pod(pod.key.namespace, pod.key.name) / "access.log"
             seen |= {" ".join(line.split()[1:3]) for line in log.read_text(encoding="utf-8").splitlines()}
-        self._note(UNSEEN, f"only {', '.join(sorted(seen))}" if seen else "nothing")
+        self._note(checks.UNSEEN, f"only {', '.join(sorted(seen))}" if seen else "nothing")
 
     async def _check_outside(self) -> None:
         async with web_server(self._kubelet, self._sandbox.topology.switch, WORLD4):
             pod = self._web[0].key
-            self._note_answer(OUTSIDE, await curl(self._kubelet, pod, "GET", f"http://{WORLD4}/"))
-            status, output, _ = await self._kubelet.exec(pod, ["getent", "hosts", SERVICE])
-            self._note(RESOLVES, output.split()[0] if status == 0 else f"nothing (status {status})", status == 0)
+            self._note_answer(checks.OUTSIDE, await curl(self._kubelet, pod, "GET", f"http://{WORLD4}/"))
+            status, output, _ = await self._kubelet.exec(pod, ["getent", "hosts", checks.SERVICE])
+            self._note(checks.RESOLVES, output.split()[0] if status == 0 else f"nothing (status {status})", status == 0)
 
     async def _check_kept_alive(self) -> None:
-        address = self._url(self._frontend, WAYS[1], "").removeprefix("http://")
+        address = self._url(self._frontend, checks.WAYS[1], "").removeprefix("http://")
         connection = await OpenConnection.open(self._kubelet, self._frontend.key, address)
         try:
-            answers = [(await connection.request("GET", path)).text for path in (ALLOWED_PATH, ALLOWED_PATH, "/")]
+            answers = [
+                (await connection.request("GET", path)).text for path in (checks.ALLOWED_PATH, checks.ALLOWED_PATH, "/")
+            ]
         finally:
             await connection.close()
-        self._note(KEPT_ALIVE, ", ".join(answers))
+        self._note(checks.KEPT_ALIVE, ", ".join(answers))
 
     async def _check_flows(self) -> None:
         visitor, frontend = str(self._visitor.key.name), str(self._frontend.key.name)
         dropped = flow_pb2.FlowFilter(source_pod=[f"default/{visitor}"], verdict=[flow_pb2.DROPPED])
-        await self._check_flow(FLOW_DROPPED, dropped, lambda flow: _names(flow.ingress_denied_by))
+        await self._check_flow(checks.FLOW_DROPPED, dropped, lambda flow: _names(flow.ingress_denied_by))
         refused = flow_pb2.FlowFilter(source_pod=[f"default/{frontend}"], verdict=[flow_pb2.DROPPED], http_path=["^/$"])
-        await self._check_flow(FLOW_REFUSED, refused, _request)
+        await self._check_flow(checks.FLOW_REFUSED, refused, _request)
         allowed = flow_pb2.FlowFilter(source_pod=[f"default/{frontend}"], verdict=[flow_pb2.FORWARDED])
-        await self._check_flow(FLOW_ALLOWED, allowed, lambda flow: _names(flow.ingress_allowed_by))
+        await self._check_flow(checks.FLOW_ALLOWED, allowed, lambda flow: _names(flow.ingress_allowed_by))
 
     async def _check_flow(
         self, check: Check, wanted: flow_pb2.FlowFilter, describe: Callable[[flow_pb2.Flow], str]
@@ -260,49 +148,52 @@ class Scenario:
 
     async def _check_changes(self) -> None:
         """Delete the policy and apply it again, with connections left open across both."""
-        policy = [each for each in example() if each.key.name == POLICY]
+        policy = [each for each in checks.example() if each.key.name == checks.POLICY]
         self._sandbox.delete([each.key for each in policy])
         await asyncio.gather(
-            self._check_soon(FREE_VISITOR, self._visitor, "/"), self._check_soon(FREE_FRONTEND, self._frontend, "/")
+            self._check_soon(checks.FREE_VISITOR, self._visitor, "/"),
+            self._check_soon(checks.FREE_FRONTEND, self._frontend, "/"),
         )
         opened = [await self._open(pod) for pod in (self._visitor, self._frontend, self._frontend)]
         try:
             self._sandbox.apply(policy)
             await asyncio.gather(
-                self._check_soon(AGAIN_VISITOR, self._visitor, "/"),
-                self._check_soon(AGAIN_FRONTEND, self._frontend, "/"),
+                self._check_soon(checks.AGAIN_VISITOR, self._visitor, "/"),
+                self._check_soon(checks.AGAIN_FRONTEND, self._frontend, "/"),
             )
             requests = [opened[0].request("GET", "/"), opened[1].request("GET", "/")]
             visitor, frontend = await asyncio.gather(*requests)
             await self._check_open_allowed(opened[2])
-            self._note(OPEN_VISITOR, visitor.text)
-            self._note(OPEN_FRONTEND, frontend.text, frontend.text in {REFUSED, CLOSED})
+            self._note(checks.OPEN_VISITOR, visitor.text)
+            self._note(checks.OPEN_FRONTEND, frontend.text, frontend.text in {checks.REFUSED, CLOSED})
         finally:
             await asyncio.gather(*(each.close() for each in opened))
 
     async def _check_open_allowed(self, connection: OpenConnection) -> None:
         """The kernel has not seen how this connection began, so it may end it; the client's next one must work."""
-        answer = await connection.request("GET", ALLOWED_PATH)
+        answer = await connection.request("GET", checks.ALLOWED_PATH)
         if answer.text != CLOSED:
-            self._note(OPEN_ALLOWED, answer.text, answer.text == "200")
+            self._note(checks.OPEN_ALLOWED, answer.text, answer.text == "200")
             return
-        again = await curl(self._kubelet, self._frontend.key, "GET", self._url(self._frontend, WAYS[1], ALLOWED_PATH))
-        self._note(OPEN_ALLOWED, f"closed, {again.text}", again.text == "200")
+        again = await curl(
+            self._kubelet, self._frontend.key, "GET", self._url(self._frontend, checks.WAYS[1], checks.ALLOWED_PATH)
+        )
+        self._note(checks.OPEN_ALLOWED, f"closed, {again.text}", again.text == "200")
 
     async def _open(self, pod: RunningPod) -> OpenConnection:
         """A connection to a web pod of the other node, used once so that it is established on both ends."""
-        address = self._url(pod, WAYS[1], "").removeprefix("http://")
+        address = self._url(pod, checks.WAYS[1], "").removeprefix("http://")
         connection = await OpenConnection.open(self._kubelet, pod.key, address)
         await connection.request("GET", "/")
         return connection
 
     async def _check_soon(self, check: Check, pod: RunningPod, path: str) -> None:
         """Ask again and again until the answer is the expected one; started after the deadline it is too late."""
-        begun, url = time.monotonic(), self._url(pod, WAYS[1], path)
+        begun, url = time.monotonic(), self._url(pod, checks.WAYS[1], path)
         while True:
             started = time.monotonic() - begun
             answer = await curl(self._kubelet, pod.key, "GET", url)
-            if answer.text == check.expected or started > CHANGE_SECONDS:
+            if answer.text == check.expected or started > checks.CHANGE_SECONDS:
                 break
         self._note(check, f"{answer.text}, after {started * 1000:.0f} ms", answer.text == check.expected)
 

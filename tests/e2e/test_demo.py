@@ -9,8 +9,8 @@ import os
 import pytest
 from rich.console import Console
 
+from services.sandbox.checks import CHECKS, Check, Result
 from services.sandbox.demo import LEFTOVERS, demonstrate
-from services.sandbox.scenario import CHECKS, Check, Result
 
 pytestmark = pytest.mark.root
 

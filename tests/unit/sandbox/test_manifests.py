@@ -6,8 +6,8 @@ import pytest
 
 from services.common.errors import Invalid
 from services.model.objects import ObjectKey
+from services.sandbox.checks import EXAMPLE, example
 from services.sandbox.manifests import parse
-from services.sandbox.scenario import EXAMPLE, example
 from services.sandbox.system import system_manifests
 
 DEPLOYMENT = """
