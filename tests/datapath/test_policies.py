@@ -1,4 +1,4 @@
-"""From policy documents to the kernel's verdict: random policies through engine, sink and real maps, as the oracle says."""
+"""From policy documents to the kernel: random policies through engine, sink and real maps, against the oracle."""
 
 from __future__ import annotations
 
