@@ -74,7 +74,7 @@ class WiredNode(Node):
 
     def _configure_pod(self, namespace: str, host: str, pod: Pod) -> None:
         batch = f"""
-            link set eth0 address {pod.mac}
+            link set eth0 mtu {self.mtu - attach.OVERHEAD4} address {pod.mac}
             link set lo up
             link set eth0 up
             addr add {pod.ipv4}/32 dev eth0
