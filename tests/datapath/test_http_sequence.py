@@ -381,35 +381,47 @@ class Server:
             self.stream += bytes((self.waiting.pop(len(self.stream)),))
 
 
-STEP = st.tuples(
-    st.sampled_from(["send", "send", "send", "resend", "acknowledge"]),
-    st.sampled_from([0, 0, 0, 0, 1, 5, 20, 41, -1, -5, -20, -22, -40]),  # where, from the highest byte sent
-    st.lists(st.sampled_from(PIECES), min_size=1, max_size=3).map(b"".join),
-    st.tuples(st.integers(0, 60), st.integers(1, 130)),  # which part of it
-    st.booleans(),  # the server loses it
-    st.booleans(),  # of two copies the newer one wins
+CONTENT = st.lists(st.sampled_from(PIECES), min_size=1, max_size=2).map(b"".join)
+STEP = st.one_of(
+    st.tuples(st.just("send"), CONTENT, st.sampled_from([0, 0, 0, 0, 0, 1, 5, 20, 41])),
+    st.tuples(st.just("part"), CONTENT, st.integers(1, 40)),
+    st.tuples(st.just("again"), CONTENT, st.integers(0, 3)),
+    st.tuples(st.just("instead"), CONTENT, st.integers(0, 3)),
+    st.tuples(st.just("overlap"), CONTENT, st.sampled_from([1, 5, 9, 20, 22, 40])),
+    st.tuples(st.just("acknowledge"), st.just(b""), st.just(0)),
 )
+FATE = st.tuples(st.booleans(), st.booleans())
 
 
-@given(st.lists(STEP, min_size=2, max_size=14))
+def segment(kind: str, content: bytes, number: int, sent: list[tuple[int, bytes]], top: int) -> tuple[int, bytes]:
+    """(offset, payload) of a step, given what went before."""
+    match kind:
+        case "send":
+            return top + number, content
+        case "part":
+            return top, content[:number]
+        case "again" if sent:
+            return sent[-1 - number % len(sent)]
+        case "instead" if sent:
+            return sent[-1 - number % len(sent)][0], content
+        case "overlap":
+            return max(0, top - number), content
+    return top, content
+
+
+@given(st.lists(st.tuples(STEP, FATE), min_size=2, max_size=10))
 @settings(
-    max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=800, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_adversary(node: HttpNode, steps: list[tuple[str, int, bytes, tuple[int, int], bool, bool]]) -> None:
+def test_adversary(node: HttpNode, steps: list[tuple[tuple[str, bytes, int], tuple[bool, bool]]]) -> None:
     connection, server = Connection(node).open(), Server()
     sent: list[tuple[int, bytes]] = []
     top = 0
-    for kind, where, content, (start, length), lost, newer in steps:
+    for (kind, content, number), (lost, newer_wins) in steps:
         if kind == "acknowledge":
             connection.acknowledge(len(server.stream))
             continue
-        if kind == "resend" and sent:
-            offset, payload = sent[where % len(sent)]
-        else:
-            offset = max(0, top + where)
-            payload = content[start : start + length] if start % 3 else content
-        if not payload:
-            continue
+        offset, payload = segment(kind, content, number, sent, top)
         outcome = connection.send(offset, payload)
         if outcome.reset:
             break
@@ -418,5 +430,5 @@ def test_adversary(node: HttpNode, steps: list[tuple[str, int, bytes, tuple[int,
         sent.append((offset, payload))
         top = max(top, offset + len(payload))
         if not lost:
-            server.receive(offset, payload, newer)
-        assert judge(server.stream, ALLOW).refused is None, (server.stream, steps)
+            server.receive(offset, payload, newer_wins)
+        assert judge(server.stream, ALLOW).refused is None, server.stream

@@ -127,17 +127,18 @@ def _fill_tail_calls(array: int, programs: dict[str, int]) -> None:
 
 def main() -> int:
     """Entry point of the child."""
+    # The compiler may print to standard output as it likes; the answer goes where it cannot.
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     try:
-        result = load(LoaderConfig(**json.load(sys.stdin)))
+        result = asdict(load(LoaderConfig(**json.load(sys.stdin))))
     except (CiliateError, OSError) as error:
-        json.dump({"error": str(error)}, sys.stdout)
-        return 1
-    json.dump(asdict(result), sys.stdout)
-    return 0
+        result = {"error": str(error)}
+    with answer:
+        json.dump(result, answer)
+    return 1 if "error" in result else 0
 
 
 if __name__ == "__main__":
     # BCC's tear-down of maps and LLVM takes longer than everything else: leave at once, the pins are in place.
-    code = main()
-    sys.stdout.flush()
-    os._exit(code)
+    os._exit(main())

@@ -1,0 +1,117 @@
+"""Maps by bpf(2), and what the loader does when it runs again."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from services.agent.abi.conntrack import CtEntry, CtKey
+from services.agent.datapath.gc import ConntrackCollector
+from services.agent.datapath.loader_client import LoaderConfig, load
+from services.agent.datapath.maps import BPF_NOEXIST, PinnedMap
+from services.agent.datapath.program import SOURCE_DIR
+from services.common.errors import CiliateError, Exhausted, Internal, NotFound
+from services.model.verdict import Direction
+from tests.datapath.node import Node, u32
+
+pytestmark = pytest.mark.root
+
+
+def test_single_operations(node: Node) -> None:
+    revnat = node.map("revnat")
+    revnat.update(u32(1), bytes(20))
+    assert revnat.lookup(u32(1)) == bytes(20)
+    with pytest.raises(CiliateError):
+        revnat.update(u32(1), bytes(20), BPF_NOEXIST)
+    assert revnat.take(u32(1)) == bytes(20)
+    revnat.delete(u32(1))  # absent is a success
+    assert revnat.lookup(u32(1)) is None
+    with pytest.raises(Internal, match="keys have 4 bytes"):
+        revnat.lookup(b"x")
+    with pytest.raises(Internal, match="values have 20 bytes"):
+        revnat.update(u32(1), b"x")
+
+
+@pytest.mark.parametrize("name", ["revnat", "policy", "ct"], ids=["hash", "lpm", "lru"])
+def test_batches(node: Node, name: str) -> None:
+    target = node.map(name)
+
+    def key(number: int) -> bytes:
+        if name == "policy":  # full-length prefixes
+            return (96).to_bytes(4, "little") + number.to_bytes(4, "little") + bytes(target.key_size - 8)
+        return number.to_bytes(4, "little") + bytes(target.key_size - 4)
+
+    entries = {key(n): u32(n) + bytes(target.value_size - 4) for n in range(1500)}
+    target.update_batch(entries)
+    assert dict(target.items()) == entries
+    assert target.count() == len(entries)
+    # Absent keys anywhere in a batch are passed over.
+    doomed = [key(n) for n in (5000, 0, 1, 5001, 2, 1499, 5002)]
+    target.delete_batch(doomed)
+    assert dict(target.items()) == {k: v for k, v in entries.items() if k not in doomed}
+    target.delete_batch(list(entries))
+    assert target.count() == 0
+
+
+def test_a_full_map_says_so(node: Node) -> None:
+    policy = node.map("policy")
+    entries = {(96).to_bytes(4, "little") + u32(n) + bytes(8): bytes(16) for n in range(policy.max_entries + 1)}
+    with pytest.raises(Exhausted, match="policy: full"):
+        policy.update_batch(entries)
+
+
+def test_arrays_and_per_cpu_maps(node: Node) -> None:
+    endpoints = node.map("endpoints")
+    endpoints.update(u32(7), b"\1" * 64)
+    endpoints.delete_batch([u32(7)])
+    assert endpoints.lookup(u32(7)) == bytes(64)
+    values = node.map("metrics").lookup_percpu(u32(0))
+    assert {len(value) for value in values} == {16}
+
+
+def test_a_missing_pin_is_named() -> None:
+    with pytest.raises(NotFound, match="no/such"):
+        PinnedMap("/sys/fs/bpf/no/such")
+
+
+def test_loading_again_keeps_contents_and_is_quick(node: Node, object_cache: Path) -> None:
+    node.map("revnat").update(u32(9), b"\1" * 20)
+    sizes = {"ct": 4096, "events": 1 << 20, "http_events": 1 << 18, "policy": 4096, "ipcache": 4096}
+    config = LoaderConfig(root=str(node.root), cache_dir=str(object_cache), max_entries=sizes)
+    loaded = asyncio.run(load(config))
+    assert loaded.cached
+    assert {"ct", "policy", "revnat"} <= set(loaded.reused)
+    assert node.map("revnat").lookup(u32(9)) == b"\1" * 20
+    assert {"from_endpoint", "to_endpoint", "from_overlay", "to_overlay", "ingress"} <= set(loaded.programs)
+    # Another size is another map: it starts empty.
+    sizes["revnat"] = 128
+    assert "revnat" not in asyncio.run(load(config)).reused
+    with PinnedMap(node.root / "maps" / "revnat") as fresh:
+        assert (fresh.max_entries, fresh.count()) == (128, 0)
+
+
+def test_a_source_that_does_not_compile_changes_nothing(node: Node, tmp_path: Path) -> None:
+    before = {path.name: path.stat().st_ino for path in (node.root / "progs").iterdir()}
+    shutil.copytree(SOURCE_DIR / "include", tmp_path / "include")
+    (tmp_path / "ciliate.c").write_text("int from_endpoint(struct __sk_buff *skb) { return nonsense; }\n")
+    with pytest.raises(Internal, match=r"does not compile(.|\n)*nonsense"):
+        asyncio.run(load(LoaderConfig(root=str(node.root), source_dir=str(tmp_path))))
+    assert {path.name: path.stat().st_ino for path in (node.root / "progs").iterdir()} == before
+
+
+async def test_the_collector_sweeps_the_real_map(node: Node) -> None:
+    now = time.monotonic_ns()
+    conntrack = node.map("ct")
+    for number in range(1000):
+        key = CtKey(local=bytes(16), remote=number.to_bytes(16, "big"), protocol=17)
+        value = CtEntry(expires_ns=now - 1 if number % 2 else now + 10**12, direction=Direction.EGRESS)
+        conntrack.update(key.pack(), value.pack())
+    records = []
+    result = await ConntrackCollector(conntrack, records.append).sweep(now)
+    assert (result.entries, result.removed) == (1000, 500)
+    assert sum(len(batch) for batch in records) == 500
+    assert conntrack.count() == 500
