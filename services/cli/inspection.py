@@ -16,6 +16,8 @@ from services.common.errors import Invalid, NotFound
 from services.common.pb.agent.v1 import agent_pb2
 from services.common.pb.identity.v1 import identity_pb2, identity_pb2_grpc
 from services.common.tls import channel
+from services.model.identity import Reserved
+from services.model.labels import POD_NAMESPACE
 
 NodeOption = Annotated[str, typer.Option("--node", help="only this node (default: every node that is known here)")]
 
@@ -106,7 +108,19 @@ def endpoint_get(
     say(render_one(as_item(answer.endpoint, node=name), output))
 
 
-IDENTITY_COLUMNS: tuple[Column, ...] = (("id", "id"), ("labels", "labels"))
+def short_labels(item: Item, field: str = "labels") -> list[str]:
+    """The labels that people gave, and the namespace: tables need no more to recognise an identity."""
+    found = []
+    for label in item[field]:
+        text = str(label).removeprefix("k8s:")
+        if text.startswith(f"{POD_NAMESPACE}="):
+            text = f"namespace={text.partition('=')[2]}"
+        if not text.startswith("io.cilium."):
+            found.append(text)
+    return found
+
+
+IDENTITY_COLUMNS: tuple[Column, ...] = (("id", "id"), ("labels", short_labels))
 
 
 @identities.command("list")
@@ -170,7 +184,7 @@ def policy_list(context: typer.Context, node: NodeOption = "", output: OutputOpt
 
 
 def _peer(item: Item) -> str:
-    return "any" if not item["identity"] else f"{item['identity']} {' '.join(item['identity_labels'])}".strip()
+    return "any" if not item["identity"] else f"{item['identity']} {' '.join(short_labels(item, 'identity_labels'))}"
 
 
 def _ports(item: Item) -> str:
@@ -185,7 +199,7 @@ def _ports(item: Item) -> str:
 def _rule(item: Item) -> str:
     rule = item.get("rule") or {}
     if not rule.get("name"):
-        return "policy is off"
+        return "the node reaches its pods" if item["identity"] == Reserved.HOST else "no policy selects it"
     where = f"{rule['namespace']}/" if rule["namespace"] else ""
     return f"{rule['kind']} {where}{rule['name']} {rule['direction']}[{rule['index']}]"
 

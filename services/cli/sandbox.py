@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,11 +49,11 @@ def up(
         [sys.executable, "-m", "services.sandbox", name, "--nodes", str(nodes)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=_log(name),
+        stderr=_open_log(name),
         start_new_session=True,
     )
     _follow_start(supervisor)
-    say(USAGE.format(name=name, seconds=time.monotonic() - started, flag=_flag(name)))
+    say(usage(name, time.monotonic() - started))
 
 
 def _follow_start(supervisor: subprocess.Popen[bytes]) -> None:
@@ -78,27 +79,42 @@ def _follow_start(supervisor: subprocess.Popen[bytes]) -> None:
 LOG_FOLDER = Path("/run/ciliate/log")
 
 
-def _log(name: str) -> Any:
+def log_file(name: str) -> Path:
+    """What the supervisor of a sandbox had to say; outlives one that failed."""
+    return LOG_FOLDER / f"sandbox-{name}.log"
+
+
+def _open_log(name: str) -> Any:
     LOG_FOLDER.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return (LOG_FOLDER / f"sandbox-{name}.log").open("wb")
+    return log_file(name).open("ab")
 
 
-def _flag(name: str) -> str:
-    return "" if name == state.DEFAULT_NAME else f" --name {name}"
+def usage(name: str, seconds: float) -> str:
+    """What to do with a sandbox that has just come up."""
+    flag = "" if name == state.DEFAULT_NAME else f" --name {name}"
+    which = "" if name == state.DEFAULT_NAME else f" --sandbox {name}"
+    lines = [
+        (f"sandbox apply{flag} -f deploy/examples/my-webapp", "run the example, wait for its pods"),
+        (f"sandbox exec{flag} frontend -- curl -si http://my-webapp-svc/api/v1/users", "allowed"),
+        (f"sandbox exec{flag} frontend -- curl -si http://my-webapp-svc/", "403 from the kernel"),
+        (f"sandbox exec{flag} visitor -- curl -sm 2 http://my-webapp-svc/", "no connection"),
+        (f"{which} observe --last 20".strip(), "who talked to whom, and which policy decided"),
+        (f"{which} status".strip(), "agents, identity service, relay"),
+        (f"sandbox status{flag}", "processes, pods, objects"),
+        (f"sandbox down{flag}", "end it; nothing stays behind"),
+    ]
+    width = max(len(command) for command, _ in lines)
+    steps = "\n".join(f"  {_program()} {command:<{width}}  # {what}" for command, what in lines)
+    return f"sandbox {name!r} is up after {seconds:.1f} s. From any shell:\n\n{steps}"
 
 
-USAGE = """\
-sandbox {name!r} is up after {seconds:.1f} s. Now, from any shell:
-
-  ciliate sandbox apply{flag} -f deploy/examples/my-webapp    run the example and wait for its pods
-  ciliate sandbox status{flag}                                nodes, pods, objects
-  ciliate sandbox exec{flag} frontend -- curl -si http://my-webapp-svc/api/v1/users
-  ciliate sandbox exec{flag} visitor -- curl -m 2 http://my-webapp-svc/api/v1/users
-  ciliate observe --last 20                           who talked to whom, and which policy decided
-  ciliate status                                      agents, identity service, relay
-  ciliate sandbox down{flag}                                  end it; nothing stays behind
-
-(`ciliate` is .venv/bin/ciliate in this folder.)"""
+def _program() -> str:
+    """How this very command is reached: by its name where that finds it, else by path."""
+    found = shutil.which("ciliate")
+    beside = Path(sys.executable).with_name("ciliate")
+    if found and Path(found).resolve() == beside.resolve():
+        return "ciliate"
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 @app.command()
@@ -108,6 +124,7 @@ def down(name: NameOption = state.DEFAULT_NAME) -> None:
     found = state.load(name)
     if not found.alive:
         asyncio.run(sweep.remove(name))
+        log_file(name).unlink(missing_ok=True)
         say(f"sandbox {name!r} was dead; what it left is removed")
         return
     SandboxClient(name).call("down")
@@ -116,6 +133,7 @@ def down(name: NameOption = state.DEFAULT_NAME) -> None:
         if time.monotonic() > deadline:
             raise Unavailable(f"sandbox {name!r} (process {found.pid}) did not end in {DOWN_SECONDS:g} s")
         time.sleep(0.02)
+    log_file(name).unlink(missing_ok=True)
     say(f"sandbox {name!r} is down")
 
 

@@ -170,6 +170,31 @@ def test_scaling_and_deleting_follow() -> None:
     assert len(asked("endpoint", "list")) == 6
 
 
+def test_a_policy_can_be_deleted_by_its_short_name_and_applied_again() -> None:
+    visit = ["sandbox", "exec", "visitor", "--", "curl", "-s", "-m", "1", "http://my-webapp-svc/"]
+    told = ciliate("sandbox", "delete", "cnp/deny-all-ingress-to-webapp").stdout
+    assert told == "CiliumNetworkPolicy default/deny-all-ingress-to-webapp deleted\n"
+    assert eventually(lambda: "Server name" in ciliate(*visit, check=False).stdout)
+    ciliate("sandbox", "apply", "-f", str(EXAMPLE / "policy.yaml"))
+    assert eventually(lambda: ciliate(*visit, check=False).returncode == 28)
+    again = ciliate("sandbox", "delete", "cnp/nope", check=False)
+    assert again.returncode == 1
+    assert "is not there" in again.stderr
+
+
+def test_a_process_that_dies_is_started_again() -> None:
+    def agent() -> dict[str, Any]:
+        return next(each for each in asked("sandbox", "status")["nodes"] if each["name"] == "agent-node1")
+
+    before = agent()
+    os.kill(before["pid"], signal.SIGKILL)
+    assert eventually(lambda: agent()["pid"] not in (0, before["pid"]), 10.0)
+    assert agent()["restarts"] == 1
+    assert eventually(lambda: ciliate("status", check=False).returncode == 0, 30.0)
+    allowed = ciliate("sandbox", "exec", "frontend", "--", "curl", "-s", "-m", "5", "http://my-webapp-svc/api/v1/users")
+    assert "URI: /api/v1/users" in allowed.stdout
+
+
 def test_a_second_one_of_the_name_is_refused() -> None:
     result = ciliate("sandbox", "up", check=False)
     assert result.returncode == 1

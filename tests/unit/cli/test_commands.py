@@ -190,7 +190,11 @@ def test_policy_entries_in_words() -> None:
     entry = {
         "direction": "ingress",
         "identity": 300,
-        "identity_labels": ["k8s:role=frontend"],
+        "identity_labels": [
+            "k8s:io.cilium.k8s.policy.cluster=c",
+            "k8s:io.kubernetes.pod.namespace=n",
+            "k8s:role=frontend",
+        ],
         "protocol": "TCP",
         "port": 80,
         "port_prefix": 16,
@@ -205,14 +209,14 @@ def test_policy_entries_in_words() -> None:
         },
     }
     text = render([entry], inspection.ENTRY_COLUMNS, Output.TABLE)
-    assert "300 k8s:role=frontend" in text
+    assert "300 namespace=n role=frontend" in text
     assert "80/TCP" in text
     assert "CiliumNetworkPolicy default/p ingress[0]" in text
     whole = {**entry, "identity": 0, "port": 1024, "port_prefix": 6, "rule": {}}
     text = render([whole], inspection.ENTRY_COLUMNS, Output.TABLE)
     assert "any" in text
     assert "1024-2047/TCP" in text
-    assert "policy is off" in text
+    assert "no policy selects it" in text
 
 
 def test_several_maps_are_several_tables() -> None:
