@@ -43,6 +43,7 @@ from services.agent.endpoints.pods import PodDirectory
 from services.agent.endpoints.records import RecordStore
 from services.agent.endpoints.references import IdentityReferences
 from services.agent.endpoints.registrar import Registrar
+from services.agent.endpoints.relabel import Relabeller
 from services.agent.endpoints.routes import OverlayRoutes
 from services.agent.events.losses import LostMap
 from services.agent.events.pipeline import FlowPipeline, PipelineConfig
@@ -51,6 +52,7 @@ from services.agent.server.cni import CniServer
 from services.agent.server.health import describe, relay_check
 from services.agent.server.introspection import SERVICE_NAME, AgentService
 from services.agent.server.knowledge import Knowledge
+from services.agent.server.metrics import AgentMetrics
 from services.agent.server.state import AgentState
 from services.agent.sources.base import Mailbox, Source, pump
 from services.agent.sources.folder import FolderSource
@@ -119,6 +121,7 @@ async def run(config: Config) -> None:
         cni = CniServer(Path(config.place(config.cni_socket, "cni.sock")), ends.manager)
         describe(state, sources, driver, sink, ends.registrar, cni, http, registry)
         state.checks.append(relay_check(pipeline))
+        AgentMetrics(registry, state, knowledge, driver, mailbox, sink, kernel.maps, cni, sources)
 
         async def enforce() -> None:
             """The maps say what they should: now packets may meet the programs that read them."""
@@ -156,9 +159,10 @@ async def _forever(jobs: Mapping[str, Coroutine[Any, Any, None]]) -> None:
 
 def _endpoint_jobs(ends: Endpoints) -> dict[str, Coroutine[Any, Any, None]]:
     changed: asyncio.Queue[Identity] = asyncio.Queue()
+    relabeller = Relabeller(ends.manager, ends.pods, ends.references)
     return {
-        "endpoints:labels": ends.manager.run(),
-        "endpoints:renumber": ends.manager.renumber(changed),
+        "endpoints:labels": relabeller.run(),
+        "endpoints:renumber": relabeller.renumber(changed),
         "endpoints:references": ends.references.run(changed),
         "endpoints:registrar": ends.registrar.run(),
     }

@@ -21,11 +21,10 @@ from services.agent.endpoints.pods import PodDirectory
 from services.agent.endpoints.records import EndpointRecord, RecordStore
 from services.agent.endpoints.references import IdentityReferences
 from services.agent.endpoints.registrar import Registrar
-from services.common.errors import CiliateError, Exhausted, NotFound, Unavailable
+from services.common.errors import CiliateError, Exhausted, NotFound
 from services.common.log import get_logger
-from services.common.retry import Backoff
 from services.model.addresses import IPAddress, IPNetwork
-from services.model.identity import Identity
+from services.model.identity import Identity, NumericIdentity
 from services.model.objects import (
     EndpointDeleted,
     EndpointUpserted,
@@ -90,7 +89,8 @@ class EndpointManager:
         self._turns: dict[tuple[str, str], _Turn] = {}
         self._taken: set[int] = set()
         self._last_id = 0
-        self._relabel = asyncio.Event()
+        self.labels_changed = asyncio.Event()
+        """Labels or ports of some endpoint may be others than its record says."""
         self._log = get_logger("endpoints")
 
     @property
@@ -117,13 +117,14 @@ class EndpointManager:
             if present.get(endpoint.ifname) != endpoint.ifindex:
                 self._log.warning("endpoint is gone", endpoint_id=endpoint.id, interface=endpoint.ifname)
                 self._records.delete(endpoint.id)
+                self._references.abandon(endpoint.identity)
                 continue
             self._adopt(record)
         known = {record.endpoint.ifname for record in self._endpoints.values()}
         for ifname in present.keys() - known:
             self._log.warning("interface without a record removed", interface=ifname)
             await self._links.delete(ifname)
-        self._relabel.set()
+        self.labels_changed.set()
         updates: list[Update] = []
         for record in self._endpoints.values():
             updates.append(IdentityUpserted(Identity(record.endpoint.identity, record.labels)))
@@ -137,7 +138,7 @@ class EndpointManager:
         self._last_id = max(self._last_id, endpoint.id)
         self._ipam.hold(endpoint.addresses)
         self._references.adopt(Identity(endpoint.identity, record.labels))
-        self._registrar.put(self._rows(endpoint))
+        self._registrar.put(self._rows_of(endpoint))
 
     async def attach_all(self) -> None:
         """Put the present programs on every endpoint's interface: replaced atomically, no packet is missed."""
@@ -171,13 +172,14 @@ class EndpointManager:
             undo.callback(self._taken.discard, number)
             addresses = self._ipam.allocate()
             undo.callback(self._ipam.release, addresses)
+            # The cluster is told while the interface is made: neither needs the other.
+            rows = self._rows(addresses, identity.id, request.namespace, request.pod)
+            self._registrar.put(rows)
+            undo.callback(self._registrar.remove, [row.prefix for row in rows])
             veth = await self._links.create(request.attachment, addresses)
             undo.push_async_callback(self._links.delete, veth.ifname)
             await self._programs.attach(veth.ifindex)
             record = EndpointRecord(self._describe(number, request, veth, addresses, identity), identity.labels)
-            rows = self._rows(record.endpoint)
-            self._registrar.put(rows)
-            undo.callback(self._registrar.remove, [row.prefix for row in rows])
             self._endpoints[number] = record
             undo.callback(self._endpoints.pop, number)
             undo.push_async_callback(self._publish, [EndpointDeleted(number)])
@@ -186,7 +188,7 @@ class EndpointManager:
             self._records.save(record)
             undo.pop_all()
         self._log.info("endpoint added", endpoint_id=number, pod=f"{request.namespace}/{request.pod}")
-        self._relabel.set()  # labels may have changed while it was built
+        self.labels_changed.set()  # labels may have changed while it was built
         return record
 
     def _describe(
@@ -230,7 +232,7 @@ class EndpointManager:
         endpoint = record.endpoint
         # The interface first: once it is gone nothing can be sent, whatever the maps say.
         await self._links.delete(endpoint.ifname)
-        self._registrar.remove([row.prefix for row in self._rows(endpoint)])
+        self._registrar.remove([row.prefix for row in self._rows_of(endpoint)])
         self._records.delete(endpoint.id)
         self._endpoints.pop(endpoint.id, None)
         await self._publish([EndpointDeleted(endpoint.id)])
@@ -239,58 +241,33 @@ class EndpointManager:
         self._taken.discard(endpoint.id)
         self._log.info("endpoint removed", endpoint_id=endpoint.id, pod=f"{endpoint.namespace}/{endpoint.pod}")
 
-    # -- label changes ---------------------------------------------------------------------------------------------
+    # -- changes ---------------------------------------------------------------------------------------------------
 
     def observe(self, update: Update) -> None:
         """Every update of the other sources passes here; cheap."""
         self._registrar.observe(update)
         if self._pods.observe(update):
-            self._relabel.set()
+            self.labels_changed.set()
 
-    async def run(self) -> None:
-        """Follow label and port changes for ever. Until a new identity is known the old one stays in force."""
-        backoff = Backoff(initial=0.2, maximum=5.0)
-        while True:
-            await self._relabel.wait()
-            self._relabel.clear()
-            try:
-                for number in tuple(self._endpoints):
-                    await self._refresh(number)
-                backoff.reset()
-            except Unavailable as error:
-                self._log.warning("label change waits", problem=str(error))
-                self._relabel.set()
-                await backoff.wait()
-
-    async def renumber(self, changed: asyncio.Queue[Identity]) -> None:
-        """Apply identities whose number changed because the service had forgotten them."""
-        while True:
-            identity = await changed.get()
-            for record in tuple(self._endpoints.values()):
-                if record.labels == identity.labels and record.endpoint.identity != identity.id:
-                    await self._replace(record.with_identity(identity.id, identity.labels), identity)
-
-    async def _refresh(self, number: int) -> None:
+    async def change(
+        self, number: int, decide: Callable[[EndpointRecord], Awaitable[tuple[EndpointRecord, Identity] | None]]
+    ) -> None:
+        """Replace an endpoint's identity or ports by what `decide` says, with nobody else at it meanwhile."""
         record = self._endpoints.get(number)
-        pod = self._pods.get(record.endpoint.namespace, record.endpoint.pod) if record else None
-        if record is None or pod is None:
-            return
-        labels = self._pods.labels(pod)
-        if (labels, pod.ports) == (record.labels, record.endpoint.ports):
+        if record is None:
             return
         async with self._exclusive(_attachment(record)):
-            if self._endpoints.get(number) != record:
+            record = self._endpoints.get(number)
+            decided = await decide(record) if record else None
+            if record is None or decided is None:
                 return
-            identity = await self._references.acquire(labels)
-            await self._replace(record.with_identity(identity.id, labels).with_ports(pod.ports), identity)
-            await self._references.release(record.labels)
-            self._log.info("endpoint relabelled", endpoint_id=number, old=record.endpoint.identity, new=identity.id)
-
-    async def _replace(self, record: EndpointRecord, identity: Identity) -> None:
-        self._endpoints[record.endpoint.id] = record
-        self._records.save(record)
-        self._registrar.put(self._rows(record.endpoint))
-        await self._publish([IdentityUpserted(identity), EndpointUpserted(record.endpoint)])
+            after, identity = decided
+            self._endpoints[number] = after
+            self._records.save(after)
+            self._registrar.put(self._rows_of(after.endpoint))
+            await self._publish([IdentityUpserted(identity), EndpointUpserted(after.endpoint)])
+            if after.labels != record.labels:
+                await self._references.release(record.labels)
 
     # -- helpers ---------------------------------------------------------------------------------------------------
 
@@ -307,18 +284,14 @@ class EndpointManager:
                 return number
         raise Exhausted(f"this node has {len(self._taken)} endpoints, its maps hold no more")
 
-    def _rows(self, endpoint: LocalEndpoint) -> list[IpEntry]:
-        return [
-            IpEntry(
-                prefix=_host_prefix(address),
-                identity=endpoint.identity,
-                node=self._node.name,
-                tunnel=self._node.tunnel,
-                namespace=endpoint.namespace,
-                pod=endpoint.pod,
-            )
-            for address in endpoint.addresses
-        ]
+    def _rows_of(self, endpoint: LocalEndpoint) -> list[IpEntry]:
+        return self._rows(endpoint.addresses, endpoint.identity, endpoint.namespace, endpoint.pod)
+
+    def _rows(
+        self, addresses: tuple[IPAddress, ...], identity: NumericIdentity, namespace: str, pod: str
+    ) -> list[IpEntry]:
+        node = self._node
+        return [IpEntry(_host_prefix(a), identity, node.name, node.tunnel, namespace, pod) for a in addresses]
 
     @contextlib.asynccontextmanager
     async def _exclusive(self, attachment: Attachment) -> AsyncIterator[None]:

@@ -44,6 +44,10 @@ class IdentityReferences:
         reference.users += 1
         reference.identity = identity
 
+    def abandon(self, identity: NumericIdentity) -> None:
+        """An endpoint of an earlier run is gone: give its reference back, unless somebody here uses the identity."""
+        self._unreleased.add(identity)
+
     async def acquire(self, labels: Labels) -> Identity:
         """The identity of a label set, with one user more; raises what the allocator raises."""
         reference = self._references.setdefault(labels, _Reference())
@@ -103,6 +107,9 @@ class IdentityReferences:
                     changed.put_nowait(reference.identity)
 
     async def _give_back(self, number: NumericIdentity) -> None:
+        if any(reference.identity and reference.identity.id == number for reference in self._references.values()):
+            self._unreleased.discard(number)
+            return
         try:
             await self._allocator.release(number)
             self._unreleased.discard(number)

@@ -5,16 +5,22 @@ established one TCP connection, a message and its answer every two milliseconds
 new         one TCP connection after the other
 datagrams   numbered UDP packets, one every two milliseconds; each must come back
 forbidden   tries to connect all the time; counts how often it came through
+web         answers HTTP requests with 200
+requests    one HTTP connection, GET /allowed all the time
+refused     GET /forbidden on a new connection each; counts answers that are not 403
 """
 
 from __future__ import annotations
 
+import http.client
+import http.server
 import json
 import select
 import signal
 import socket
 import struct
 import sys
+import threading
 import time
 from typing import Any
 
@@ -145,11 +151,75 @@ def forbidden(address: str, port: int) -> dict[str, Any]:
     return {"tried": tried, "through": through}
 
 
+def web(address: str, port: int) -> dict[str, Any]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        address_family = family(address)
+        request_queue_size = 512
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            pass  # connections of refused requests are reset
+
+        daemon_threads = True
+
+    server = Server((address, port), Handler)
+    print("started", flush=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    while not ended:
+        time.sleep(0.05)
+    return {}
+
+
+def requests(address: str, port: int) -> dict[str, Any]:
+    answers: dict[str, int] = {}
+    connection = http.client.HTTPConnection(address, port, timeout=3)
+    connection.connect()
+    first = connection.sock
+    while not ended:
+        try:
+            connection.request("GET", "/allowed")
+            answer = connection.getresponse()
+            answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            return {"answers": answers, "error": str(error) or type(error).__name__}
+        answers[str(answer.status)] = answers.get(str(answer.status), 0) + 1
+        time.sleep(PAUSE_SECONDS)
+    return {"answers": answers, "same_connection": connection.sock is first}
+
+
+def refused(address: str, port: int) -> dict[str, Any]:
+    answers: dict[str, int] = {}
+    while not ended:
+        connection = http.client.HTTPConnection(address, port, timeout=1)
+        try:
+            connection.request("GET", "/forbidden")
+            answer = str(connection.getresponse().status)
+        except (OSError, http.client.HTTPException) as error:
+            answer = str(error) or type(error).__name__
+        finally:
+            connection.close()
+        answers[answer] = answers.get(answer, 0) + 1
+        time.sleep(PAUSE_SECONDS)
+    return {"answers": answers}
+
+
+ROLES = (serve, established, new, datagrams, forbidden, web, requests, refused)
+
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
         signal.siginterrupt(number, False)
-    role = {f.__name__: f for f in (serve, established, new, datagrams, forbidden)}[sys.argv[1]]
-    if role is not serve:
+    role = {f.__name__: f for f in ROLES}[sys.argv[1]]
+    if role not in (serve, web):
         print("started", flush=True)
     print(json.dumps(role(sys.argv[2], int(sys.argv[3]))), flush=True)

@@ -76,6 +76,47 @@ async def test_a_killed_agent_loses_nothing_and_lets_nothing_through(cluster: Cl
                 assert result["tried"] > 5, (name, result)
 
 
+def http_policy() -> dict[str, Any]:
+    ports = [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [{"method": "GET", "path": "/allowed"}]}}]
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": "web"},
+        "spec": {
+            "endpointSelector": {"matchLabels": {"app": "web"}},
+            "ingress": [{"fromEndpoints": [{"matchLabels": {"role": "client"}}], "toPorts": ports}],
+        },
+    }
+
+
+async def test_http_policy_outlives_the_agent(cluster: Cluster, loads: list[Load]) -> None:
+    near, far = cluster.nodes
+    cluster.apply(http_policy())
+    web = await cluster.add_pod("web", near, app="web")
+    clients = [
+        await cluster.add_pod("client1", near, role="client"),
+        await cluster.add_pod("client2", far, role="client"),
+    ]
+    loads.append(await Load.start(web, "web", "::", 80))
+    await settled(cluster)
+    kept = [await Load.start(client, "requests", web.ip, 80) for client in clients]
+    refused = [await Load.start(client, "refused", web.ip, 80) for client in clients]
+    loads += [*kept, *refused]
+    await asyncio.sleep(0.3)
+    for _ in range(2):
+        await cluster.kill_agent(near)
+        await asyncio.sleep(0.3)
+        await cluster.start_agent(near)
+        await cluster.ready(near)
+    for load in kept:
+        result = await load.finish()
+        assert set(result["answers"]) == {"200"}, result
+        assert result.get("same_connection"), result
+    for load in refused:
+        result = await load.finish()
+        assert set(result["answers"]) == {"403"}, result
+
+
 async def test_what_changed_while_the_agent_was_away_holds_when_it_is_back(cluster: Cluster, loads: list[Load]) -> None:
     node = cluster.nodes[0]
     cluster.apply(policy())

@@ -18,6 +18,7 @@ from services.agent.endpoints.pods import PodDirectory
 from services.agent.endpoints.records import EndpointRecord, RecordStore
 from services.agent.endpoints.references import IdentityReferences
 from services.agent.endpoints.registrar import Registrar
+from services.agent.endpoints.relabel import Relabeller
 from services.common.errors import Exhausted, Internal, NotFound, Unavailable
 from services.model.identity import Identity
 from services.model.label_filter import LabelFilter
@@ -25,6 +26,7 @@ from services.model.objects import (
     ContainerPort,
     EndpointDeleted,
     EndpointUpserted,
+    IpUpserted,
     Namespace,
     Pod,
     Synced,
@@ -63,9 +65,10 @@ class Bench:
 
     def start(self) -> None:
         changed: asyncio.Queue[Identity] = asyncio.Queue()
+        relabeller = Relabeller(self.manager, self.pods, self.references)
         self.tasks = [
-            asyncio.create_task(self.manager.run()),
-            asyncio.create_task(self.manager.renumber(changed)),
+            asyncio.create_task(relabeller.run()),
+            asyncio.create_task(relabeller.renumber(changed)),
             asyncio.create_task(self.registrar.run()),
             asyncio.create_task(self.references.run(changed)),
         ]
@@ -248,10 +251,9 @@ async def test_after_a_restart_what_is_gone_is_forgotten(bench: Bench) -> None:
     await bench.restart()
     bench.registrar.observe(Synced("identities"))
     assert dict(bench.manager.endpoints) == {}
+    await eventually(lambda: not bench.identities.held)
     # The stream still tells the old row: nobody here wants it.
     for row in tuple(bench.identities.rows.values()):
-        from services.model.objects import IpUpserted
-
         bench.manager.observe(IpUpserted(row))
     await eventually(lambda: not bench.identities.rows)
     assert record.endpoint.id not in bench.manager.endpoints
