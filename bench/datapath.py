@@ -1,0 +1,146 @@
+"""What the datapath costs: two policed pods with flows on, against the same pods over plain veth routing.
+
+    rr_ratio       round trips of one byte on one connection      (median over interleaved rounds of policed / plain)
+    crr_ratio      connect, one byte each way, close
+    stream_ratio   one connection, as fast as it goes
+    established_ns, new_ns   one packet at one endpoint, by BPF_PROG_TEST_RUN (`pair_*`: at both of a local pair)
+    load_first_s, load_again_s   the loader child: compiling, and with the object in the cache
+
+Client and server share one core; the other is the reader's, which turns every event into columns as an agent does.
+The last line is one JSON object. `--quick` for trying the bench itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import _datapath_ns, _traffic
+from services.agent.abi.events import FLOW_EVENT
+from services.agent.datapath.bpffs import remove_pins
+from services.agent.datapath.loader_client import LoaderConfig, load
+from services.agent.events.reader import RingReader
+from services.model.verdict import Direction
+from tests.datapath.node import sh
+from tests.datapath.wire import WiredNode
+
+KINDS = ("rr", "crr", "stream")
+READER_CORE = 1
+READ_SECONDS = 0.005
+
+
+def prepare(namespace: str) -> None:
+    """Enough ports for a stream of short connections."""
+    for name, value in (("ip_local_port_range", "1024 65535"), ("tcp_tw_reuse", "1")):
+        sh("sh", "-c", f"echo '{value}' > /proc/sys/net/ipv4/{name}", netns=namespace)
+
+
+def read_events(node: WiredNode) -> int:
+    """Start a reader of the node's ring on the other core; its pid. Ends by SIGTERM."""
+    fd = node.map("events").fd
+    pid = os.fork()
+    if pid:
+        return pid
+    os.sched_setaffinity(0, {READER_CORE % (os.cpu_count() or 1)})
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    reader = RingReader.open(fd, FLOW_EVENT)
+    while True:
+        if not len(reader.read(8192)):
+            time.sleep(READ_SECONDS)
+
+
+@contextlib.contextmanager
+def nodes(cache: Path) -> Iterator[tuple[WiredNode, WiredNode]]:
+    """(plain, policed): the same two pods on each; on the plain one the hooks are taken off again."""
+    made: list[WiredNode] = []
+    try:
+        for number in (1, 2):
+            node = WiredNode(cache, number)
+            made.append(node)
+            node.settings()
+            client, server = node.add_pod(1, 1001), node.add_pod(2, 1002)
+            for pod in (client, server):
+                prepare(node.pod_ns(pod))
+            for identity in range(2000, 2100):  # a policy of some size around the rule that matters
+                node.rule(server, Direction.INGRESS, identity, 6, 80)
+            node.rule(client, Direction.EGRESS, 1002, 6, 80, rule_id=12)
+            node.rule(server, Direction.INGRESS, 1001, 6, 80, rule_id=11)
+        for pod in made[0].pods.values():
+            sh("tc", "qdisc", "del", "dev", f"lxc{pod.id}", "clsact", netns=made[0].name)
+        yield made[0], made[1]
+    finally:
+        for node in made:
+            node.close()
+
+
+def ratios(plain: WiredNode, policed: WiredNode, rounds: int, seconds: float) -> dict[str, float]:
+    """Interleaved rounds; each compares neighbours in time."""
+    figures: dict[str, list[float]] = {}
+    for number in range(rounds):
+        for kind in KINDS:
+            order = (plain, policed) if number % 2 else (policed, plain)
+            rate = {
+                node.name: _traffic.measure(
+                    kind, node.pod_ns(node.pods[1]), node.pod_ns(node.pods[2]), node.pods[2].ipv4, 80, seconds
+                )
+                for node in order
+            }
+            figures.setdefault(f"{kind}_plain", []).append(rate[plain.name])
+            figures.setdefault(f"{kind}_ratio", []).append(rate[policed.name] / rate[plain.name])
+        print(f"round {number + 1}/{rounds}:", {k: round(v[-1], 3) for k, v in figures.items()}, file=sys.stderr)
+    return {name: statistics.median(values) for name, values in figures.items()}
+
+
+def loader_times(cache: Path) -> dict[str, float]:
+    """Seconds of the loader child, started from scratch."""
+    root = Path(f"/sys/fs/bpf/ciliate/bench{os.getpid()}")
+    config = LoaderConfig(root=str(root), cache_dir=str(cache), max_entries={"ct": 65536})
+    times = {}
+    try:
+        for name in ("load_first_s", "load_again_s"):
+            start = time.perf_counter()
+            asyncio.run(load(config))
+            times[name] = round(time.perf_counter() - start, 3)
+    finally:
+        remove_pins(root)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="short rounds, for trying the bench itself")
+    options = parser.parse_args()
+    rounds, seconds = (3, 0.5) if options.quick else (15, 1.5)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder)
+        figures: dict[str, float] = loader_times(cache)
+        print("loader:", figures, file=sys.stderr)
+        figures |= _datapath_ns.measure(cache)
+        with nodes(cache) as (plain, policed):
+            reader = read_events(policed)
+            try:
+                figures |= ratios(plain, policed, rounds, seconds)
+            finally:
+                os.kill(reader, signal.SIGTERM)
+                os.waitpid(reader, 0)
+            lost = sum(
+                int.from_bytes(v, "little")
+                for k in range(8)
+                for v in policed.map("lost").lookup_percpu(bytes([k, 0, 0, 0]))
+            )
+        figures["events_lost"] = lost
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()
