@@ -236,6 +236,7 @@ def test_repetitions_of_several_packets(node: HttpNode) -> None:
     first, second = OK[:8], OK[8:]
     assert connection.send(0, first).passed
     assert connection.send(8, second).passed
+    assert out_of_order(node, connection.send(0, b"GET /no "))
     assert connection.send(0, first).passed  # the end of the packet at the snapshot is known
     assert connection.send(8, second).passed  # and what follows begins there
     assert connection.send(len(OK), NO).reset
@@ -387,6 +388,8 @@ STEP = st.one_of(
     st.tuples(st.just("part"), CONTENT, st.integers(1, 40)),
     st.tuples(st.just("again"), CONTENT, st.integers(0, 3)),
     st.tuples(st.just("instead"), CONTENT, st.integers(0, 3)),
+    st.tuples(st.just("disguised"), CONTENT, st.integers(0, 3)),
+    st.tuples(st.just("disguised and more"), CONTENT, st.integers(0, 3)),
     st.tuples(st.just("overlap"), CONTENT, st.sampled_from([1, 5, 9, 20, 22, 40])),
     st.tuples(st.just("acknowledge"), st.just(b""), st.just(0)),
 )
@@ -404,6 +407,12 @@ def segment(kind: str, content: bytes, number: int, sent: list[tuple[int, bytes]
             return sent[-1 - number % len(sent)]
         case "instead" if sent:
             return sent[-1 - number % len(sent)][0], content
+        case "disguised" if sent:
+            offset, payload = sent[-1 - number % len(sent)]
+            return offset, payload.replace(b"k", b"x")
+        case "disguised and more" if sent:
+            offset, payload = sent[-1]
+            return offset, payload.replace(b"k", b"x") + content
         case "overlap":
             return max(0, top - number), content
     return top, content
