@@ -15,6 +15,8 @@ from services.policy.problems import MAX_PROBLEMS, PolicyInvalid, Problem
 
 Doc = Mapping[str, Any]
 EMPTY: Doc = {}
+MAX_ELEMENTS = 100_000
+"""List elements in one document, all lists together: aliases can make a huge tree of a few lines of YAML."""
 
 
 class Reader:
@@ -24,6 +26,7 @@ class Reader:
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
         self._dropped = 0
+        self._left = MAX_ELEMENTS
 
     def report(self, path: str, message: str) -> None:
         """Note a mistake; beyond `MAX_PROBLEMS` they are only counted."""
@@ -60,7 +63,7 @@ class Reader:
                 self.report(join(path, key), f"unknown field{nearest(key, known)}")
         return value
 
-    def sequence(self, value: object, path: str, limit: int = 100_000) -> Sequence[Any]:
+    def sequence(self, value: object, path: str, limit: int = MAX_ELEMENTS) -> Sequence[Any]:
         """A list of at most `limit` elements."""
         if value is None:
             return ()
@@ -72,10 +75,15 @@ class Reader:
             return ()
         return value
 
-    def items(self, owner: Doc, key: str, path: str, limit: int = 100_000) -> Iterator[tuple[str, Any]]:
-        """(path, element) pairs of the list in a field; nothing where the field is absent."""
+    def items(self, owner: Doc, key: str, path: str, limit: int = MAX_ELEMENTS) -> Iterator[tuple[str, Any]]:
+        """(path, element) pairs of the list in a field; none where it is absent, or the document too large."""
         base = join(path, key)
         for index, element in enumerate(self.sequence(owner.get(key), base, limit)):
+            self._left -= 1
+            if self._left == 0:
+                self.report(base, f"the document has more than {MAX_ELEMENTS} list elements; split the policy")
+            if self._left <= 0:
+                return
             yield f"{base}[{index}]", element
 
     def text(self, value: object, path: str, default: str = "") -> str:

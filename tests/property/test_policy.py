@@ -83,7 +83,7 @@ def check_rule(engine: Engine, rule_id: int, wanted: Any, peer: Party) -> None:
         assert wanted.outcome is not Outcome.DENY
 
 
-@run(60)
+@run(200)
 @given(st.lists(policies, min_size=1, max_size=4))
 def test_maps_say_what_the_policies_say(documents: list[PolicyObject]) -> None:
     documents = list({document.key: document for document in documents}.values())
@@ -127,7 +127,7 @@ def subject_of(update: Update) -> Any:
             return repr(opposite(update)) if "Upserted" in type(update).__name__ else repr(update)
 
 
-@run(60)
+@run(150)
 @given(st.data())
 def test_the_way_does_not_matter(data: st.DataObject) -> None:
     """Any updates in any order with flushes anywhere: the maps are those of an engine that was told the end only."""

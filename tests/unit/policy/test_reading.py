@@ -481,3 +481,18 @@ def test_network_policy_peers_and_ports() -> None:
     assert [str(item) for item in found.traffic] == ["80-90/TCP", "web/UDP", "*/SCTP", "*/TCP"]
     empty = only(read("NetworkPolicy", {**PODS, "ingress": [{"from": [], "ports": []}]}))
     assert (empty.peers, empty.traffic) == ((ANYONE,), EVERYTHING)
+
+
+def test_a_few_lines_that_unfold_to_millions_are_refused_soon() -> None:
+    """YAML aliases: one list of 40 ports, named 300 times in an element that is named 300 times."""
+    entry = {"ports": [{"port": "80", "protocol": "TCP"}] * 40}
+    element = {"toPorts": [entry] * 300}
+    problems = refused("CiliumNetworkPolicy", {**SUBJECT, "ingress": [element] * 300})
+    assert any("more than 100000 list elements" in message for message in problems.values())
+
+
+def test_a_document_that_contains_itself_is_refused() -> None:
+    element: dict[str, Any] = {"fromEndpoints": []}
+    element["fromEndpoints"].append(element)
+    element["toPorts"] = element["fromEndpoints"]
+    assert refused("CiliumNetworkPolicy", {**SUBJECT, "ingress": [element]})
