@@ -1,8 +1,8 @@
 """Nanoseconds per packet by BPF_PROG_TEST_RUN: what the programs cost, without stack, devices or wake-ups.
 
 A test run feeds one packet buffer again and again, but our programs change it (MACs, TTL, addresses). So each run
-starts in a small program that puts the packet back, counts its source port up where every packet opens a connection, and
-tail-calls the hook. The same with an empty hook is the floor that is subtracted.
+starts in a small program that puts the packet back, counts its source port up where every packet opens a
+connection, and tail-calls the hook. The same with an empty hook is the floor that is subtracted.
 """
 
 from __future__ import annotations

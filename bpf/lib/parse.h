@@ -4,104 +4,12 @@
 #pragma once
 #include "context.h"
 #include "drop_reasons.h"
-
-struct eth_header {
-	u8 dst[6];
-	u8 src[6];
-	u16 protocol;
-};
-
-struct ipv4_header {
-	u8 version_ihl;
-	u8 tos;
-	u16 total_length;
-	u16 id;
-	u16 fragment;
-	u8 ttl;
-	u8 protocol;
-	u16 checksum;
-	u32 saddr;
-	u32 daddr;
-};
-
-struct ipv6_header {
-	u32 version_class_flow;
-	u16 payload_length;
-	u8 next_header;
-	u8 hop_limit;
-	struct addr saddr;
-	struct addr daddr;
-};
-
-struct ipv6_extension {
-	u8 next_header;
-	u8 length; /* in 8 bytes, beyond the first 8 */
-	u16 fragment_offset;
-	u32 fragment_id;
-};
-
-struct tcp_header {
-	u16 sport;
-	u16 dport;
-	u32 seq;
-	u32 ack;
-	u8 data_offset;
-	u8 flags;
-	u16 window;
-	u16 checksum;
-	u16 urgent;
-};
-
-/* UDP, SCTP and ICMP share eight bytes that hold all we need. */
-struct l4_header {
-	u16 sport; /* ICMP: type and code */
-	u16 dport; /* ICMP: checksum */
-	u16 length; /* ICMP echo: id */
-	u16 checksum;
-};
-
-enum {
-	TCP_FIN = 1,
-	TCP_SYN = 2,
-	TCP_RST = 4,
-	TCP_PSH = 8,
-	TCP_ACK = 16,
-	ICMP_ECHO_REPLY = 0,
-	ICMP_UNREACHABLE = 3,
-	ICMP_ECHO = 8,
-	ICMP_TIME_EXCEEDED = 11,
-	ICMP_PARAMETER_PROBLEM = 12,
-	ICMPV6_UNREACHABLE = 1,
-	ICMPV6_PARAMETER_PROBLEM = 4, /* 2: packet too big, 3: time exceeded */
-	ICMPV6_ECHO = 128,
-	ICMPV6_ECHO_REPLY = 129,
-	ICMPV6_NEIGHBOR_ADVERTISEMENT = 136,
-	IPV6_EXTENSIONS_MAX = 4,
-	ETHERTYPE_IPV4 = 0x0800,
-	ETHERTYPE_ARP = 0x0806,
-	ETHERTYPE_IPV6 = 0x86dd,
-};
+#include "fragments.h"
+#include "wire.h"
 
 /* Not a drop reason: link-scope chatter (ARP, neighbour discovery, MLD), which belongs to the link and to nobody's
  * policy. Never forwarded; counted, but no event. */
 #define PARSE_LINK_SCOPE (-1)
-
-/* Ports of fragmented datagrams, from the first fragment to the later ones. */
-struct fragment_key {
-	struct addr saddr;
-	struct addr daddr;
-	u32 id;
-	u8 protocol;
-	u8 pad[3];
-};
-_Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
-
-struct fragment_ports {
-	u16 sport;
-	u16 dport;
-};
-
-BPF_F_TABLE("lru_hash", struct fragment_key, struct fragment_ports, fragments, 4096, 0);
 
 /* `length` bytes at `offset`, pulled into the linear part where they are not there yet; NULL: the packet is too short. */
 INLINE void *packet_bytes(struct __sk_buff *skb, u32 offset, u32 length)
@@ -116,24 +24,6 @@ INLINE void *packet_bytes(struct __sk_buff *skb, u32 offset, u32 length)
 	if (data + offset + length > (void *)(long)skb->data_end)
 		return NULL;
 	return data + offset;
-}
-
-INLINE bool is_icmp_error(u8 family, u8 type)
-{
-	if (family == 4)
-		return type == ICMP_UNREACHABLE || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETER_PROBLEM;
-	return type >= ICMPV6_UNREACHABLE && type <= ICMPV6_PARAMETER_PROBLEM;
-}
-
-INLINE bool is_icmp_echo(u8 family, u8 type)
-{
-	return family == 4 ? (type == ICMP_ECHO || type == ICMP_ECHO_REPLY) :
-			     (type == ICMPV6_ECHO || type == ICMPV6_ECHO_REPLY);
-}
-
-INLINE bool is_icmp_request(u8 family, u8 type)
-{
-	return type == (family == 4 ? ICMP_ECHO : ICMPV6_ECHO);
 }
 
 /* The IPv6 headers between the fixed one and L4. Returns the L4 protocol in ctx and its offset, or a drop reason. */
@@ -264,24 +154,6 @@ INLINE int parse_datagram(struct __sk_buff *skb, struct pkt_ctx *ctx, u32 off)
 	ctx->dport = l4->dport;
 	ctx->payload_off = off + 8;
 	ctx->payload_len = ctx->ip_len + L3_OFF - ctx->payload_off;
-	return 0;
-}
-
-/* Remember the first fragment's ports, or recall them for a later one. */
-INLINE int track_fragment(struct pkt_ctx *ctx, u32 id)
-{
-	struct fragment_key key = { .saddr = ctx->saddr, .daddr = ctx->daddr, .id = id, .protocol = ctx->protocol };
-	struct fragment_ports ports = { .sport = ctx->sport, .dport = ctx->dport }, *known;
-
-	if (!(ctx->flags & CTX_F_NO_L4)) {
-		fragments.update(&key, &ports);
-		return 0;
-	}
-	known = fragments.lookup(&key);
-	if (!known)
-		return DROP_IP_FRAGMENTATION_NOT_SUPPORTED;
-	ctx->sport = known->sport;
-	ctx->dport = known->dport;
 	return 0;
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.datapath.node import Node
+from tests.datapath.walks import Pods, make_pods
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +29,8 @@ def module_node(object_cache: Path) -> Iterator[Node]:
 def node(module_node: Node) -> Node:
     module_node.reset()
     return module_node
+
+
+@pytest.fixture
+def pods(node: Node) -> Pods:
+    return make_pods(node)

@@ -7,47 +7,17 @@ from typing import Any
 import pytest
 from scapy.all import ARP, ICMP, IP, TCP, Ether, ICMPv6DestUnreach, ICMPv6ND_NA, ICMPv6ND_NS, IPv6, fragment, raw
 
-from services.agent.abi.conntrack import CtScope
 from services.agent.abi.events import CtState, EventType
-from services.model.verdict import Direction, DropReason
+from services.model.verdict import DropReason
 from tests.datapath.node import GATEWAY_MAC, HOST, TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT, Node, Pod
-from tests.datapath.packets import checksums_hold, from_pod, parse, ping, received, tcp, to_pod, udp
+from tests.datapath.packets import from_pod, parse, ping, received, tcp, to_pod, udp
+from tests.datapath.walks import EGRESS, FAMILIES, FRONTEND, INGRESS, OTHER, WEBAPP, Pods, at, seen, send
 
 pytestmark = pytest.mark.root
 
-INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS
-FRONTEND, WEBAPP, OTHER = 1001, 1002, 1003
-FAMILIES = pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
-
-
-@pytest.fixture
-def pods(node: Node) -> tuple[Pod, Pod, Pod]:
-    """A frontend, a web app that takes the frontend on port 80, and somebody else; egress is open."""
-    frontend, webapp, other = node.pod(1, FRONTEND), node.pod(2, WEBAPP), node.pod(3, OTHER)
-    for pod in (frontend, webapp, other):
-        node.open(pod, EGRESS)
-    node.open(frontend, INGRESS)
-    node.rule(webapp, INGRESS, FRONTEND, 6, 80, rule_id=77)
-    return frontend, webapp, other
-
-
-def at(pod: Pod, v6: bool) -> str:
-    return pod.ipv6 if v6 else pod.ipv4
-
-
-def seen(node: Node) -> list[tuple[EventType, int, int, int]]:
-    """(type, endpoint, rule, drop reason) of the events since the last look."""
-    return [
-        (EventType(e["type"]), int(e["endpoint_id"]), int(e["rule_id"]), int(e["drop_reason"])) for e in node.events()
-    ]
-
-
-def send(node: Node, source: Pod, destination: str, l4: Any, **fields: Any) -> Any:
-    return node.run("from_endpoint", from_pod(source, destination, l4, **fields), source.ifindex)
-
 
 @FAMILIES
-def test_allowed_connection(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+def test_allowed_connection(node: Node, pods: Pods, v6: bool) -> None:
     frontend, webapp, _ = pods
     syn = send(node, frontend, at(webapp, v6), tcp(4000, 80))
     assert syn.verdict == TC_ACT_REDIRECT
@@ -76,7 +46,7 @@ def test_allowed_connection(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) ->
 
 
 @FAMILIES
-def test_default_deny_names_itself(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+def test_default_deny_names_itself(node: Node, pods: Pods, v6: bool) -> None:
     _, webapp, other = pods
     for attempt in range(2):
         assert send(node, other, at(webapp, v6), tcp(4000, 80, seq=attempt)).verdict == TC_ACT_SHOT
@@ -88,7 +58,7 @@ def test_default_deny_names_itself(node: Node, pods: tuple[Pod, Pod, Pod], v6: b
         assert (drop["sport"], drop["dport"], drop["direction"]) == (4000, 80, INGRESS)
 
 
-def test_explicit_deny_names_its_rule(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+def test_explicit_deny_names_its_rule(node: Node, pods: Pods) -> None:
     frontend, webapp, _ = pods
     node.rule(webapp, INGRESS, FRONTEND, 6, 80, rule_id=99, deny=True)
     assert send(node, frontend, webapp.ipv4, tcp(4000, 80)).verdict == TC_ACT_SHOT
@@ -96,7 +66,7 @@ def test_explicit_deny_names_its_rule(node: Node, pods: tuple[Pod, Pod, Pod]) ->
 
 
 @FAMILIES
-def test_policy_change_meets_open_connections(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+def test_policy_change_meets_open_connections(node: Node, pods: Pods, v6: bool) -> None:
     frontend, webapp, _ = pods
     send(node, frontend, at(webapp, v6), tcp(4000, 80))
     send(node, webapp, at(frontend, v6), tcp(80, 4000, "SA", ack=1))
@@ -122,7 +92,7 @@ def test_policy_change_meets_open_connections(node: Node, pods: tuple[Pod, Pod, 
     assert seen(node) == [(EventType.VERDICT_CHANGE, 2, 78, 0)]
 
 
-def test_relabelled_peer_is_asked_again(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+def test_relabelled_peer_is_asked_again(node: Node, pods: Pods) -> None:
     frontend, webapp, _ = pods
     send(node, frontend, webapp.ipv4, tcp(4000, 80))
     seen(node)
@@ -132,7 +102,7 @@ def test_relabelled_peer_is_asked_again(node: Node, pods: tuple[Pod, Pod, Pod]) 
 
 
 @FAMILIES
-def test_udp_and_ping(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+def test_udp_and_ping(node: Node, pods: Pods, v6: bool) -> None:
     frontend, webapp, _ = pods
     assert send(node, frontend, at(webapp, v6), udp(4000, 53)).verdict == TC_ACT_SHOT
     assert send(node, frontend, at(webapp, v6), ping(v6)).verdict == TC_ACT_SHOT
@@ -150,7 +120,7 @@ def test_udp_and_ping(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
 
 
 @FAMILIES
-def test_icmp_errors_pass_with_their_connection(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+def test_icmp_errors_pass_with_their_connection(node: Node, pods: Pods, v6: bool) -> None:
     frontend, webapp, other = pods
     node.rule(webapp, INGRESS, FRONTEND, 17, 53, rule_id=6)
     node.map("policy").delete(node.rule(webapp, EGRESS, rule_id=0))
@@ -167,7 +137,7 @@ def test_icmp_errors_pass_with_their_connection(node: Node, pods: tuple[Pod, Pod
 
 
 @FAMILIES
-def test_spoofed_sources_are_dropped(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+def test_spoofed_sources_are_dropped(node: Node, pods: Pods, v6: bool) -> None:
     frontend, webapp, other = pods
     forged = Pod(**{**vars(frontend), "ipv4": other.ipv4, "ipv6": other.ipv6})
     assert send(node, forged, at(webapp, v6), tcp(1, 80)).verdict == TC_ACT_SHOT
@@ -177,7 +147,7 @@ def test_spoofed_sources_are_dropped(node: Node, pods: tuple[Pod, Pod, Pod], v6:
     assert seen(node) == [(EventType.DROP, 1, 0, DropReason.INVALID_SOURCE_MAC)]
 
 
-def test_unknown_interface_is_no_endpoint(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+def test_unknown_interface_is_no_endpoint(node: Node, pods: Pods) -> None:
     frontend, webapp, _ = pods
     packet = from_pod(frontend, webapp.ipv4, tcp(1, 80))
     assert node.run("from_endpoint", packet, node.ifindexes[3]).verdict == TC_ACT_SHOT
@@ -194,7 +164,7 @@ def test_unknown_interface_is_no_endpoint(node: Node, pods: tuple[Pod, Pod, Pod]
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_malformed_packets(node: Node, pods: tuple[Pod, Pod, Pod], name: str, l4: Any, reason: DropReason) -> None:
+def test_malformed_packets(node: Node, pods: Pods, name: str, l4: Any, reason: DropReason) -> None:
     frontend, webapp, _ = pods
     proto = 99 if reason == DropReason.CT_UNKNOWN_L4_PROTOCOL else 6
     packet = Ether(src=frontend.mac, dst=GATEWAY_MAC) / IP(src=frontend.ipv4, dst=webapp.ipv4, proto=proto) / l4
@@ -202,7 +172,7 @@ def test_malformed_packets(node: Node, pods: tuple[Pod, Pod, Pod], name: str, l4
     assert seen(node) == [(EventType.DROP, 1, 0, reason)]
 
 
-def test_lengths_that_lie(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+def test_lengths_that_lie(node: Node, pods: Pods) -> None:
     frontend, webapp, _ = pods
     packet = Ether(src=frontend.mac) / IP(src=frontend.ipv4, dst=webapp.ipv4, len=1400) / tcp(1, 80)
     assert node.run("from_endpoint", raw(packet), frontend.ifindex).verdict == TC_ACT_SHOT
@@ -214,13 +184,13 @@ def test_lengths_that_lie(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
 
 
 @FAMILIES
-def test_ttl_ends(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+def test_ttl_ends(node: Node, pods: Pods, v6: bool) -> None:
     frontend, webapp, _ = pods
     assert send(node, frontend, at(webapp, v6), tcp(1, 80), ttl=1).verdict == TC_ACT_SHOT
     assert seen(node)[-1][3] == DropReason.TTL_EXCEEDED
 
 
-def test_fragments_follow_their_first(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+def test_fragments_follow_their_first(node: Node, pods: Pods) -> None:
     frontend, webapp, _ = pods
     node.rule(webapp, INGRESS, FRONTEND, 17, 53, rule_id=6)
     datagram = parse(from_pod(frontend, webapp.ipv4, udp(4000, 53, b"x" * 1600), id=42))
@@ -231,7 +201,7 @@ def test_fragments_follow_their_first(node: Node, pods: tuple[Pod, Pod, Pod]) ->
     assert node.run("from_endpoint", second, frontend.ifindex).verdict == TC_ACT_REDIRECT
 
 
-def test_link_scope_stays_on_the_link(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+def test_link_scope_stays_on_the_link(node: Node, pods: Pods) -> None:
     frontend, _, other = pods
     question = Ether(src=frontend.mac) / ARP(op=1, psrc=frontend.ipv4, pdst="169.254.1.1")
     truth = Ether(src=frontend.mac) / ARP(op=2, hwsrc=frontend.mac, psrc=frontend.ipv4, hwdst=GATEWAY_MAC)
@@ -249,7 +219,7 @@ def test_link_scope_stays_on_the_link(node: Node, pods: tuple[Pod, Pod, Pod]) ->
 
 
 @FAMILIES
-def test_from_the_stack(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+def test_from_the_stack(node: Node, pods: Pods, v6: bool) -> None:
     _, webapp, _ = pods
     host, outside = ("fd00:77::1", "2001:db8::5") if v6 else ("192.168.77.1", "203.0.113.5")
     node.ipcache(host, HOST)
@@ -270,7 +240,7 @@ def test_from_the_stack(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> Non
 
 
 @FAMILIES
-def test_to_the_stack_and_to_other_nodes(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
+def test_to_the_stack_and_to_other_nodes(node: Node, pods: Pods, v6: bool) -> None:
     frontend, _, _ = pods
     outside, remote = ("2001:db8::5", "fd00:10:244:2::9") if v6 else ("203.0.113.5", "10.244.2.9")
     assert send(node, frontend, outside, tcp(1, 443)).verdict == TC_ACT_OK
@@ -283,7 +253,7 @@ def test_to_the_stack_and_to_other_nodes(node: Node, pods: tuple[Pod, Pod, Pod],
     assert sent.packet == from_pod(frontend, remote, tcp(1, 80))
 
 
-def test_pods_may_not_speak_vxlan_to_nodes(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+def test_pods_may_not_speak_vxlan_to_nodes(node: Node, pods: Pods) -> None:
     frontend, _, _ = pods
     node.ipcache("192.168.77.1", HOST)
     node.ipcache("192.168.77.2", 6)
@@ -292,101 +262,7 @@ def test_pods_may_not_speak_vxlan_to_nodes(node: Node, pods: tuple[Pod, Pod, Pod
         assert send(node, frontend, address, udp(1, 8473)).verdict == TC_ACT_OK
 
 
-VIP = {False: "10.96.0.10", True: "fd00:10:96::10"}
-
-
-@FAMILIES
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_service(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool, protocol: str) -> None:
-    frontend, webapp, _ = pods
-    number, make = (6, tcp) if protocol == "tcp" else (17, udp)
-    node.rule(webapp, INGRESS, FRONTEND, number, 8080, rule_id=7)
-    node.service(41, VIP[v6], 80, [(at(webapp, v6), 8080)], number)
-
-    there = send(node, frontend, VIP[v6], make(4000, 80))
-    assert there.packet == received(webapp, at(frontend, v6), make(4000, 8080))
-    events = node.events()
-    assert events["service_id"].tolist() == [41, 41]
-    back = send(node, webapp, at(frontend, v6), tcp(8080, 4000, "SA") if number == 6 else udp(8080, 4000))
-    answer = tcp(80, 4000, "SA") if number == 6 else udp(80, 4000)
-    assert back.packet == received(frontend, VIP[v6], answer)
-
-    # The Service goes: the open connection stays, a new one finds nothing.
-    node.map("services").delete_batch([key for key, _ in node.map("services").items()])
-    more = tcp(4000, 80, "A") if number == 6 else None
-    if more is not None:
-        assert send(node, frontend, VIP[v6], more).packet == received(webapp, at(frontend, v6), tcp(4000, 8080, "A"))
-
-
-@FAMILIES
-def test_service_without_backends(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
-    frontend, _, _ = pods
-    node.service(41, VIP[v6], 80, [])
-    assert send(node, frontend, VIP[v6], tcp(4000, 80)).verdict == TC_ACT_SHOT
-    event = node.events()[-1]
-    assert (event["drop_reason"], event["service_id"]) == (DropReason.SERVICE_BACKEND_NOT_FOUND, 41)
-
-
-def test_backends_share_new_connections(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
-    frontend, webapp, other = pods
-    node.open(webapp, INGRESS)
-    node.open(other, INGRESS)
-    node.service(41, VIP[False], 80, [(webapp.ipv4, 80), (other.ipv4, 80)])
-    reached: dict[int, str] = {}
-    for port in range(4000, 4060):
-        reached[port] = parse(send(node, frontend, VIP[False], tcp(port, 80)).packet)[IP].dst
-    assert set(reached.values()) == {webapp.ipv4, other.ipv4}
-    for port, backend in reached.items():  # a retransmitted SYN and later packets stay
-        assert parse(send(node, frontend, VIP[False], tcp(port, 80)).packet)[IP].dst == backend
-        assert parse(send(node, frontend, VIP[False], tcp(port, 80, "A")).packet)[IP].dst == backend
-    # One backend goes: what had been unanswered there is sent to the other.
-    node.service(41, VIP[False], 80, [(other.ipv4, 80)])
-    assert {parse(send(node, frontend, VIP[False], tcp(p, 80)).packet)[IP].dst for p in reached} == {other.ipv4}
-
-
-@FAMILIES
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_hairpin(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool, protocol: str) -> None:
-    """A pod reaches itself through its Service, though its policy lets nobody in on that port."""
-    _, webapp, _ = pods
-    number, make = (6, tcp) if protocol == "tcp" else (17, udp)
-    node.service(41, VIP[v6], 80, [(at(webapp, v6), 8080)], number)
-    there = send(node, webapp, VIP[v6], make(4000, 80))
-    loop = "fd63:696c:6961:7465::1" if v6 else "169.254.42.1"
-    assert there.verdict == TC_ACT_REDIRECT
-    assert there.packet == received(webapp, loop, make(4000, 8080))
-    back = send(node, webapp, loop, tcp(8080, 4000, "SA") if number == 6 else udp(8080, 4000))
-    assert back.packet == received(webapp, VIP[v6], tcp(80, 4000, "SA") if number == 6 else udp(80, 4000))
-    assert seen(node) == [(EventType.NEW, 2, 0, 0)]
-    assert CtScope.HAIRPIN in {key.scope for key in node.conntrack()}
-
-
-@FAMILIES
-def test_icmp_error_through_a_service(node: Node, pods: tuple[Pod, Pod, Pod], v6: bool) -> None:
-    frontend, webapp, _ = pods
-    node.open(webapp, INGRESS)
-    node.service(41, VIP[v6], 80, [(at(webapp, v6), 8080)], 17)
-    sent = parse(send(node, frontend, VIP[v6], udp(4000, 80)).packet).payload
-    error = (ICMPv6DestUnreach(code=4) if v6 else ICMP(type=3, code=3)) / raw(sent)
-    got = send(node, webapp, at(frontend, v6), error)
-    assert got.verdict == TC_ACT_REDIRECT
-    assert checksums_hold(got.packet)
-    packet = parse(got.packet)
-    layer = IPv6 if v6 else IP
-    assert packet[layer].src == VIP[v6]
-    inner = layer(raw(packet[layer].payload)[8:])
-    assert (inner.dst, inner.dport, inner.sport) == (VIP[v6], 80, 4000)
-
-
-def test_other_ports_of_a_service_address(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
-    frontend, webapp, _ = pods
-    node.service(41, VIP[False], 80, [(webapp.ipv4, 80)])
-    node.service(42, VIP[False], 0, [], 0)  # the address itself, as calc marks it
-    assert send(node, frontend, VIP[False], tcp(1, 81)).verdict == TC_ACT_SHOT
-    assert seen(node)[-1][3] == DropReason.SERVICE_BACKEND_NOT_FOUND
-
-
-def test_l7_needs_its_program(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+def test_l7_needs_its_program(node: Node, pods: Pods) -> None:
     """An egress L7 rule, or one on UDP, can be enforced by nobody: closed."""
     frontend, webapp, _ = pods
     node.rule(frontend, EGRESS, WEBAPP, 6, 80, l7=3, rule_id=4)
@@ -394,7 +270,7 @@ def test_l7_needs_its_program(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
     assert seen(node) == [(EventType.DROP, 1, 4, DropReason.HTTP_NO_STATE)]
 
 
-def test_updates_report_a_living_connection(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+def test_updates_report_a_living_connection(node: Node, pods: Pods) -> None:
     frontend, webapp, _ = pods
     node.settings(update_interval_s=0.000001)
     send(node, frontend, webapp.ipv4, tcp(1, 80))
@@ -409,14 +285,14 @@ def test_updates_report_a_living_connection(node: Node, pods: tuple[Pod, Pod, Po
     assert update[0]["ct_state"] == CtState.ESTABLISHED
 
 
-def test_retransmissions_are_counted(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+def test_retransmissions_are_counted(node: Node, pods: Pods) -> None:
     frontend, webapp, _ = pods
     for sequence in (0, 0, 0):
         send(node, frontend, webapp.ipv4, tcp(1, 80, seq=sequence))
     assert {entry.retransmits for entry in node.conntrack().values()} == {2}
 
 
-def test_a_full_ring_is_counted(node: Node, pods: tuple[Pod, Pod, Pod]) -> None:
+def test_a_full_ring_is_counted(node: Node, pods: Pods) -> None:
     frontend, webapp, _ = pods
     before = sum(int.from_bytes(v, "little") for v in node.map("lost").lookup_percpu(b"\2\0\0\0"))
     packet = from_pod(frontend, webapp.ipv4, udp(1, 9))

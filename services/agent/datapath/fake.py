@@ -2,13 +2,12 @@
 
 `ReferenceDatapath` reads the same bytes as the kernel (maps as dicts), tracks connections, and says of a packet where
 it goes or why not, and which events it raises. No speed, no rewriting of checksums, no clock: time is an argument.
-`FakeMap` stands in for a pinned map in unit tests.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from services.agent.abi.endpoints import EndpointInfo
@@ -16,9 +15,7 @@ from services.agent.abi.events import EventType
 from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.layout import be16
 from services.agent.abi.lb import Backend, BackendKey, ServiceInfo, ServiceKey
-from services.agent.abi.policy import FIXED_BITS, PolicyEntry, PolicyFlags, PolicyKey
-from services.agent.datapath.syscall import MapType
-from services.common.errors import Exhausted
+from services.agent.datapath.fake_policy import decide
 from services.model.identity import Reserved
 from services.model.verdict import Direction, DropReason, Protocol
 
@@ -177,7 +174,7 @@ class ReferenceDatapath:
         identity: int,
         service: tuple[bytes, int] | None,
     ) -> Connection:
-        rule, reason = self.decide(packet, endpoint.policy_id, direction, identity)
+        rule, reason = self._decide(packet, endpoint, direction, identity)
         if reason is not None:
             raise self._drop(reason, endpoint.id, rule)
         connection = Connection(direction, rule, endpoint.policy_revision, identity, service=service)
@@ -194,7 +191,7 @@ class ReferenceDatapath:
         """A changed policy or peer meets an open connection."""
         if (connection.revision, connection.peer_identity) == (endpoint.policy_revision, identity):
             return
-        rule, reason = self.decide(packet, endpoint.policy_id, direction, identity)
+        rule, reason = self._decide(packet, endpoint, direction, identity)
         changed = (connection.denied is None) != (reason is None)
         connection.rule_id, connection.denied = rule, reason
         connection.revision, connection.peer_identity = endpoint.policy_revision, identity
@@ -213,39 +210,13 @@ class ReferenceDatapath:
             connection.closed = True
             self._events.append((EventType.CLOSE, endpoint.id, connection.rule_id))
 
-    def decide(
-        self, packet: Packet, policy_id: int, direction: Direction, identity: int
+    def _decide(
+        self, packet: Packet, endpoint: EndpointInfo, direction: Direction, identity: int
     ) -> tuple[int, DropReason | None]:
-        """(rule id, why not) by policy alone: policy-semantics 7.1 over a plain scan of the map."""
         if direction == Direction.INGRESS and identity == Reserved.HOST:
-            return 0, None
+            return 0, None  # the node may always reach its own pods
         port = packet.sport if packet.protocol in (Protocol.ICMP, Protocol.ICMPV6) else packet.dport
-        best: tuple[tuple[int, int, bool], PolicyEntry] | None = None
-        for named in {True, False} if identity else {False}:
-            entry = self._longest(policy_id, identity if named else 0, direction, packet.protocol, port)
-            rank = (int(entry.precedence), int(entry.prefix_bits), named) if entry else (0, 0, False)
-            if entry is not None and (best is None or rank > best[0]):
-                best = rank, entry
-        if best is None:
-            return 0, DropReason.POLICY_DENIED
-        entry = best[1]
-        return int(entry.rule_id), DropReason.POLICY_DENY if entry.flags & PolicyFlags.DENY else None
-
-    def _longest(self, policy_id: int, identity: int, direction: int, protocol: int, port: int) -> PolicyEntry | None:
-        found: tuple[int, PolicyEntry] | None = None
-        for raw, value in self.maps["policy"].items():
-            key = PolicyKey.unpack(raw)
-            bits = int(key.prefixlen) - FIXED_BITS
-            if (key.policy_id, key.identity, key.direction) != (policy_id, identity, direction):
-                continue
-            if bits >= 8 and key.protocol != protocol:
-                continue
-            mask = (0xFFFF << (24 - bits)) & 0xFFFF if bits > 8 else 0
-            if be16(key.port) & mask != port & mask:
-                continue
-            if found is None or bits > found[0]:
-                found = bits, PolicyEntry.unpack(value)
-        return found[1] if found else None
+        return decide(self.maps["policy"], endpoint.policy_id, direction, identity, packet.protocol, port)
 
     # Tables.
 
@@ -309,35 +280,3 @@ def connection_key(packet: Packet, *, sends: bool) -> Key:
     ends = (packet.source, packet.destination, sport, dport)
     local, remote, lport, rport = ends if sends else (ends[1], ends[0], ends[3], ends[2])
     return local, remote, lport, rport, packet.protocol
-
-
-class FakeMap:
-    """An in-memory map with the kernel's manners: a bound, idempotent deletes, arrays that never shrink."""
-
-    def __init__(self, name: str, max_entries: int = 1 << 20, kind: int = MapType.HASH) -> None:
-        self.name, self.max_entries, self.type = name, max_entries, int(kind)
-        self.entries: dict[bytes, bytes] = {}
-        self.broken = False
-        """True: every write fails, as when memory is short."""
-
-    def update_batch(self, entries: Mapping[bytes, bytes]) -> None:
-        """See `maps.PinnedMap`."""
-        for key, value in entries.items():
-            if self.broken or (key not in self.entries and len(self.entries) >= self.max_entries):
-                raise Exhausted(f"map {self.name}: full")
-            self.entries[key] = value
-
-    def delete_batch(self, keys: Iterable[bytes]) -> None:
-        """See `maps.PinnedMap`."""
-        if self.broken:
-            raise Exhausted(f"map {self.name}: no memory")
-        for key in keys:
-            self.entries.pop(key, None)
-
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """All entries."""
-        return iter(list(self.entries.items()))
-
-    def lookup(self, key: bytes) -> bytes | None:
-        """One value."""
-        return self.entries.get(key)

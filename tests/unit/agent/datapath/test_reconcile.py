@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.agent.calc.maps import MAP_NAMES, Change, HttpRulesets, Put, Remove
-from services.agent.datapath.fake import FakeMap
+from services.agent.datapath.fake_map import FakeMap
 from services.agent.datapath.reconcile import MapReconciler
 from services.agent.datapath.sink import DatapathSink
 from services.agent.datapath.syscall import MapType
