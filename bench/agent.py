@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from tests.integration.agent.cluster import Cluster, Pod, network_policy, sh
+from tests.integration.agent.cluster import PLUGIN, Cluster, Pod, network_policy, sh
 
 PODS = int(os.environ.get("BENCH_PODS", "100"))
 RESTARTS = 3
@@ -113,8 +113,8 @@ async def version() -> float:
     began = time.monotonic()
     child = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "services.cni",
+        "-IS",
+        PLUGIN,
         env=os.environ | {"CNI_COMMAND": "VERSION"},
         stdout=asyncio.subprocess.DEVNULL,
     )

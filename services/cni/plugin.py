@@ -1,9 +1,13 @@
+#!/usr/bin/python3 -IS
 """CNI spec 1.0.0: environment and configuration in, result or error JSON out; the agent is asked over a unix socket.
 
     runtime --env, stdin--> plugin --one JSON line--> agent (cni.sock) --one JSON line--> plugin --stdout--> runtime
 
 Without the agent: ADD and CHECK fail with code 11 (try again later); DEL is written to a queue folder that the agent
 works off when it is back, because a runtime that may not delete keeps the pod for ever.
+
+This file alone is the plugin: copied to the runtime's folder as `ciliate-cni` it starts without site packages, which
+is half of the time that a call takes.
 """
 
 from __future__ import annotations
@@ -12,8 +16,12 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping
-from typing import Any
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` takes longer to import than most calls take to answer
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 SUPPORTED = ("0.3.0", "0.3.1", "0.4.0", "1.0.0")
 CURRENT = "1.0.0"
@@ -26,7 +34,8 @@ DECODING_FAILURE = 6
 INVALID_CONFIG = 7
 TRY_AGAIN_LATER = 11
 
-Document = dict[str, Any]
+if TYPE_CHECKING:
+    Document = dict[str, Any]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
@@ -164,3 +173,15 @@ def _queue(socket_path: str, request: Document) -> None:
 def queue_folder(socket_path: str) -> str:
     """Where deletions wait for the agent: beside its socket."""
     return os.path.join(os.path.dirname(socket_path), "cni-queue")
+
+
+def main() -> int:
+    """Answer one CNI call; returns the exit code."""
+    status, answer = run(os.environ, sys.stdin.read)
+    if answer:
+        sys.stdout.write(answer + "\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -26,11 +26,14 @@ import grpc.aio
 import yaml
 
 from services.agent.datapath.bpffs import remove_pins
+from services.cni import plugin
 from services.common.etcd_server import EtcdServer
 from services.common.pb.agent.v1 import agent_pb2, agent_pb2_grpc
 from services.common.tls import channel
 
 READY_SECONDS = 40.0
+PLUGIN = str(Path(plugin.__file__))
+"""Run as a file of its own, as runtimes do."""
 NETNS = Path("/run/netns")
 
 
@@ -284,8 +287,8 @@ class Cluster:
         }
         child = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "services.cni",
+            "-IS",
+            PLUGIN,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=environment,
