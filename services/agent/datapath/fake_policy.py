@@ -1,4 +1,4 @@
-"""Policy's verdict by a plain scan of the policy map's bytes (policy-semantics 7.1): the oracle of `bpf/lib/policy.h`."""
+"""Policy's verdict by a plain scan of the policy map (policy-semantics 7.1): the oracle of `bpf/lib/policy.h`."""
 
 from __future__ import annotations
 
