@@ -38,19 +38,12 @@ INLINE bool is_settled(const struct pkt_ctx *ctx, const struct ct_entry *entry)
 	return ctx->protocol != PROTO_UDP || entry->direction == DIR_INGRESS || (entry->flags & CT_F_SEEN_REPLY);
 }
 
-/* A packet that no pod and no overlay takes: what must not go up to the node's stack? */
-INLINE int check_stack_bound(const struct pkt_ctx *ctx)
+/* A packet that opens something to elsewhere than a pod of this node: `stack_bound` when no overlay takes it either. */
+INLINE int check_elsewhere(const struct pkt_ctx *ctx, bool stack_bound)
 {
-	struct datapath_config *cfg = datapath_config();
-	u32 to = ctx->dst_identity;
-
-	if (is_service_address(ctx))
-		return DROP_SERVICE_BACKEND_NOT_FOUND;
-	/* A pod that spoke VXLAN to a node could claim any identity. */
-	if (cfg && ctx->protocol == PROTO_UDP && ctx->dport == cfg->tunnel_port && cfg->tunnel_port &&
-	    (to == IDENTITY_HOST || to == IDENTITY_REMOTE_NODE || to == IDENTITY_KUBE_APISERVER))
+	if (speaks_vxlan(ctx))
 		return DROP_INVALID_PACKET_DROPPED;
-	return 0;
+	return stack_bound && is_service_address(ctx) ? DROP_SERVICE_BACKEND_NOT_FOUND : 0;
 }
 
 /* Where does it go, may it go there, and then send it. */
@@ -77,11 +70,9 @@ INLINE int send_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, const 
 		ctx->dst_identity = remote ? remote->identity : world_identity(&ctx->daddr);
 		if (remote && addr_is_zero(&remote->tunnel_endpoint))
 			remote = NULL;
-		if (!entry && !remote) {
-			reason = check_stack_bound(ctx);
-			if (reason)
-				return -reason;
-		}
+		reason = entry ? 0 : check_elsewhere(ctx, !remote);
+		if (reason)
+			return -reason;
 	}
 	reason = police(ctx, entry, src, DIR_EGRESS, ctx->dst_identity, dst ? dst->id : 0);
 	if (reason)

@@ -33,7 +33,7 @@ INLINE int handle_from_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 		bpf_skb_change_type(skb, 0 /* PACKET_HOST */);
 	dst = endpoint_by_addr(&ctx->daddr);
 	if (!dst)
-		return TC_ACT_OK;
+		return speaks_vxlan(ctx) ? -DROP_INVALID_PACKET_DROPPED : TC_ACT_OK;
 	ctx->dst_endpoint = dst->id;
 	ctx->delivery = DELIVER_PEER;
 	tailcalls.call(skb, TAIL_INGRESS);

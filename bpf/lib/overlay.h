@@ -44,6 +44,14 @@ INLINE int encapsulate(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct 
 	return bpf_redirect(cfg->overlay_ifindex, 0);
 }
 
+/* Whoever may speak VXLAN to a node can claim any identity: not for pods, neither from here nor inside the overlay. */
+INLINE bool speaks_vxlan(const struct pkt_ctx *ctx)
+{
+	struct datapath_config *cfg = datapath_config();
+
+	return ctx->protocol == PROTO_UDP && cfg && cfg->tunnel_port && ctx->dport == cfg->tunnel_port;
+}
+
 /* The sender's identity, or -1 when the packet carries none. */
 INLINE int overlay_identity(struct __sk_buff *skb)
 {

@@ -256,10 +256,12 @@ def test_to_the_stack_and_to_other_nodes(node: Node, pods: Pods, v6: bool) -> No
 def test_pods_may_not_speak_vxlan_to_nodes(node: Node, pods: Pods) -> None:
     frontend, _, _ = pods
     node.ipcache("192.168.77.1", HOST)
-    node.ipcache("192.168.77.2", 6)
-    for address in ("192.168.77.1", "192.168.77.2"):
+    node.ipcache("192.168.77.2", 6, "192.168.77.2")
+    node.settings(overlay_ifindex=node.ifindexes[3])
+    for address, passed in (("192.168.77.1", TC_ACT_OK), ("192.168.77.2", TC_ACT_REDIRECT)):
         assert send(node, frontend, address, udp(1, 8472)).verdict == TC_ACT_SHOT
-        assert send(node, frontend, address, udp(1, 8473)).verdict == TC_ACT_OK
+        assert seen(node)[-1][3] == DropReason.INVALID_PACKET_DROPPED
+        assert send(node, frontend, address, udp(1, 8473)).verdict == passed
 
 
 def test_l7_needs_its_program(node: Node, pods: Pods) -> None:
