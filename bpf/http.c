@@ -45,8 +45,10 @@ INLINE int http_pass(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wor
 /* A repetition that nothing explains. */
 INLINE int http_strike(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
 {
-	if (w->flow.strikes >= HTTP_STRIKES)
+	if (w->flow.strikes >= HTTP_STRIKES) {
+		w->expected = w->acked; /* what passed beyond seems to be lost */
 		return http_refuse(skb, ctx, w, DROP_HTTP_OUT_OF_ORDER);
+	}
 	http_publish(w, &ctx->key);
 	return -DROP_HTTP_OUT_OF_ORDER;
 }
@@ -242,7 +244,7 @@ INLINE int http_inspected(struct __sk_buff *skb, struct pkt_ctx *ctx, struct htt
 
 	if (w->comparing) {
 		if (!http_compared(w, ctx->tcp_seq + w->limit)) {
-			flow->strikes += 1;
+			flow->strikes += HTTP_STRIKES_IN_PIECES;
 			return http_strike(skb, ctx, w);
 		}
 		if (w->limit < ctx->payload_len) {
@@ -285,7 +287,7 @@ INLINE int http_inspect(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_
 	}
 	if (reason && w->comparing) {
 		http_compared(w, w->held.seq - 1); /* restores; not the same in any case */
-		w->flow.strikes += 1;
+		w->flow.strikes += HTTP_STRIKES_IN_PIECES;
 		return http_strike(skb, ctx, w);
 	}
 	if (w->probing && reason != DROP_HTTP_DENIED && (reason || w->pos >= w->limit))

@@ -14,11 +14,13 @@
  *                            a random number: then it does not matter which copy counts. So there is no decoy.
  *
  * A repetition can be compared from the snapshot on (a packet before which everything was acknowledged) to the end of
- * the packet there or to the end of all. Anything else is dropped; after eight in a row both sides are reset. */
+ * the packet there or to the end of all. Anything else is dropped; after eight in a row both sides are reset, after two
+ * where the server seems to have lost a super-packet that now comes in pieces. */
 #pragma once
 #include "http_parse.h"
 
 #define HTTP_STRIKES 8
+#define HTTP_STRIKES_IN_PIECES 4 /* count of one */
 
 /* What to do with a packet, beside the drop reasons (> 100). */
 enum http_admission {

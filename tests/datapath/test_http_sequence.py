@@ -221,6 +221,7 @@ def test_repetitions_pass_when_acknowledged_or_the_same(node: HttpNode) -> None:
     assert out_of_order(node, connection.send(0, NO))  # the decoy's other half
     assert connection.send(0, OK).passed
     assert out_of_order(node, connection.send(0, other))
+    assert connection.send(0, OK).passed
     assert out_of_order(node, connection.send(0, OK[:10]))  # a part of it is not known to be the same
     connection.acknowledge(len(OK))
     assert connection.send(0, NO).passed  # the server has the other one
@@ -255,10 +256,15 @@ def test_repetitions_that_nothing_explains_end_the_connection(node: HttpNode) ->
     connection = Connection(node).open()
     connection.send(0, OK)
     for _ in range(7):
-        assert connection.send(0, NO).dropped
+        assert connection.send(1, OK[1:]).dropped
     assert node.answers() == []
-    assert connection.send(0, NO).reset
+    assert connection.send(1, OK[1:]).reset
     assert "R" in str(node.answers()[0][TCP].flags)
+    # From its beginning, but not the same or only in part: the server has lost it, the client should try anew.
+    other = Connection(node).open()
+    other.send(0, OK)
+    assert other.send(0, NO).dropped
+    assert other.send(0, OK[:10]).reset
 
 
 @FAMILIES
