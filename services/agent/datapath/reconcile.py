@@ -13,7 +13,7 @@ from services.common.errors import CiliateError
 
 
 class MapAccess(Protocol):
-    """What is needed of a map; `maps.PinnedMap` and `fake.FakeMap` have it."""
+    """What is needed of a map; `maps.PinnedMap` and `fake_map.FakeMap` have it."""
 
     name: str
     type: int

@@ -10,7 +10,7 @@ import pytest
 
 from services.agent.calc.engine import Engine
 from services.agent.calc.maps import ipcache_key, ipcache_value
-from services.agent.datapath.fake import FakeMap
+from services.agent.datapath.fake_map import FakeMap
 from services.agent.datapath.sink import DatapathSink
 from services.agent.driver import Driver
 from services.agent.sources.base import Mailbox
