@@ -178,9 +178,9 @@ INLINE int http_load(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wor
 	u32 left = w->limit - w->pos;
 	u64 length;
 
-	/* The verifier wants to see 1..HTTP_CHUNK in the very register that it is given. */
-	length = (left > HTTP_CHUNK ? HTTP_CHUNK : left) - 1;
-	asm volatile("%0 &= %1" : "+r"(length) : "i"(HTTP_CHUNK - 1));
+	/* The verifier wants to see 1..HTTP_BUFFER in the very register that it is given. */
+	length = (left > HTTP_BUFFER ? HTTP_BUFFER : left) - 1;
+	asm volatile("%0 &= %1" : "+r"(length) : "i"(HTTP_BUFFER - 1));
 	length += 1;
 	w->buffer_at = 0;
 	w->buffer_have = length;
@@ -215,10 +215,12 @@ INLINE int http_step(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wor
 		if (step)
 			return step;
 	}
+	if (now->phase == HTTP_PHASE_VALUE)
+		http_skip_value(w);
 	action = http_walk(w, table, grammar, &c);
 	if (now->head > HTTP_HEAD_BYTES)
 		return DROP_HTTP_TOO_LARGE;
-	if (action == HTTP_ACT_NONE)
+	if (action == HTTP_ACT_NONE || action == HTTP_ACT_VALUE)
 		return 0;
 	step = http_act(w, table, grammar, action, c, ctx->tcp_seq + w->pos - 1);
 	if (step == HTTP_HEAD_DONE)
@@ -259,7 +261,7 @@ INLINE int http_inspected(struct __sk_buff *skb, struct pkt_ctx *ctx, struct htt
 		flow->now.seq = ctx->tcp_seq + ctx->payload_len;
 		if (!flow->marked) {
 			flow->mark_seq = flow->now.seq;
-			flow->mark_hash = flow->hash;
+			flow->mark_digest = http_digest(flow);
 			flow->marked = 1;
 		}
 	}

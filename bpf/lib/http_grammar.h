@@ -15,6 +15,7 @@ enum http_phase {
 	HTTP_PHASE_CHUNK_SIZE = 4,
 	HTTP_PHASE_CHUNK_END = 5,
 	HTTP_PHASE_TRAILER = 6,
+	HTTP_PHASE_VALUE = 7, /* of a field that means nothing here: most bytes of most heads */
 };
 
 /* services.agent.abi.http.HttpAction. A table of zeros refuses everything. NONE and FEED are so
@@ -44,6 +45,7 @@ enum http_action {
 	HTTP_ACT_EMPTY_LINE = 21, /* before a request */
 	HTTP_ACT_REFUSE_TLS = 22,
 	HTTP_ACT_REFUSE_HTTP2 = 23,
+	HTTP_ACT_VALUE = 24, /* such a value begins */
 };
 
 struct http_grammar {

@@ -21,9 +21,26 @@ enum http_step {
 	HTTP_MESSAGE_DONE = 2,
 };
 
-INLINE void http_feed(struct http_parse *now, const struct http_table *table, u8 c)
+INLINE u64 http_mix(u64 hash, u64 value)
 {
-	now->state = http_next(table, now->state, c);
+	hash = (hash ^ value) * 0x9e3779b97f4a7c15ULL;
+	return hash ^ (hash >> 29);
+}
+
+INLINE void http_feed(struct http_work *w, const struct http_table *table, u8 c)
+{
+	w->flow.now.state = http_next(table, w->flow.now.state, c);
+	w->flow.hash = http_mix(w->flow.hash, c);
+}
+
+/* What the stream has said so far, as far as it matters: request lines, hosts, and where in the grammar it is. */
+INLINE u64 http_digest(const struct http_flow *flow)
+{
+	const struct http_parse *now = &flow->now;
+	u64 digest = http_mix(flow->hash, now->remain);
+
+	return http_mix(digest, now->phase | ((u64)now->flags << 8) | ((u64)now->digits << 16) |
+					((u64)now->escape << 24) | ((u64)now->begun << 32));
 }
 
 INLINE void http_next_message(struct http_parse *now)
@@ -67,7 +84,7 @@ INLINE int http_act_line(struct http_work *w, struct http_parse *now, const stru
 		now->path_len = at - HTTP_VERSION_BYTES - now->path_seq;
 	if (likely(now->state & HTTP_ACCEPT))
 		return HTTP_MORE;
-	http_feed(now, table, '\n');
+	http_feed(w, table, '\n');
 	/* Only a rule with a host is left, and an absolute target names one beside the Host field. */
 	if ((now->state & (HTTP_STATES - 1)) == HTTP_DENY_ALL || (now->flags & HTTP_F_ABSOLUTE))
 		return w->comparing ? HTTP_MORE : DROP_HTTP_DENIED;
@@ -96,33 +113,35 @@ INLINE int http_act_digit(struct http_parse *now, u64 base, u8 value, u8 limit)
 }
 
 /* What an escape stands for: looked up like a byte of its own, and either decoded or kept as it was sent. */
-INLINE int http_act_escape(struct http_parse *now, const struct http_table *table, const struct http_grammar *grammar, u8 c)
+INLINE int http_act_escape(struct http_work *w, const struct http_table *table, const struct http_grammar *grammar, u8 c)
 {
+	struct http_parse *now = &w->flow.now;
 	u8 decoded = (http_hex(now->escape) << 4) | http_hex(c);
 	u32 next = http_grammar_next(grammar, now->phase, decoded);
 	u32 action = next >> 8;
 
 	now->phase = next;
 	if (action == HTTP_ACT_FEED) {
-		http_feed(now, table, decoded);
+		http_feed(w, table, decoded);
 		return HTTP_MORE;
 	}
 	if (action != HTTP_ACT_ESCAPE_KEPT)
 		return DROP_HTTP_MALFORMED;
-	http_feed(now, table, '%');
-	http_feed(now, table, now->escape);
-	http_feed(now, table, c);
+	http_feed(w, table, '%');
+	http_feed(w, table, now->escape);
+	http_feed(w, table, c);
 	return HTTP_MORE;
 }
 
-INLINE int http_act_method_end(struct http_parse *now, const struct http_table *table, u32 at)
+INLINE int http_act_method_end(struct http_work *w, const struct http_table *table, u32 at)
 {
+	struct http_parse *now = &w->flow.now;
 	u32 length = at - now->line_seq;
 
 	if (length > HTTP_METHOD_BYTES)
 		return DROP_HTTP_MALFORMED;
 	now->method_len = length;
-	http_feed(now, table, ' ');
+	http_feed(w, table, ' ');
 	return HTTP_MORE;
 }
 
@@ -138,20 +157,20 @@ INLINE int http_act(struct http_work *w, const struct http_table *table, const s
 		return HTTP_MORE;
 	case HTTP_ACT_METHOD_END:
 		now->path_seq = at + 1;
-		return http_act_method_end(now, table, at);
+		return http_act_method_end(w, table, at);
 	case HTTP_ACT_TARGET:
 		now->path_seq = at;
 		now->path_saved = 0;
-		http_feed(now, table, c);
+		http_feed(w, table, c);
 		return HTTP_MORE;
 	case HTTP_ACT_ESCAPE_FIRST:
 		now->escape = c;
 		return HTTP_MORE;
 	case HTTP_ACT_ESCAPE_SECOND:
-		return http_act_escape(now, table, grammar, c);
+		return http_act_escape(w, table, grammar, c);
 	case HTTP_ACT_QUERY:
 		now->path_len = at - now->path_seq;
-		http_feed(now, table, c);
+		http_feed(w, table, c);
 		return HTTP_MORE;
 	case HTTP_ACT_ABSOLUTE:
 		now->flags |= HTTP_F_ABSOLUTE;
@@ -159,7 +178,7 @@ INLINE int http_act(struct http_work *w, const struct http_table *table, const s
 	case HTTP_ACT_ROOT:
 		now->path_seq = at;
 		now->path_saved = 0;
-		http_feed(now, table, '/');
+		http_feed(w, table, '/');
 		return HTTP_MORE;
 	case HTTP_ACT_LINE_10:
 		now->flags |= HTTP_F_VERSION_10;
@@ -198,8 +217,44 @@ INLINE int http_act(struct http_work *w, const struct http_table *table, const s
 	return DROP_HTTP_MALFORMED;
 }
 
-/* Walk on in the buffer until it is used up (NONE) or a byte asks for more than the next state: its action, with the
- * byte in *byte. Everything that is walked over is hashed. */
+#define HTTP_BYTES 64 /* looked at one by one in a step */
+#define HTTP_WORDS 64 /* of eight bytes, skipped in a step */
+
+#define HTTP_EACH(byte) (0x0101010101010101ULL * (byte))
+
+/* Eight bytes without a control character: none below 0x20, none 0x7f (it may report one where there is none). */
+INLINE bool http_is_text(u64 word)
+{
+	u64 low = (word - HTTP_EACH(0x20)) & ~word, del = word ^ HTTP_EACH(0x7f);
+
+	del = (del - HTTP_EACH(1)) & ~del;
+	return !((low | del) & HTTP_EACH(0x80));
+}
+
+/* Inside a value: eight bytes at a time while they are text. What is left of it is walked over. */
+INLINE void http_skip_value(struct http_work *w)
+{
+	u32 at = w->buffer_at, have = w->buffer_have, i;
+	u64 index;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < HTTP_WORDS; i++) {
+		if (at + 8 > have)
+			break;
+		index = at;
+		asm volatile("%0 &= %1" : "+r"(index) : "i"(HTTP_BUFFER - 1));
+		if (!http_is_text(*(u64 *)&w->buffer[index]))
+			break;
+		at += 8;
+	}
+	w->flow.now.head += at - w->buffer_at;
+	w->pos += at - w->buffer_at;
+	w->buffer_at = at;
+	asm volatile("" ::: "memory");
+}
+
+/* Walk on in the buffer until it is used up or long enough (NONE), or a byte asks for more than the next state: its
+ * action, with the byte in *byte. */
 INLINE u32 http_walk(struct http_work *w, const struct http_table *table, const struct http_grammar *grammar, u8 *byte)
 {
 	struct http_parse *now = &w->flow.now;
@@ -209,23 +264,23 @@ INLINE u32 http_walk(struct http_work *w, const struct http_table *table, const 
 	u8 c = 0;
 
 #pragma clang loop unroll(disable)
-	for (i = 0; i < HTTP_CHUNK; i++) {
+	for (i = 0; i < HTTP_BYTES; i++) {
 		if (at >= have)
 			break;
 		asm volatile("" ::: "memory");
 		index = at;
-		asm volatile("%0 &= %1" : "+r"(index) : "i"(HTTP_CHUNK - 1));
+		asm volatile("%0 &= %1" : "+r"(index) : "i"(HTTP_BUFFER - 1));
 		c = w->buffer[index];
 		at++;
 		next = http_grammar_next(grammar, phase, c);
 		phase = next & 0xff;
 		action = next >> 8;
-		hash = (hash ^ c) * 0x9e3779b97f4a7c15ULL;
-		hash ^= hash >> 29;
 		if (action - HTTP_ACT_NONE > HTTP_ACT_FEED - HTTP_ACT_NONE)
 			break;
-		if (action == HTTP_ACT_FEED)
+		if (action == HTTP_ACT_FEED) {
 			state = http_next(table, state, c);
+			hash = http_mix(hash, c);
+		}
 		action = HTTP_ACT_NONE;
 	}
 	now->head += at - w->buffer_at;

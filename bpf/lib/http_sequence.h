@@ -10,8 +10,10 @@
  *   behind, reaching ahead   inspect what is new, if what is old is acknowledged or body
  *   behind, unacknowledged   nobody can know whether the server has the first copy (it may have dropped it: bad
  *                            checksum, old timestamp, full accept queue; it may be about to acknowledge it). It passes
- *                            only if its bytes are the very bytes that passed before, told by a hash that starts with
- *                            a random number: then it does not matter which copy counts. So there is no decoy.
+ *                            only if it says the same as what passed before: it is read again from the same state
+ *                            on, has the same methods, targets and hosts (told by a hash that starts with a random
+ *                            number) and ends in the same state. Then it does not matter which copy counts, and there
+ *                            is no decoy.
  *
  * A repetition can be compared from the snapshot on (a packet before which everything was acknowledged) to the end of
  * the packet there or to the end of all. Anything else is dropped; after eight in a row both sides are reset, after two
@@ -114,6 +116,7 @@ INLINE int http_admit_old(struct http_work *w, u32 seq, u32 length)
 		w->comparing = 1;
 		w->held = flow->now;
 		w->held_hash = flow->hash;
+		w->held_digest = http_digest(flow);
 		w->held_start = flow->body_start;
 		w->held_end = flow->body_end;
 		if ((s32)(end - flow->now.seq) > 0)
@@ -161,8 +164,8 @@ INLINE bool http_compared(struct http_work *w, u32 end)
 	bool same = false;
 
 	if (end == w->held.seq) {
-		same = flow->hash == w->held_hash;
-	} else if (flow->marked && end == flow->mark_seq && flow->hash == flow->mark_hash) {
+		same = http_digest(flow) == w->held_digest;
+	} else if (flow->marked && end == flow->mark_seq && http_digest(flow) == flow->mark_digest) {
 		/* What comes again next begins here. */
 		same = true;
 		flow->snap = flow->now;

@@ -56,9 +56,9 @@ _Static_assert(sizeof(struct http_parse) == 48, "http_parse");
 #define HTTP_HOLES 4
 
 struct http_flow {
-	u64 hash;      /* of all inspected bytes up to now.seq, begun with a random number */
+	u64 hash;      /* of all methods, targets and hosts so far, begun with a random number */
 	u64 snap_hash; /* up to snap.seq */
-	u64 mark_hash; /* up to mark_seq */
+	u64 mark_digest; /* of hash and state at mark_seq */
 	struct http_parse now;
 	struct http_parse snap; /* at a packet before which the server had acknowledged everything */
 	u32 mark_seq;   /* end of the first packet behind the snapshot */
@@ -94,13 +94,14 @@ _Static_assert(sizeof(struct http_conn) == 360, "http_conn");
 
 BPF_F_TABLE("lru_hash", struct ct_key, struct http_conn, http_conns, 65536, 0);
 
-#define HTTP_CHUNK 128 /* bytes that are looked at in one step; a power of two */
+#define HTTP_BUFFER 512 /* bytes that are loaded at once; a power of two */
 
 /* What the HTTP programs hand to one another about the packet at hand. */
 struct http_work {
 	struct http_flow flow; /* the copy */
 	struct http_parse held; /* what must not change while a repetition is compared */
 	u64 held_hash;
+	u64 held_digest;
 	u32 held_start;
 	u32 held_end;
 	u64 version;   /* of the entry when it was copied */
@@ -123,7 +124,7 @@ struct http_work {
 	u32 buffer_have; /* bytes in the buffer */
 	u8 method[HTTP_METHOD_MAX];
 	u8 path[HTTP_PATH_MAX]; /* the verifier sees larger writes: 256 bytes behind must be ours */
-	u8 buffer[HTTP_CHUNK];
+	u8 buffer[HTTP_BUFFER];
 	u8 packet[256]; /* an answer under construction: 2 bytes of padding, then Ethernet */
 	u8 pseudo[40];
 };

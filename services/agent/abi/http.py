@@ -60,6 +60,8 @@ class HttpAction(IntEnum):
     """Before a request."""
     REFUSE_TLS = 22
     REFUSE_HTTP2 = 23
+    VALUE = 24
+    """Such a value begins."""
 
 
 class HttpPhase(IntEnum):
@@ -72,6 +74,8 @@ class HttpPhase(IntEnum):
     CHUNK_SIZE = 4
     CHUNK_END = 5
     TRAILER = 6
+    VALUE = 7
+    """Of a field that means nothing here: most bytes of most heads."""
 
 
 class HttpMode(IntEnum):
@@ -142,7 +146,7 @@ class HttpFlow(Struct):
     _fields_ = [
         ("hash", ctypes.c_uint64),
         ("snap_hash", ctypes.c_uint64),
-        ("mark_hash", ctypes.c_uint64),
+        ("mark_digest", ctypes.c_uint64),
         ("now", HttpParse),
         ("snap", HttpParse),
         ("mark_seq", ctypes.c_uint32),

@@ -156,9 +156,9 @@ def _headers(g: Grammar) -> None:
     g.line_end("field", "START", HttpAction.HEAD_END)
     g.on("field", TOKEN, "name")
     g.on("name", TOKEN, "name")
-    g.on("name", b":", "value")
-    g.on("value", FIELD_VALUE, "value")
-    g.line_end("value", "field")
+    g.on("name", b":", "VALUE", HttpAction.VALUE)
+    g.on("VALUE", FIELD_VALUE, "VALUE")
+    g.line_end("VALUE", "field")
 
 
 def _field_name(g: Grammar, name: bytes, value: str, action: HttpAction) -> None:
@@ -170,7 +170,7 @@ def _field_name(g: Grammar, name: bytes, value: str, action: HttpAction) -> None
     for i, char in enumerate(name):
         if i:
             g.on(state, TOKEN, "name")
-            g.on(state, b":", "value")
+            g.on(state, b":", "VALUE", HttpAction.VALUE)
         following = f"name:{name[: i + 1].decode()}"
         g.on(state, bytes((char,)) + bytes((char,)).upper(), following)
         if char == ord("-"):
