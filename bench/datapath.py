@@ -6,7 +6,7 @@
     established_ns, new_ns   one packet at one endpoint, by BPF_PROG_TEST_RUN (`pair_*`: at both of a local pair)
     load_first_s, load_again_s   the loader child: compiling, and with the object in the cache
 
-Client and server share one core; the other is the reader's, which turns every event into columns as an agent does.
+Client and server share one core; on the other the ring is read as fast as an agent reads it.
 The last line is one JSON object. `--quick` for trying the bench itself.
 """
 
