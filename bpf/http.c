@@ -2,8 +2,8 @@
 /* HTTP policy: the programs behind TAIL_HTTP_*. Packets from clients to a pod whose ingress verdict carries a rule set
  * come here after their L4 policy, and leave to the pod, or are answered in its place.
  *
- * http_entry: what does the connection expect, may this packet be inspected now -> http_parse | deliver | drop
- * http_parse: some hundred bytes of the grammar, itself again until the packet is done -> deliver | http_deny | drop
+ * http_entry: what does the connection expect, may this packet be inspected now; then the same as
+ * http_parse: some hundred bytes of the grammar -> http_parse until the packet is done -> deliver | http_deny | drop
  * http_deny:  answer the client, reset the server; and what the client still sends after that
  *
  * Nothing is published before a packet is inspected to its end, so that a packet passes whole or not at all. */
@@ -31,6 +31,8 @@ INLINE int http_refuse(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_w
 	if (reason == DROP_HTTP_TLS || reason == DROP_HTTP_HTTP2 || reason == DROP_HTTP_NO_STATE ||
 	    reason == DROP_HTTP_OUT_OF_ORDER)
 		w->answer = HTTP_ANSWER_RESET;
+	if (w->audit)
+		w->answer = HTTP_ANSWER_AUDIT;
 	tailcalls.call(skb, TAIL_HTTP_DENY);
 	return -DROP_MISSED_TAIL_CALL;
 }
@@ -61,8 +63,10 @@ INLINE int http_stranger(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http
 {
 	struct http_config *cfg = http_configuration();
 
-	if (!ctx->l7_ruleset || !cfg)
+	if (!ctx->l7_ruleset || !cfg || (w->audit && w->present))
 		return deliver(skb, ctx);
+	if (w->audit)
+		return http_refuse(skb, ctx, w, DROP_HTTP_NO_STATE);
 	__builtin_memset(&w->flow, 0, sizeof(w->flow));
 	w->flow.now.seq = ctx->tcp_seq;
 	w->flow.now.phase = HTTP_PHASE_START;
@@ -89,74 +93,18 @@ INLINE int http_check_segment(const struct pkt_ctx *ctx)
 	return 0;
 }
 
-INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
-{
-	struct http_config *cfg = http_configuration();
-	struct http_conn *conn;
-	int reason;
-
-	if (ctx->tcp_flags & TCP_SYN) /* data on a SYN would not be in anybody's stream yet */
-		return ctx->payload_len && ctx->l7_ruleset ? -DROP_HTTP_OUT_OF_ORDER : deliver(skb, ctx);
-	if (ctx->tcp_flags & TCP_RST)
-		return deliver(skb, ctx);
-	conn = http_conns.lookup(&ctx->key);
-	w->present = !!conn;
-	w->pos = 0;
-	w->limit = ctx->payload_len;
-	w->comparing = 0;
-	w->probing = 0;
-	w->buffer_at = 0;
-	w->buffer_have = 0;
-	w->expected = ctx->tcp_seq;
-	if (conn && !http_copy(w, conn))
-		return -DROP_HTTP_OUT_OF_ORDER;
-	if (conn && (w->flow.mode == HTTP_ANSWERED || w->flow.mode == HTTP_RESET)) {
-		w->answer = HTTP_ANSWER_AFTER;
-		tailcalls.call(skb, TAIL_HTTP_DENY);
-		return -DROP_MISSED_TAIL_CALL;
-	}
-	reason = http_check_segment(ctx);
-	if (reason)
-		return ctx->l7_ruleset || !conn ? -reason : http_refuse(skb, ctx, w, reason);
-	if (!ctx->payload_len)
-		return deliver(skb, ctx);
-	if (!conn || !cfg || w->flow.mode == HTTP_UNKNOWN || w->flow.grammar != cfg->grammar)
-		return http_stranger(skb, ctx, w);
-	w->expected = w->flow.now.seq;
-	reason = http_admit(w, ctx->tcp_seq, ctx->payload_len);
-	if (reason == HTTP_PASS)
-		return deliver(skb, ctx);
-	if (reason == HTTP_PASS_CHANGED)
-		return http_pass(skb, ctx, w);
-	if (reason == HTTP_STRIKE)
-		return http_strike(skb, ctx, w);
-	if (reason)
-		return -reason;
-	tailcalls.call(skb, TAIL_HTTP_PARSE);
-	return -DROP_MISSED_TAIL_CALL;
-}
-
-int http_entry(struct __sk_buff *skb)
-{
-	struct pkt_ctx *ctx = pkt_context();
-	struct http_work *w = http_working();
-
-	if (!ctx || !w)
-		return TC_ACT_SHOT;
-	return finish(skb, ctx, http_enter(skb, ctx, w));
-}
-
 /* A head is complete: what follows it? 0 or a drop reason. */
 INLINE int http_head_done(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
 {
 	struct http_parse *now = &w->flow.now;
+	bool denied = (now->flags & HTTP_F_PENDING) && !(now->state & HTTP_ACCEPT);
 
-	if ((now->flags & HTTP_F_PENDING) && !(now->state & HTTP_ACCEPT))
+	if (denied && !w->audit)
 		return DROP_HTTP_DENIED;
 	if (w->probing)
 		return DROP_HTTP_NO_STATE;
 	if (!w->comparing && ctx->l7_ruleset)
-		http_emit(skb, ctx, w, 0, 0);
+		http_emit(skb, ctx, w, 0, denied ? DROP_HTTP_DENIED : 0);
 	now->flags &= ~HTTP_F_LINE;
 	now->digits = 0;
 	if (now->flags & HTTP_F_CODING) {
@@ -202,8 +150,9 @@ INLINE int http_step(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wor
 			left = now->remain;
 		http_skip(w, ctx->tcp_seq + w->pos, left);
 		w->pos += left;
-		w->buffer_have = 0;
-		return 0;
+		w->buffer_at += left;
+		if (w->buffer_at >= w->buffer_have)
+			return 0;
 	}
 	if (!now->begun)
 		http_begin(now, cfg, ctx->l7_ruleset, ctx->tcp_seq + w->pos);
@@ -239,6 +188,19 @@ INLINE bool http_outdated(const struct http_parse *now, const struct http_config
 	       (!(now->flags & HTTP_F_DECIDED) || (now->flags & HTTP_F_PENDING));
 }
 
+/* Out of tail calls. TCP sends less at a time the next time; where that does not help, http_enter ends the connection
+ * (no tail call is left for that either). */
+INLINE int http_overlong(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
+{
+	struct http_conn *conn = http_conns.lookup(&ctx->key);
+
+	if (!conn || !http_copy(w, conn))
+		return -DROP_HTTP_TOO_LARGE;
+	w->flow.strikes += HTTP_STRIKES_IN_PIECES;
+	http_publish(w, &ctx->key);
+	return -DROP_HTTP_TOO_LARGE;
+}
+
 /* All bytes up to w->limit are inspected. */
 INLINE int http_inspected(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
 {
@@ -253,7 +215,7 @@ INLINE int http_inspected(struct __sk_buff *skb, struct pkt_ctx *ctx, struct htt
 			w->limit = ctx->payload_len;
 			w->buffer_have = 0;
 			tailcalls.call(skb, TAIL_HTTP_PARSE);
-			return -DROP_HTTP_TOO_LARGE;
+			return http_overlong(skb, ctx, w);
 		}
 	} else {
 		if (http_unreported(&flow->now))
@@ -299,8 +261,66 @@ INLINE int http_inspect(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_
 	if (w->pos >= w->limit)
 		return http_inspected(skb, ctx, w);
 	tailcalls.call(skb, TAIL_HTTP_PARSE);
-	/* Out of tail calls: TCP sends less at a time the next time. */
-	return -DROP_HTTP_TOO_LARGE;
+	return http_overlong(skb, ctx, w);
+}
+
+INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
+{
+	struct http_config *cfg = http_configuration();
+	struct http_conn *conn;
+	int reason;
+
+	if (ctx->tcp_flags & TCP_SYN) /* data on a SYN would not be in anybody's stream yet */
+		return ctx->payload_len && ctx->l7_ruleset ? -DROP_HTTP_OUT_OF_ORDER : deliver(skb, ctx);
+	if (ctx->tcp_flags & TCP_RST)
+		return deliver(skb, ctx);
+	conn = http_conns.lookup(&ctx->key);
+	w->present = !!conn;
+	w->pos = 0;
+	w->limit = ctx->payload_len;
+	w->comparing = 0;
+	w->probing = 0;
+	w->audit = !!(ctx->flags & CTX_F_AUDIT);
+	w->buffer_at = 0;
+	w->buffer_have = 0;
+	w->expected = ctx->tcp_seq;
+	if (conn && !http_copy(w, conn))
+		return -DROP_HTTP_OUT_OF_ORDER;
+	if (conn && (w->flow.mode == HTTP_ANSWERED || w->flow.mode == HTTP_RESET)) {
+		w->answer = HTTP_ANSWER_AFTER;
+		tailcalls.call(skb, TAIL_HTTP_DENY);
+		return -DROP_MISSED_TAIL_CALL;
+	}
+	reason = http_check_segment(ctx);
+	if (reason)
+		return !w->audit && (ctx->l7_ruleset || !conn) ? -reason : http_refuse(skb, ctx, w, reason);
+	if (!ctx->payload_len)
+		return deliver(skb, ctx);
+	if (!conn || !cfg || w->flow.mode == HTTP_UNKNOWN || w->flow.grammar != cfg->grammar)
+		return http_stranger(skb, ctx, w);
+	w->expected = w->flow.now.seq;
+	if (w->flow.strikes >= HTTP_STRIKES)
+		return http_refuse(skb, ctx, w, DROP_HTTP_TOO_LARGE);
+	reason = http_admit(w, ctx->tcp_seq, ctx->payload_len);
+	if (reason == HTTP_PASS)
+		return deliver(skb, ctx);
+	if (reason == HTTP_PASS_CHANGED)
+		return http_pass(skb, ctx, w);
+	if (reason == HTTP_STRIKE)
+		return http_strike(skb, ctx, w);
+	if (reason)
+		return -reason;
+	return http_inspect(skb, ctx, w);
+}
+
+int http_entry(struct __sk_buff *skb)
+{
+	struct pkt_ctx *ctx = pkt_context();
+	struct http_work *w = http_working();
+
+	if (!ctx || !w)
+		return TC_ACT_SHOT;
+	return finish(skb, ctx, http_enter(skb, ctx, w));
 }
 
 int http_parse(struct __sk_buff *skb)
@@ -394,6 +414,13 @@ INLINE int http_deny_after(struct __sk_buff *skb, struct pkt_ctx *ctx, struct ht
 	return reason ? -reason : TC_ACT_SHOT;
 }
 
+/* Audit: nothing is known of what follows on this connection, and nothing of it is refused. */
+INLINE int http_let_go(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
+{
+	w->flow.mode = HTTP_UNKNOWN;
+	return http_record(ctx, w) ? deliver(skb, ctx) : -DROP_HTTP_OUT_OF_ORDER;
+}
+
 int http_deny(struct __sk_buff *skb)
 {
 	struct pkt_ctx *ctx = pkt_context();
@@ -402,14 +429,16 @@ int http_deny(struct __sk_buff *skb)
 
 	if (!ctx || !w)
 		return TC_ACT_SHOT;
-	reason = http_note_packet(skb, w, ctx);
+	if (w->answer == HTTP_ANSWER_AUDIT && !w->present)
+		__builtin_memset(&w->flow, 0, sizeof(w->flow)); /* it is another connection's */
+	reason = w->answer == HTTP_ANSWER_AUDIT ? 0 : http_note_packet(skb, w, ctx);
 	if (reason)
 		return finish(skb, ctx, -reason);
 	if (w->answer == HTTP_ANSWER_AFTER)
 		return finish(skb, ctx, http_deny_after(skb, ctx, w));
-	if (w->answer == HTTP_ANSWER_FORBIDDEN)
-		http_emit(skb, ctx, w, 403, w->reason);
+	if (w->answer == HTTP_ANSWER_FORBIDDEN || w->answer == HTTP_ANSWER_AUDIT)
+		http_emit(skb, ctx, w, w->answer == HTTP_ANSWER_AUDIT ? 0 : 403, w->reason);
 	else
 		drop_packet(skb, ctx, w->reason); /* event and count; the packet still becomes the server's reset */
-	return finish(skb, ctx, http_deny_now(skb, ctx, w));
+	return finish(skb, ctx, w->answer == HTTP_ANSWER_AUDIT ? http_let_go(skb, ctx, w) : http_deny_now(skb, ctx, w));
 }

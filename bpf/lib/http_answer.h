@@ -12,6 +12,7 @@ enum http_answer {
 	HTTP_ANSWER_FORBIDDEN = 1, /* 403 and FIN to the client, RST to the server */
 	HTTP_ANSWER_RESET = 2,     /* RST to both */
 	HTTP_ANSWER_AFTER = 3,     /* the client goes on after its answer: acknowledge, let it close */
+	HTTP_ANSWER_AUDIT = 4,     /* nobody is answered: tell what would have been, and follow the connection no more */
 };
 
 #define HTTP_403_HEAD \

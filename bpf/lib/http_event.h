@@ -78,6 +78,7 @@ INLINE void http_emit(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 		return;
 	}
 	event_header_fill(&e->header, EVENT_HTTP_REQUEST, ctx->dst_endpoint);
+	e->header.flags = reason && w->audit ? EVENT_F_AUDIT : 0;
 	e->connection.saddr = ctx->saddr;
 	e->connection.daddr = ctx->daddr;
 	e->connection.sport = ctx->sport;

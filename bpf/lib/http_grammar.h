@@ -16,6 +16,7 @@ enum http_phase {
 	HTTP_PHASE_CHUNK_END = 5,
 	HTTP_PHASE_TRAILER = 6,
 	HTTP_PHASE_VALUE = 7, /* of a field that means nothing here: most bytes of most heads */
+	HTTP_PHASE_FIELD = 8, /* a line of the head begins */
 };
 
 /* services.agent.abi.http.HttpAction. A table of zeros refuses everything. NONE and FEED are so
@@ -46,6 +47,7 @@ enum http_action {
 	HTTP_ACT_REFUSE_TLS = 22,
 	HTTP_ACT_REFUSE_HTTP2 = 23,
 	HTTP_ACT_VALUE = 24, /* such a value begins */
+	HTTP_ACT_TARGET_END = 25,
 };
 
 struct http_grammar {

@@ -12,6 +12,9 @@
 #define HTTP_HEAD_BYTES 65536
 #define HTTP_LENGTH_DIGITS 15
 #define HTTP_CHUNK_DIGITS 12
+/* As a little-endian or big-endian machine reads them. */
+#define HTTP_VERSION_11 bpf_htonll(0x485454502f312e31ULL)
+#define HTTP_LINE_END bpf_htons(0x0d0a)
 #define HTTP_RANGE_MAX (1U << 30) /* of a body that sequence numbers can tell from what was before */
 
 /* What an action led to, beside the drop reasons (> 100). */
@@ -70,6 +73,14 @@ INLINE void http_begin(struct http_parse *now, const struct http_config *cfg, u3
 	now->flags |= HTTP_F_LINE;
 }
 
+/* `count` bytes of the buffer are done. */
+INLINE void http_advance(struct http_work *w, u32 count)
+{
+	w->flow.now.head += count;
+	w->pos += count;
+	w->buffer_at += count;
+}
+
 INLINE void http_range(struct http_work *w, u32 from, u64 length)
 {
 	w->flow.body_start = from;
@@ -85,8 +96,10 @@ INLINE int http_act_line(struct http_work *w, struct http_parse *now, const stru
 	if (likely(now->state & HTTP_ACCEPT))
 		return HTTP_MORE;
 	http_feed(w, table, '\n');
+	if (w->audit && (now->flags & HTTP_F_ABSOLUTE))
+		now->state = HTTP_DENY_ALL;
 	/* Only a rule with a host is left, and an absolute target names one beside the Host field. */
-	if ((now->state & (HTTP_STATES - 1)) == HTTP_DENY_ALL || (now->flags & HTTP_F_ABSOLUTE))
+	if (!w->audit && ((now->state & (HTTP_STATES - 1)) == HTTP_DENY_ALL || (now->flags & HTTP_F_ABSOLUTE)))
 		return w->comparing ? HTTP_MORE : DROP_HTTP_DENIED;
 	now->flags |= HTTP_F_PENDING;
 	return HTTP_MORE;
@@ -145,6 +158,21 @@ INLINE int http_act_method_end(struct http_work *w, const struct http_table *tab
 	return HTTP_MORE;
 }
 
+/* Behind the target nearly always comes this, and then the fields. */
+INLINE int http_act_target_end(struct http_work *w, const struct http_table *table, u32 at)
+{
+	u64 index = w->buffer_at;
+
+	if (w->buffer_have < index + 10)
+		return HTTP_MORE;
+	asm volatile("%0 &= %1" : "+r"(index) : "i"(HTTP_BUFFER - 1));
+	if (*(u64 *)&w->buffer[index] != HTTP_VERSION_11 || *(u16 *)&w->buffer[index + 8] != HTTP_LINE_END)
+		return HTTP_MORE;
+	http_advance(w, 10);
+	w->flow.now.phase = HTTP_PHASE_FIELD;
+	return http_act_line(w, &w->flow.now, table, at + 10);
+}
+
 /* What byte `c`, number `at` of the stream, asks for beside the next state. */
 INLINE int http_act(struct http_work *w, const struct http_table *table, const struct http_grammar *grammar, u32 action,
 		    u8 c, u32 at)
@@ -172,6 +200,8 @@ INLINE int http_act(struct http_work *w, const struct http_table *table, const s
 		now->path_len = at - now->path_seq;
 		http_feed(w, table, c);
 		return HTTP_MORE;
+	case HTTP_ACT_TARGET_END:
+		return http_act_target_end(w, table, at);
 	case HTTP_ACT_ABSOLUTE:
 		now->flags |= HTTP_F_ABSOLUTE;
 		return HTTP_MORE;
@@ -189,6 +219,8 @@ INLINE int http_act(struct http_work *w, const struct http_table *table, const s
 		if (now->flags & HTTP_F_HOST)
 			return DROP_HTTP_MALFORMED;
 		now->flags |= HTTP_F_HOST;
+		if (!(now->flags & HTTP_F_PENDING)) /* nothing depends on it */
+			now->phase = HTTP_PHASE_VALUE;
 		return HTTP_MORE;
 	case HTTP_ACT_LENGTH_NAME:
 		return http_act_framing(now, HTTP_F_LENGTH, HTTP_F_LENGTH | HTTP_F_CODING);
@@ -247,9 +279,7 @@ INLINE void http_skip_value(struct http_work *w)
 			break;
 		at += 8;
 	}
-	w->flow.now.head += at - w->buffer_at;
-	w->pos += at - w->buffer_at;
-	w->buffer_at = at;
+	http_advance(w, at - w->buffer_at);
 	asm volatile("" ::: "memory");
 }
 
@@ -283,9 +313,7 @@ INLINE u32 http_walk(struct http_work *w, const struct http_table *table, const 
 		}
 		action = HTTP_ACT_NONE;
 	}
-	now->head += at - w->buffer_at;
-	w->pos += at - w->buffer_at;
-	w->buffer_at = at;
+	http_advance(w, at - w->buffer_at);
 	now->phase = phase;
 	now->state = state;
 	w->flow.hash = hash;

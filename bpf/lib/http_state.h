@@ -117,6 +117,8 @@ struct http_work {
 	u8 timestamps; /* the packet had TCP timestamps, the answer gets them too */
 	u8 action;     /* that the byte loop stopped at */
 	u8 byte;
+	u8 audit; /* nothing is refused: only told */
+	u8 pad[3];
 	u32 ts_value;  /* network order */
 	u32 ts_echo;
 	u8 mac[12];    /* of the packet as it came */

@@ -118,7 +118,7 @@ def read_request(stream: Stream, request: Request, allow: Allow, result: Judgeme
     verdict = allow(request.method, request.target, None)
     if verdict is False or (verdict is None and absolute):
         raise Refused(DropReason.HTTP_DENIED)
-    length, chunked, host = read_fields(stream, old)
+    length, chunked, host = read_fields(stream, old, strict_host=verdict is None)
     if verdict is None and not allow(request.method, request.target, host or ""):
         raise Refused(DropReason.HTTP_DENIED)
     request.complete = True
@@ -214,8 +214,8 @@ def read_version(stream: Stream) -> bool:
     return minor == ord("0")
 
 
-def read_fields(stream: Stream, old: bool) -> tuple[int, bool, str | None]:
-    """(content length, chunked, host)."""
+def read_fields(stream: Stream, old: bool, strict_host: bool) -> tuple[int, bool, str | None]:
+    """(content length, chunked, host). The host is read closely where something depends on it."""
     length: int | None = None
     chunked = False
     host: str | None = None
@@ -238,6 +238,10 @@ def read_fields(stream: Stream, old: bool) -> tuple[int, bool, str | None]:
         elif name == b"host":
             if host is not None:
                 raise Refused
+            if not strict_host:
+                host = ""
+                read_value(stream)
+                continue
             stream.run(b" \t")
             host = stream.run(bytes(set(VISIBLE) - set(b'@/\\?#,"<>'))).decode()
             stream.run(b" \t")

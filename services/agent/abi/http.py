@@ -62,6 +62,7 @@ class HttpAction(IntEnum):
     REFUSE_HTTP2 = 23
     VALUE = 24
     """Such a value begins."""
+    TARGET_END = 25
 
 
 class HttpPhase(IntEnum):
@@ -76,6 +77,8 @@ class HttpPhase(IntEnum):
     TRAILER = 6
     VALUE = 7
     """Of a field that means nothing here: most bytes of most heads."""
+    FIELD = 8
+    """A line of the head begins."""
 
 
 class HttpMode(IntEnum):

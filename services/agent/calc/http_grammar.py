@@ -99,9 +99,9 @@ def _request_line(g: Grammar) -> None:
     g.on("method", b" ", "target", HttpAction.METHOD_END)
     g.on("target", b"/", "segment", HttpAction.FEED)
     g.on("target", b"*", "asterisk", HttpAction.FEED)
-    g.on("asterisk", b" ", "version:0")
+    g.on("asterisk", b" ", "version:0", HttpAction.TARGET_END)
     g.on("query", bytes(c for c in VISIBLE if c not in b"#"), "query", HttpAction.FEED)
-    g.on("query", b" ", "version:0")
+    g.on("query", b" ", "version:0", HttpAction.TARGET_END)
 
 
 def _path(g: Grammar) -> None:
@@ -121,7 +121,7 @@ def _path(g: Grammar) -> None:
     g.on("plain", b";", "plain", HttpAction.FEED)
     for state in ("segment", "plain"):
         g.on(state, b"?", "query", HttpAction.QUERY)
-        g.on(state, b" ", "version:0")
+        g.on(state, b" ", "version:0", HttpAction.TARGET_END)
 
 
 def _absolute_form(g: Grammar) -> None:
@@ -147,18 +147,18 @@ def _version(g: Grammar) -> None:
     g.on("major.dot", b".", "minor")
     g.on("minor", b"0", "line.10")
     g.on("minor", b"1", "line.11")
-    g.line_end("line.10", "field", HttpAction.LINE_10)
-    g.line_end("line.11", "field", HttpAction.LINE_11)
+    g.line_end("line.10", "FIELD", HttpAction.LINE_10)
+    g.line_end("line.11", "FIELD", HttpAction.LINE_11)
 
 
 def _headers(g: Grammar) -> None:
     """Any field; the three that frame or route a request are spelt out by `_framing_headers`."""
-    g.line_end("field", "START", HttpAction.HEAD_END)
-    g.on("field", TOKEN, "name")
+    g.line_end("FIELD", "START", HttpAction.HEAD_END)
+    g.on("FIELD", TOKEN, "name")
     g.on("name", TOKEN, "name")
     g.on("name", b":", "VALUE", HttpAction.VALUE)
     g.on("VALUE", FIELD_VALUE, "VALUE")
-    g.line_end("VALUE", "field")
+    g.line_end("VALUE", "FIELD")
 
 
 def _field_name(g: Grammar, name: bytes, value: str, action: HttpAction) -> None:
@@ -166,7 +166,7 @@ def _field_name(g: Grammar, name: bytes, value: str, action: HttpAction) -> None
 
     An underscore for a hyphen is refused: gateways that turn names into variables read both as one.
     """
-    state = "field"
+    state = "FIELD"
     for i, char in enumerate(name):
         if i:
             g.on(state, TOKEN, "name")
@@ -196,7 +196,7 @@ def _framing_headers(g: Grammar) -> None:
 
     _field_name(g, b"host", "host.before", HttpAction.HOST_NAME)
     g.on("host.before", BLANK, "host.before")
-    g.line_end("host.before", "field")
+    g.line_end("host.before", "FIELD")
     for state in ("host.before", "host"):
         g.on(state, HOST_VALUE, "host", HttpAction.FEED)
     _field_end(g, "host")
@@ -205,10 +205,10 @@ def _framing_headers(g: Grammar) -> None:
 def _field_end(g: Grammar, state: str) -> None:
     """Blanks behind a value, then the end of the line."""
     after = f"{state}.after"
-    g.line_end(state, "field")
+    g.line_end(state, "FIELD")
     g.on(state, BLANK, after)
     g.on(after, BLANK, after)
-    g.line_end(after, "field")
+    g.line_end(after, "FIELD")
 
 
 def _bodies(g: Grammar) -> None:
