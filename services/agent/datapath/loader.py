@@ -8,6 +8,7 @@ verifier. Pins are replaced by rename, so that a reader finds the old object or 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import struct
@@ -34,22 +35,30 @@ def compile_cached(config: LoaderConfig) -> tuple[CompiledObject, bool]:
     source_dir = Path(config.source_dir)
     text = program.amalgamate(source_dir)
     cflags = (f"-DCT_MAP_FLAGS={CT_FLAGS}",)
+    if not config.cache_dir:
+        return _compile(text, source_dir, cflags), False
     key = program.fingerprint(text, *cflags, os.uname().machine, str(objects.FORMAT))
-    path = Path(config.cache_dir) / f"{key}.json" if config.cache_dir else None
-    if path is not None and path.exists():
-        try:
-            return objects.loads(path.read_text()), True
-        except ValueError:
-            path.unlink()  # cut short by a crash: compile again
-    from services.agent.datapath.bcc_backend import compile_text
-
-    compiled = compile_text(text, source_dir, cflags)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(config.cache_dir) / f"{key}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Agents that start together (two nodes of a sandbox) share one compilation: the second waits for the first.
+    with open(path.parent / ".lock", "a", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            try:
+                return objects.loads(path.read_text()), True
+            except ValueError:
+                path.unlink()  # cut short by a crash: compile again
+        compiled = _compile(text, source_dir, cflags)
         temporary = path.with_suffix(f".{os.getpid()}")
         temporary.write_text(objects.dumps(compiled))
         temporary.replace(path)
     return compiled, False
+
+
+def _compile(text: str, source_dir: Path, cflags: tuple[str, ...]) -> CompiledObject:
+    from services.agent.datapath.bcc_backend import compile_text
+
+    return compile_text(text, source_dir, cflags)
 
 
 def open_or_create(spec: MapSpec, pin: Path) -> tuple[int, bool]:
