@@ -185,6 +185,8 @@ INLINE int handle_ingress(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	if (reason)
 		return -reason;
 	if ((ctx->flags & CTX_F_HTTP) && (ctx->ct_state == CT_NEW || ctx->ct_state == CT_ESTABLISHED)) {
+		if (dst->flags & ENDPOINT_F_AUDIT)
+			ctx->flags |= CTX_F_AUDIT;
 		tailcalls.call(skb, TAIL_HTTP_ENTRY);
 		return -DROP_MISSED_TAIL_CALL;
 	}

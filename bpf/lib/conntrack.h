@@ -26,7 +26,9 @@ enum ct_flags {
 	CT_F_DENIED = 16, /* the current policy refuses it; replies still pass */
 	CT_F_CLOSED = 32, /* CLOSE was emitted */
 	CT_F_HTTP = 64,   /* was under an L7 rule set once: HTTP follows it, so that rules may come back */
+	CT_F_AUDITED = 128, /* the current policy refuses it, but the endpoint is only audited */
 	CT_F_CLOSING = CT_F_RST | CT_F_CLOSED,
+	CT_F_REFUSED = CT_F_DENIED | CT_F_AUDITED,
 };
 
 /* 128 bytes: two cache lines, what every packet writes comes first. Index 0 of pairs: the original direction. Plain
@@ -54,7 +56,7 @@ struct ct_entry {
 	u8 direction;      /* who opened it: DIR_EGRESS = the endpoint */
 	u8 tcp_flags;      /* all that were seen; ICMP: the type that opened it */
 	u8 match_type;
-	u8 drop_reason; /* of CT_F_DENIED */
+	u8 drop_reason; /* of CT_F_DENIED or CT_F_AUDITED */
 	u16 nat_port;
 	struct addr nat_address; /* SERVICE: the backend. Others with a service_id: what the client addressed */
 	u16 nat_slot;            /* SERVICE: the backend's slot when it was chosen */

@@ -31,6 +31,7 @@ enum ctx_flags {
 	CTX_F_HTTP = 8,           /* the connection is or was under an L7 rule set: HTTP follows it */
 	CTX_F_SYN = 16,           /* TCP SYN without ACK */
 	CTX_F_REVNAT = 32,        /* a reply: service_address and service_port are what the client knows */
+	CTX_F_AUDIT = 64,         /* to HTTP: the receiver is only audited */
 };
 
 struct pkt_ctx {

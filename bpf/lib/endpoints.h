@@ -3,13 +3,17 @@
 #pragma once
 #include "types.h"
 
+enum endpoint_flags {
+	ENDPOINT_F_AUDIT = 1, /* policy is asked and told, but nothing is refused */
+};
+
 struct endpoint_info {
 	u32 ifindex; /* host side of the veth */
 	u32 identity;
 	u32 policy_id;       /* whose entries of the policy map apply; endpoints with equal labels share one */
 	u32 policy_revision; /* bumped with every change of those entries */
 	u16 id;              /* 0: no such endpoint */
-	u16 flags;
+	u16 flags;           /* ENDPOINT_F_* */
 	u8 mac[6];      /* the pod's */
 	u8 node_mac[6]; /* the host side's, the pod's gateway */
 	struct addr ipv4;

@@ -4,7 +4,7 @@
 #pragma once
 #include "context.h"
 
-#define EVENT_VERSION 1
+#define EVENT_VERSION 2
 
 enum event_type {
 	EVENT_NEW = 1,
@@ -16,11 +16,15 @@ enum event_type {
 	EVENT_TYPES = 8,
 };
 
+enum event_flags {
+	EVENT_F_AUDIT = 1, /* passed, though policy refuses it: drop_reason says why it would have been dropped */
+};
+
 struct event_header {
 	u8 type;
 	u8 subtype;
 	u8 version;
-	u8 flags;
+	u8 flags; /* EVENT_F_* */
 	u16 endpoint_id;
 	u16 cpu;
 	u64 time_ns; /* CLOCK_MONOTONIC */

@@ -43,6 +43,8 @@ INLINE void emit_flow(struct pkt_ctx *ctx, struct ct_entry *entry, u8 type, u8 d
 	event_header_at(&e->header, type, entry->endpoint_id, precise_now(ctx));
 	fill_connection(&e->connection, ctx, entry);
 	e->connection.drop_reason = drop_reason;
+	if (drop_reason && (entry->flags & CT_F_AUDITED))
+		e->header.flags = EVENT_F_AUDIT;
 	e->packets[0] = entry->packets[0];
 	e->packets[1] = entry->packets[1];
 	e->bytes[0] = entry->bytes[0];

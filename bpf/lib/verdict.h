@@ -15,9 +15,10 @@ struct decision {
 	u32 l7_ruleset;
 	u8 match_type;
 	u8 drop_reason; /* 0: allowed */
+	u8 audited;     /* instead of drop_reason, where the endpoint is only audited */
 };
 
-INLINE struct decision decide(const struct pkt_ctx *ctx, const struct endpoint_info *ep, u8 direction, u32 peer)
+INLINE struct decision decide_strictly(const struct pkt_ctx *ctx, const struct endpoint_info *ep, u8 direction, u32 peer)
 {
 	struct decision d = {};
 	struct policy_entry *entry;
@@ -39,6 +40,19 @@ INLINE struct decision decide(const struct pkt_ctx *ctx, const struct endpoint_i
 		d.drop_reason = DROP_POLICY_DENY;
 	else if (d.l7_ruleset && (direction != DIR_INGRESS || ctx->protocol != PROTO_TCP))
 		d.drop_reason = DROP_HTTP_NO_STATE; /* L7 rules that nobody here could enforce: fail closed */
+	return d;
+}
+
+/* The same, but an endpoint that is only audited is refused nothing. */
+INLINE struct decision decide(const struct pkt_ctx *ctx, const struct endpoint_info *ep, u8 direction, u32 peer)
+{
+	struct decision d = decide_strictly(ctx, ep, direction, peer);
+
+	if (unlikely(d.drop_reason && (ep->flags & ENDPOINT_F_AUDIT))) {
+		d.audited = d.drop_reason;
+		d.drop_reason = 0;
+		d.l7_ruleset = 0;
+	}
 	return d;
 }
 
@@ -67,7 +81,7 @@ INLINE void ct_fill(struct ct_entry *entry, struct pkt_ctx *ctx, const struct en
 	entry->retransmits = 0;
 	entry->endpoint_id = ep->id;
 	entry->peer_endpoint = peer_endpoint;
-	entry->flags = d->l7_ruleset ? CT_F_HTTP : 0;
+	entry->flags = d->l7_ruleset ? CT_F_HTTP : d->audited ? CT_F_AUDITED : 0;
 	if (tcp && (ctx->tcp_flags & TCP_FIN))
 		entry->flags |= CT_F_FIN_ORIGINAL;
 	if (tcp && (ctx->tcp_flags & TCP_RST))
@@ -76,7 +90,7 @@ INLINE void ct_fill(struct ct_entry *entry, struct pkt_ctx *ctx, const struct en
 	entry->tcp_flags = ctx->protocol == PROTO_ICMP || ctx->protocol == PROTO_ICMPV6 ? ctx->icmp_type :
 											  ctx->tcp_flags;
 	entry->match_type = d->match_type;
-	entry->drop_reason = 0;
+	entry->drop_reason = d->audited;
 	if (ctx->service_id) {
 		entry->nat_address = ctx->service_address;
 		entry->nat_port = ctx->service_port;
@@ -93,7 +107,7 @@ INLINE void ct_fill(struct ct_entry *entry, struct pkt_ctx *ctx, const struct en
 struct report {
 	struct ct_entry *entry;
 	u8 event; /* enum event_type; 0: nothing */
-	u8 drop_reason;
+	u8 drop_reason; /* or audited */
 };
 
 INLINE int new_connection(struct pkt_ctx *ctx, const struct endpoint_info *ep, u8 direction, u32 peer_identity,
@@ -119,6 +133,7 @@ INLINE int new_connection(struct pkt_ctx *ctx, const struct endpoint_info *ep, u
 		return DROP_CT_MAP_INSERTION_FAILED;
 	report->entry = entry;
 	report->event = EVENT_NEW;
+	report->drop_reason = d.audited;
 	return 0;
 }
 
@@ -127,24 +142,21 @@ INLINE void decide_again(struct pkt_ctx *ctx, struct ct_entry *entry, const stru
 			 u32 peer_identity, struct report *report)
 {
 	struct decision d = decide(ctx, ep, direction, peer_identity);
-	bool was_denied = entry->flags & CT_F_DENIED;
+	u16 verdict = d.drop_reason ? CT_F_DENIED : d.audited ? CT_F_AUDITED : 0;
 
-	if (was_denied != !!d.drop_reason || entry->l7_ruleset != d.l7_ruleset) {
+	if ((entry->flags & CT_F_REFUSED) != verdict || entry->l7_ruleset != d.l7_ruleset) {
 		report->event = EVENT_VERDICT_CHANGE;
-		report->drop_reason = d.drop_reason;
+		report->drop_reason = d.drop_reason | d.audited;
 	}
+	entry->flags = (entry->flags & ~CT_F_REFUSED) | verdict;
 	if (d.l7_ruleset)
 		entry->flags |= CT_F_HTTP;
 	entry->rule_id = d.rule_id;
 	entry->l7_ruleset = d.l7_ruleset;
 	entry->match_type = d.match_type;
-	entry->drop_reason = d.drop_reason;
+	entry->drop_reason = d.drop_reason | d.audited;
 	entry->policy_revision = ep->policy_revision;
 	entry->peer_identity = peer_identity;
-	if (d.drop_reason)
-		entry->flags |= CT_F_DENIED;
-	else
-		entry->flags &= ~CT_F_DENIED;
 }
 
 /* Counters, and the events that follow from them. A close that has to stand back for a change of verdict is left to

@@ -28,6 +28,7 @@ from prometheus_client import CollectorRegistry
 import services
 from services.agent import node
 from services.agent.abi.endpoints import MAX_ENDPOINTS
+from services.agent.calc.endpoints import Audit
 from services.agent.calc.engine import Engine
 from services.agent.config import Config
 from services.agent.datapath.gc import ConntrackCollector
@@ -69,6 +70,7 @@ from services.flows.observer import SERVICE_NAME as OBSERVER_NAME
 from services.model.identity import Identity, Reserved
 from services.model.label_filter import LabelFilter
 from services.model.objects import IpUpserted
+from services.policy.verdict import Mode
 
 
 @dataclass(slots=True)
@@ -106,6 +108,9 @@ async def run(config: Config) -> None:
             config.cluster_name,
             sources={source.name for source in sources} | {ENDPOINTS},
             revision=node.last_revision(kernel.maps["endpoints"]),
+            mode=Mode(config.policy_enforcement),
+            capacity=config.policy_max,
+            audit=Audit(config.policy_audit_mode, frozenset(config.policy_audit_namespaces)),
         )
         http = HttpPolicy(kernel.maps)
         mailbox, sink = Mailbox(), DatapathSink(kernel.maps, http.write)

@@ -52,6 +52,15 @@ class Config(BaseConfig):
         "", description="where maps and programs are pinned; empty = /sys/fs/bpf/ciliate/<node_name>"
     )
     cache_dir: str = Field("/var/cache/ciliate", description="compiled programs by source hash; empty = compile always")
+    policy_enforcement: Literal["default", "always", "never"] = Field(
+        "default", description="when endpoints are policed: once a policy selects them, always, or never"
+    )
+    policy_audit_mode: bool = Field(
+        False, description="tell what policy would refuse (verdict AUDIT), but let everything pass"
+    )
+    policy_audit_namespaces: list[str] = Field(
+        default_factory=list, description="audit mode for the pods of these namespaces only"
+    )
     policy_max: int = Field(262_144, description="entries of the policy map", ge=1024)
     ct_max: int = Field(262_144, description="entries of the connection table", ge=1024)
     ipcache_max: int = Field(524_288, description="entries of the address table", ge=1024)

@@ -21,7 +21,7 @@ TO_ENDPOINT, FROM_ENDPOINT = 0, 5
 
 POLICY_DROPS = (DropReason.POLICY_DENIED, DropReason.POLICY_DENY)
 
-DROPPED = 2
+DROPPED, AUDIT = 2, 4
 
 _REASONS = np.arange(256, dtype=np.uint8)
 _REASONS[220:] = DropReason.POLICY_DENIED
@@ -37,7 +37,7 @@ def event_types(columns: Columns, facet: int) -> tuple[Array, Array]:
     changed = kind == Kind.VERDICT_CHANGE
     refused = (kind == Kind.DROP) | (changed & dropped)
     allowed = (kind == Kind.NEW) | (changed & ~dropped)
-    decided = allowed & (columns["policy"] != 0)
+    decided = allowed & ((columns["policy"] != 0) | (columns["verdict"] == AUDIT))
     if facet == 0:
         types[refused] = DROP
         types[allowed | (kind == Kind.UPDATE) | (kind == Kind.CLOSE)] = TRACE

@@ -11,7 +11,7 @@ from services.flows import mask, summary
 from services.flows.columns import Array, Columns, Kind, length
 from services.flows.dictionary import Dictionaries
 from services.flows.entries import Decision, NodeRef, Party
-from services.flows.facets import DROP, DROPPED, HUBBLE_REASON, L7, POLICY_VERDICT, TRACE, event_types, replies
+from services.flows.facets import AUDIT, DROP, DROPPED, HUBBLE_REASON, L7, POLICY_VERDICT, TRACE, event_types, replies
 from services.flows.names import request_url, row_uuids
 from services.model.addresses import V4_MAPPED_PREFIX, from_bytes
 from services.model.verdict import Direction, Protocol
@@ -160,7 +160,7 @@ class Renderer:
     @staticmethod
     def _policies(flow: pb.Flow, row: Row, decision: Decision) -> None:
         side = "egress" if row.direction == Direction.EGRESS else "ingress"
-        target = getattr(flow, f"{side}_{'denied' if row.verdict == DROPPED else 'allowed'}_by")
+        target = getattr(flow, f"{side}_{'denied' if row.verdict in (DROPPED, AUDIT) else 'allowed'}_by")
         for policy in decision.policies:
             labels = [f"{POLICY_LABEL}.derived-from={policy.kind}", f"{POLICY_LABEL}.name={policy.name}"]
             if policy.namespace:
@@ -191,7 +191,7 @@ class Renderer:
         parts = [
             text,
             summary.change(row.kind, row.verdict),
-            summary.refusal(row.kind, row.drop_reason, decision) if row.verdict == DROPPED else "",
+            summary.refused(row.kind, row.verdict, row.drop_reason, decision),
             summary.counters(
                 row.kind,
                 (row.packets, row.reply_packets),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from services.flows.columns import Kind
 from services.flows.entries import Decision, HttpRequest
-from services.flows.facets import DROPPED, POLICY_DROPS
+from services.flows.facets import AUDIT, DROPPED, POLICY_DROPS
 from services.model.verdict import DropReason, Protocol
 
 _FLAGS = (("SYN", 2), ("ACK", 16), ("RST", 4), ("FIN", 1), ("PSH", 8), ("URG", 32), ("ECE", 64), ("CWR", 128))
@@ -113,6 +113,13 @@ def protocol_name(request: HttpRequest) -> str:
     return {10: "HTTP/1", 11: "HTTP/1.1", 20: "HTTP/2"}.get(request.version, "HTTP")
 
 
+def refused(kind: int, verdict: int, reason: int, decision: Decision | None) -> str:
+    """What policy did, or of an endpoint that is only audited, what it would have done; empty where it let pass."""
+    if verdict == AUDIT:
+        return f"audit: would be refused: {refusal(kind, reason, decision)}"
+    return refusal(kind, reason, decision) if verdict == DROPPED else ""
+
+
 def refusal(kind: int, reason: int, decision: Decision | None) -> str:
     """Why a packet or a request was refused, and by whom; empty where its drop reason says it all."""
     names = ", ".join(str(policy) for policy in decision.policies) if decision else ""
@@ -139,4 +146,6 @@ def change(kind: int, verdict: int) -> str:
     """Said of established connections that met a changed policy."""
     if kind != Kind.VERDICT_CHANGE:
         return ""
+    if verdict == AUDIT:
+        return "policy changed"
     return "policy changed, connection refused" if verdict == DROPPED else "policy changed, connection allowed"

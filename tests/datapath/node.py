@@ -90,6 +90,7 @@ class Pod:
     identity: int
     policy_id: int
     revision: int = 1
+    flags: int = 0
 
 
 class Node:
@@ -177,6 +178,7 @@ class Node:
             policy_id=pod.policy_id,
             policy_revision=pod.revision,
             id=pod.id,
+            flags=pod.flags,
             mac=bytes.fromhex(pod.mac.replace(":", "")),
             node_mac=bytes.fromhex(GATEWAY_MAC.replace(":", "")),
             ipv4=ip(pod.ipv4),

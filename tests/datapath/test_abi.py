@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 import pytest
 
-from services.agent.abi import conntrack, events, metrics
+from services.agent.abi import conntrack, endpoints, events, metrics
 from services.agent.abi.tailcall import TailCall
 from services.agent.datapath.program import SOURCE_DIR
 from services.model.verdict import Direction, DropReason
@@ -20,7 +20,7 @@ def c_enum(header: str, name: str) -> dict[str, int]:
     return {key: int(value, 0) for key, value in re.findall(r"(\w+)\s*=\s*(\w+)", body[1]) if value[0].isdigit()}
 
 
-def prefixed(enum: type[IntEnum], prefix: str) -> dict[str, int]:
+def prefixed(enum: type[IntEnum] | type[IntFlag], prefix: str) -> dict[str, int]:
     return {m.name if m.name.startswith(prefix) else prefix + m.name: int(m) for m in enum}
 
 
@@ -35,12 +35,14 @@ def test_every_drop_reason_has_one_number() -> None:
         ("conntrack.h", "ct_status", events.CtState, "CT_", set()),
         ("conntrack.h", "ct_scope", conntrack.CtScope, "CT_SCOPE_", set()),
         ("conntrack.h", "ct_flags", conntrack.CtFlags, "CT_F_", set()),
+        ("events.h", "event_flags", events.EventFlags, "EVENT_F_", set()),
+        ("endpoints.h", "endpoint_flags", endpoints.EndpointFlags, "ENDPOINT_F_", set()),
         ("types.h", "direction", Direction, "DIR_", set()),
         ("tailcall.h", "tail_call", TailCall, "TAIL_", {"TAIL_COUNT"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_enums(header: str, name: str, enum: type[IntEnum], prefix: str, extra: set[str]) -> None:
+def test_enums(header: str, name: str, enum: type[IntEnum] | type[IntFlag], prefix: str, extra: set[str]) -> None:
     ours = c_enum(header, name)
     assert {key: value for key, value in ours.items() if key not in extra} == prefixed(enum, prefix)
 

@@ -36,6 +36,8 @@ class CtFlags(IntFlag):
     """CLOSE was emitted."""
     HTTP = 64
     """Was under an L7 rule set once: HTTP follows it, so that rules may come back."""
+    AUDITED = 128
+    """The current policy refuses it, but the endpoint is only audited."""
 
 
 class CtKey(Struct):

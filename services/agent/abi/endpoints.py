@@ -7,12 +7,20 @@ Three maps: `endpoints` (array, endpoint id -> info, the one place that is writt
 from __future__ import annotations
 
 import ctypes
+from enum import IntFlag
 
 from services.agent.abi.layout import Address, Struct
 
 Mac = ctypes.c_uint8 * 6
 
 MAX_ENDPOINTS = 4096
+
+
+class EndpointFlags(IntFlag):
+    """`ENDPOINT_F_*`."""
+
+    AUDIT = 1
+    """Policy is asked and told, but nothing is refused."""
 
 
 class EndpointInfo(Struct):

@@ -7,11 +7,11 @@ New fields go at the end into the padding, and `version` goes up.
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 import numpy as np
 
-EVENT_VERSION = 1
+EVENT_VERSION = 2
 
 RING_BUSY = 1 << 31
 RING_DISCARD = 1 << 30
@@ -32,6 +32,13 @@ class EventType(IntEnum):
     """An established connection met a changed policy; the new verdict is in `drop_reason` (0: allowed)."""
     HTTP_REQUEST = 6
     """A request met HTTP policy (http ring only)."""
+
+
+class EventFlags(IntFlag):
+    """`enum event_flags`."""
+
+    AUDIT = 1
+    """Passed, though policy refuses it: `drop_reason` says why it would have been dropped."""
 
 
 class CtState(IntEnum):

@@ -43,7 +43,13 @@ class Answers:
     """The parts of the calculation, and what can be asked of them. `Engine` changes them."""
 
     def __init__(
-        self, ipcache: Ipcache, options: PolicyOptions, mode: Mode, capabilities: Capabilities, capacity: int
+        self,
+        ipcache: Ipcache,
+        tables: EndpointTables,
+        options: PolicyOptions,
+        mode: Mode,
+        capabilities: Capabilities,
+        capacity: int,
     ) -> None:
         self._mode = mode
         self._services = Services()
@@ -51,7 +57,7 @@ class Answers:
         self._identities = Identities()
         self._ipcache = ipcache
         self._maps = PolicyMaps(self._policies, self._identities, ipcache, mode, capabilities, capacity)
-        self._tables = EndpointTables()
+        self._tables = tables
         self._endpoints: dict[int, LocalEndpoint] = {}
         self._groups: dict[int, GroupKey] = {}
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from services.agent.abi.endpoints import EndpointInfo
+from dataclasses import dataclass
+
+from services.agent.abi.endpoints import EndpointFlags, EndpointInfo
 from services.agent.calc.maps import MapName, u32
 from services.agent.calc.table import Table
 from services.model.addresses import to_bytes
 from services.model.objects import LocalEndpoint
 
 
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Where policy is only watched: verdicts are computed and told, and packets pass."""
+
+    everywhere: bool = False
+    namespaces: frozenset[str] = frozenset()
+
+    def covers(self, endpoint: LocalEndpoint) -> bool:
+        """Whether an endpoint is only audited."""
+        return self.everywhere or endpoint.namespace in self.namespaces
+
+
 class EndpointTables:
     """Keeps the `endpoints`, `endpoint_addrs` and `endpoint_ifs` maps' desired content."""
 
-    def __init__(self) -> None:
+    def __init__(self, audit: Audit) -> None:
+        self._audit = audit
         self.tables: dict[MapName, Table] = {
             name: Table(name) for name in ("endpoints", "endpoint_addrs", "endpoint_ifs")
         }
@@ -33,7 +48,8 @@ class EndpointTables:
             info.remove(u32(number))
             return
         self._known[number] = endpoint
-        info.put(u32(number), _info(endpoint, policy_id, revision))
+        flags = EndpointFlags.AUDIT if self._audit.covers(endpoint) else EndpointFlags(0)
+        info.put(u32(number), _info(endpoint, policy_id, revision, flags))
         interfaces.put(u32(endpoint.ifindex), u32(number))
         for key in _addresses(endpoint):
             addresses.put(key, u32(number))
@@ -43,7 +59,7 @@ def _addresses(endpoint: LocalEndpoint) -> set[bytes]:
     return {to_bytes(address) for address in endpoint.addresses}
 
 
-def _info(endpoint: LocalEndpoint, policy_id: int, revision: int) -> bytes:
+def _info(endpoint: LocalEndpoint, policy_id: int, revision: int, flags: EndpointFlags) -> bytes:
     """The first address of each family is the one that packets are checked against and services answer from."""
     first = {address.version: to_bytes(address) for address in reversed(endpoint.addresses)}
     return EndpointInfo(
@@ -52,7 +68,7 @@ def _info(endpoint: LocalEndpoint, policy_id: int, revision: int) -> bytes:
         policy_id=policy_id,
         policy_revision=revision,
         id=endpoint.id,
-        flags=0,
+        flags=flags,
         mac=endpoint.mac,
         node_mac=endpoint.node_mac,
         ipv4=first.get(4, bytes(16)),

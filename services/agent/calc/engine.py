@@ -12,6 +12,7 @@ from typing import assert_never
 
 from services.agent.calc.answers import Answers
 from services.agent.calc.binding import Capabilities
+from services.agent.calc.endpoints import Audit, EndpointTables
 from services.agent.calc.group import GroupKey
 from services.agent.calc.ipcache import Ipcache
 from services.agent.calc.maps import Change
@@ -54,12 +55,18 @@ class Engine(Answers):
         sources: Iterable[str] = DEFAULT_SOURCES,
         revision: int = 0,
         mode: Mode = Mode.DEFAULT,
+        audit: Audit | None = None,
         options: PolicyOptions | None = None,
         capabilities: Capabilities | None = None,
         capacity: int = POLICY_CAPACITY,
     ) -> None:
         super().__init__(
-            Ipcache(node), options or PolicyOptions(cluster), mode, capabilities or Capabilities(), capacity
+            Ipcache(node),
+            EndpointTables(audit or Audit()),
+            options or PolicyOptions(cluster),
+            mode,
+            capabilities or Capabilities(),
+            capacity,
         )
         self._waiting = set(sources)
         self.revision = revision

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from services.agent.abi.endpoints import EndpointInfo
+from services.agent.abi.endpoints import EndpointFlags, EndpointInfo
 from services.agent.abi.events import EventType
 from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.layout import be16
@@ -56,6 +56,8 @@ class Connection:
     revision: int
     peer_identity: int
     denied: DropReason | None = None
+    audited: DropReason | None = None
+    """What it would be denied for, were the endpoint not only audited."""
     replied: bool = False
     fins: set[bool] = field(default_factory=set)
     reset: bool = False
@@ -174,10 +176,10 @@ class ReferenceDatapath:
         identity: int,
         service: tuple[bytes, int] | None,
     ) -> Connection:
-        rule, reason = self._decide(packet, endpoint, direction, identity)
+        rule, reason, audited = self._decide(packet, endpoint, direction, identity)
         if reason is not None:
             raise self._drop(reason, endpoint.id, rule)
-        connection = Connection(direction, rule, endpoint.policy_revision, identity, service=service)
+        connection = Connection(direction, rule, endpoint.policy_revision, identity, audited=audited, service=service)
         if packet.protocol == Protocol.TCP:
             connection.fins |= {True} if packet.tcp_flags & FIN else set()
             connection.reset = bool(packet.tcp_flags & RST)
@@ -191,9 +193,10 @@ class ReferenceDatapath:
         """A changed policy or peer meets an open connection."""
         if (connection.revision, connection.peer_identity) == (endpoint.policy_revision, identity):
             return
-        rule, reason = self._decide(packet, endpoint, direction, identity)
-        changed = (connection.denied is None) != (reason is None)
-        connection.rule_id, connection.denied = rule, reason
+        rule, reason, audited = self._decide(packet, endpoint, direction, identity)
+        before = connection.denied is None, connection.audited is None
+        changed = before != (reason is None, audited is None)
+        connection.rule_id, connection.denied, connection.audited = rule, reason, audited
         connection.revision, connection.peer_identity = endpoint.policy_revision, identity
         if changed:
             self._events.append((EventType.VERDICT_CHANGE, endpoint.id, rule))
@@ -212,11 +215,13 @@ class ReferenceDatapath:
 
     def _decide(
         self, packet: Packet, endpoint: EndpointInfo, direction: Direction, identity: int
-    ) -> tuple[int, DropReason | None]:
+    ) -> tuple[int, DropReason | None, DropReason | None]:
+        """(rule, why not, why not if it were not only audited)"""
         if direction == Direction.INGRESS and identity == Reserved.HOST:
-            return 0, None  # the node may always reach its own pods
+            return 0, None, None  # the node may always reach its own pods
         port = packet.sport if packet.protocol in (Protocol.ICMP, Protocol.ICMPV6) else packet.dport
-        return decide(self.maps["policy"], endpoint.policy_id, direction, identity, packet.protocol, port)
+        rule, reason = decide(self.maps["policy"], endpoint.policy_id, direction, identity, packet.protocol, port)
+        return (rule, None, reason) if endpoint.flags & EndpointFlags.AUDIT else (rule, reason, None)
 
     # Tables.
 

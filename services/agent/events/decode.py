@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from services.agent.abi.events import EVENT_VERSION, EventType
+from services.agent.abi.events import EVENT_VERSION, EventFlags, EventType
 from services.agent.events.enrich import Enricher
 from services.flows.columns import Array, Columns
 from services.model.verdict import DropReason
 
-FORWARDED, DROPPED = 1, 2
+FORWARDED, DROPPED, AUDIT = 1, 2, 4
 
 WallTimes = Callable[[Array], Array]
 
@@ -43,8 +43,8 @@ def connections(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:
     columns = _common(records, enricher, wall)
     kinds, reasons = records["type"], records["drop_reason"]
     dropped = (kinds == EventType.DROP) | ((kinds == EventType.VERDICT_CHANGE) & (reasons != 0))
-    columns["verdict"] = np.where(dropped, DROPPED, FORWARDED).astype(np.uint8)
-    columns["policy"] = _decisions(records, dropped, enricher)
+    refused = _judge(columns, records, dropped)
+    columns["policy"] = _decisions(records, refused, enricher)
     packets, octets = records["packets"], records["bytes"]
     columns["packets"], columns["reply_packets"] = packets[:, 0].copy(), packets[:, 1].copy()
     columns["bytes"], columns["reply_bytes"] = octets[:, 0].copy(), octets[:, 1].copy()
@@ -56,13 +56,20 @@ def connections(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:
 def requests(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:
     """Columns of `HTTP_EVENT` records: refused ones have a status that the datapath answered, or a drop reason."""
     columns = _common(records, enricher, wall)
-    refused = (records["status"] != 0) | (records["drop_reason"] != 0)
-    columns["verdict"] = np.where(refused, DROPPED, FORWARDED).astype(np.uint8)
+    refused = _judge(columns, records, (records["status"] != 0) | (records["drop_reason"] != 0))
     columns["policy"] = _decisions(records, refused, enricher)
     columns["http"] = enricher.requests(records)
     columns["status"] = records["status"].copy()
     columns["duration_us"] = records["latency_us"].copy()
     return columns
+
+
+def _judge(columns: Columns, records: Array, dropped: Array) -> Array:
+    """Fill the verdicts; which rows policy refuses, those among them that are only audited included."""
+    audited = (records["flags"] & EventFlags.AUDIT) != 0
+    columns["verdict"] = np.where(audited, AUDIT, np.where(dropped, DROPPED, FORWARDED)).astype(np.uint8)
+    refused: Array = dropped | audited
+    return refused
 
 
 def _common(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:

@@ -159,6 +159,22 @@ def test_a_changed_verdict(flows: Any) -> None:
     assert allowed.Summary.endswith("policy changed, connection allowed")
 
 
+def test_what_is_only_audited(flows: Any) -> None:
+    denied = Decision(False, (flows.policy,))
+    flows.add(kind=Kind.NEW, verdict=pb.AUDIT, drop_reason=133, policy=denied, tcp_flags=2)
+    flows.add(kind=Kind.VERDICT_CHANGE, verdict=pb.AUDIT, drop_reason=133)
+    flows.http(verdict=pb.AUDIT, drop_reason=220)
+    opened, changed, request = flows.rendered()
+    assert [flow.verdict for flow in (opened, changed, request)] == [pb.AUDIT] * 3
+    assert [flow.event_type.type for flow in (opened, changed, request)] == [5, 5, 129]
+    assert [policy.name for policy in opened.ingress_denied_by] == ["deny-all-ingress-to-webapp"]
+    assert (opened.drop_reason, opened.is_reply.value) == (0, False)
+    name = "CiliumNetworkPolicy default/deny-all-ingress-to-webapp"
+    assert opened.Summary == f"TCP Flags: SYN; audit: would be refused: default deny by {name}"
+    assert changed.Summary.endswith("; policy changed; audit: would be refused: default deny")
+    assert request.Summary.endswith(f"; audit: would be refused: HTTP request not allowed by {name}")
+
+
 def test_http_requests(flows: Any) -> None:
     flows.http()
     flows.http("/", "POST", verdict=pb.DROPPED, status=403, destination_port=8080)

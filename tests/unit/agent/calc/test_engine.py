@@ -6,7 +6,9 @@ import dataclasses
 import ipaddress
 from typing import Any
 
+from services.agent.abi.endpoints import EndpointFlags
 from services.agent.abi.policy import FIXED_BITS, PolicyEntry, PolicyKey
+from services.agent.calc.endpoints import Audit
 from services.agent.calc.engine import Engine
 from services.agent.calc.maps import Change, HttpRulesets, Put, Remove, policy_entry, policy_key
 from services.model.objects import Deleted, ObjectKey, PolicyObject, Synced, Upserted
@@ -54,6 +56,20 @@ def lead(engine: Engine, kernel: Kernel, before: State, after: State) -> list[Ch
 
 def broken(key: ObjectKey) -> Upserted:
     return Upserted(PolicyObject(key, {"spec": {"endpointSelektor": {}, "ingress": [{"fromEntities": ["moon"]}]}}))
+
+
+def test_audit_is_a_flag_of_endpoints_and_changes_no_entry() -> None:
+    strict, _ = engine_at(GUARDED)
+    for audit, flagged in (
+        (Audit(), set()),
+        (Audit(everywhere=True), {1, 2}),
+        (Audit(namespaces=frozenset({"default"})), {1, 2}),
+        (Audit(namespaces=frozenset({"elsewhere"})), set()),
+    ):
+        engine, kernel = engine_at(GUARDED, audit=audit)
+        found = {n: EndpointFlags(kernel.endpoint(n).flags) for n in (1, 2)}  # type: ignore[union-attr]
+        assert {n for n, flags in found.items() if flags & EndpointFlags.AUDIT} == flagged
+        assert engine.desired()["policy"] == strict.desired()["policy"]
 
 
 def test_nothing_comes_out_before_every_source_is_complete() -> None:

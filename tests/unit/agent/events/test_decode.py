@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.agent.abi.events import EventType
+from services.agent.abi.events import EVENT_VERSION, EventFlags, EventType
 from services.agent.events import decode
 from services.agent.events.enrich import KEEP_NAMES_NS, Enricher
 from services.agent.events.getters import PodRef
@@ -77,6 +77,9 @@ def test_an_allowed_connection(records: Any, enricher: Enricher, dictionaries: D
         ({"type": 4}, 1, None),
         ({"type": 5}, 1, None),
         ({"type": 5, "drop_reason": 133}, 2, False),
+        ({"type": 1, "drop_reason": 133, "flags": EventFlags.AUDIT}, 4, False),
+        ({"type": 1, "drop_reason": 181, "rule_id": 900, "flags": EventFlags.AUDIT}, 4, True),
+        ({"type": 5, "drop_reason": 133, "flags": EventFlags.AUDIT}, 4, False),
     ],
 )
 def test_verdicts_and_policies(
@@ -96,6 +99,7 @@ def test_requests(records: Any, enricher: Enricher, dictionaries: Dictionaries) 
             {"path": b"/\x1b[31m\xff", "path_len": 7},
             {"path": b"/" + b"a" * 135, "path_len": 400},
             {"drop_reason": 221, "path_len": 0},
+            {"drop_reason": 220, "flags": EventFlags.AUDIT},
         ),
         enricher,
         wall,
@@ -107,9 +111,10 @@ def test_requests(records: Any, enricher: Enricher, dictionaries: Dictionaries) 
         HttpRequest("GET", "/%1B[31m%FF", 11, 7),
         HttpRequest("GET", "/" + "a" * 135, 11, 400),
         HttpRequest("GET", "", 11, 0),
+        HttpRequest("GET", "/api/v1/users", 11, 13),
     ]
-    assert columns["verdict"].tolist() == [1, 2, 1, 1, 2]
-    assert columns["status"].tolist() == [0, 403, 0, 0, 0]
+    assert columns["verdict"].tolist() == [1, 2, 1, 1, 2, 4]
+    assert columns["status"].tolist() == [0, 403, 0, 0, 0, 0]
 
 
 def test_known_things_are_asked_once(records: Any, enricher: Enricher, names: Any) -> None:
@@ -187,7 +192,7 @@ def test_thousands_of_addresses_are_told_apart(records: Any, enricher: Enricher,
 
 
 def test_unreadable_records_are_left_out(records: Any) -> None:
-    batch = records.flow({}, {"version": 2}, {"type": 6}, {"type": 0}, {"type": 4})
+    batch = records.flow({}, {"version": EVENT_VERSION + 1}, {"type": 6}, {"type": 0}, {"type": 4})
     good = decode.readable(batch, EventType.NEW, EventType.VERDICT_CHANGE)
     assert good["type"].tolist() == [1, 4]
 
