@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from services.model.verdict import Direction
+from services.policy.l7 import Request, RequestMatcher
 from services.policy.peers import Party
-from services.policy.rules import Policy, Rule, Spec
+from services.policy.rules import Policy, Rule, Spec, Traffic
 from services.policy.verdict import Decision, Mode, decide, traffic_covers
 
 
@@ -22,6 +23,11 @@ class Part(Enum):
     PEER = "peer"
     PROTOCOL = "protocol"
     PORT = "port"
+    L7 = "request"
+
+
+WEIGHTS = {Part.L7: 1, Part.PORT: 2, Part.PROTOCOL: 4, Part.PEER: 8}
+"""A wrong request is nearest to matching, then a wrong port, a wrong protocol; a wrong peer is farthest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +40,8 @@ class Considered:
 
     @property
     def distance(self) -> int:
-        """How far from matching: a wrong port is nearer than a wrong protocol, a wrong peer is farthest."""
-        weights = {Part.PORT: 1, Part.PROTOCOL: 2, Part.PEER: 4}
-        return sum(weights[part] for part in self.failed)
+        """How far from matching."""
+        return sum(WEIGHTS[part] for part in self.failed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +66,34 @@ def explain(
     protocol: int,
     port: int,
     mode: Mode = Mode.DEFAULT,
+    *,
+    request: Request | None = None,
+    meets: RequestMatcher | None = None,
 ) -> Explanation:
-    """Decide, and say what each rule of the direction had to do with it."""
+    """Decide, and say what each rule of the direction had to do with it; with `request`, L7 rules have to meet it."""
     specs = list(specs)
     destination = subject if direction == Direction.INGRESS else peer
-    considered = tuple(
-        Considered(policy, rule, _failed(rule, peer, destination, protocol, port))
-        for policy, spec in specs
-        for rule in spec.rules
-        if rule.direction == direction
-    )
-    return Explanation(decide(specs, direction, subject, peer, protocol, port, mode=mode), considered)
+    considered = []
+    for policy, spec in specs:
+        for rule in spec.rules:
+            if rule.direction == direction:
+                failed = _failed(rule, peer, destination, protocol, port)
+                if (
+                    Part.PORT not in failed
+                    and Part.PROTOCOL not in failed
+                    and request is not None
+                    and meets is not None
+                ):
+                    covering = [item for item in rule.traffic if traffic_covers(item, destination, protocol, port)]
+                    if not any(permits(item, request, meets) for item in covering):
+                        failed = (*failed, Part.L7)
+                considered.append(Considered(policy, rule, failed))
+    return Explanation(decide(specs, direction, subject, peer, protocol, port, mode=mode), tuple(considered))
+
+
+def permits(traffic: Traffic, request: Request, meets: RequestMatcher) -> bool:
+    """Whether the L7 rules of a port entry let a request pass; without HTTP rules there is nothing to meet."""
+    return traffic.l7 is None or not traffic.l7.http or any(meets(rule, request) for rule in traffic.l7.http)
 
 
 def _failed(rule: Rule, peer: Party, destination: Party, protocol: int, port: int) -> tuple[Part, ...]:

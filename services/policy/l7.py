@@ -6,6 +6,7 @@ instead of letting it pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -34,6 +35,22 @@ class HttpRule:
     def __str__(self) -> str:
         parts = [text for text in (self.method, self.host, self.path) if text]
         return " ".join(parts) or "any request"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An HTTP request, as far as rules look at it."""
+
+    method: str
+    path: str
+    host: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+RequestMatcher = Callable[[HttpRule, Request], bool]
+"""Whether a request meets a rule; the regular expressions' engine is the caller's business."""
 
 
 @dataclass(frozen=True, slots=True)

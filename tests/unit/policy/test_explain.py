@@ -8,6 +8,7 @@ from services.model.labels import Labels
 from services.model.objects import ObjectKey, PolicyObject
 from services.model.verdict import Direction
 from services.policy.explain import Part, explain
+from services.policy.l7 import Request
 from services.policy.peers import Party
 from services.policy.read import read_policy
 from services.policy.selectors import LabelView
@@ -77,3 +78,17 @@ def test_modes_and_endpoints_without_labels() -> None:
     assert not is_enforced(closed, Direction.INGRESS, WEB, Mode.NEVER)
     host = party(1, "reserved:host")
     assert decide(closed, Direction.INGRESS, WEB, host, 6, 80).outcome is Outcome.ALLOW
+
+
+def test_a_request_that_no_rule_lets_pass() -> None:
+    http = {"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [{"method": "GET"}]}}
+    rules = [{"fromEndpoints": FROM_FRONTEND, "toPorts": [http]}, RULES[0]]
+
+    def ask(method: str) -> Any:
+        request = Request(method, "/")
+        meets = lambda rule, asked: rule.method == asked.method  # noqa: E731
+        return explain(specs(ingress=rules), Direction.INGRESS, WEB, FRONTEND, 6, 80, request=request, meets=meets)
+
+    assert [one.failed for one in ask("POST").considered] == [(Part.L7,), (Part.PEER,)]
+    assert ask("POST").nearest.rule.path == "spec.ingress[0]"
+    assert ask("GET").considered[0].failed == ()
