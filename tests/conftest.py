@@ -5,9 +5,33 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+Tally = Callable[[str, int], None]
+_counts: pytest.StashKey[Counter[str]] = pytest.StashKey()
+
+
+@pytest.fixture(scope="session")
+def tally(pytestconfig: pytest.Config) -> Tally:
+    """Count what a test looked at; the sums are shown at the end of the run."""
+    counts = pytestconfig.stash.setdefault(_counts, Counter())
+
+    def add(what: str, number: int) -> None:
+        counts[what] += number
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What was counted."""
+    if counts := config.stash.get(_counts, None):
+        terminalreporter.section("counted")
+        for what, number in sorted(counts.items()):
+            terminalreporter.write_line(f"{number:>10,} {what}")
 
 
 def _etcd_present() -> bool:

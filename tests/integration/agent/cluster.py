@@ -24,11 +24,11 @@ from typing import Any, Self
 
 import grpc.aio
 import yaml
+from services.common.pb.agent.v1 import agent_pb2, agent_pb2_grpc
 
 from services.agent.datapath.bpffs import remove_pins
 from services.cni import plugin
 from services.common.etcd_server import EtcdServer
-from services.common.pb.agent.v1 import agent_pb2, agent_pb2_grpc
 from services.common.tls import channel
 
 READY_SECONDS = 40.0
@@ -75,6 +75,7 @@ class Pod:
     netns: str
     labels: Mapping[str, str]
     addresses: list[str] = field(default_factory=list)
+    namespace: str = "default"
 
     @property
     def ip(self) -> str:
@@ -262,13 +263,17 @@ class Cluster:
     async def add_pod(self, name: str, node: Node, **labels: str) -> Pod:
         """A pod with an interface, by way of the CNI plugin."""
         pod = Pod(name, node, f"{self.prefix}{name}", labels)
-        sh(f"ip netns add {pod.netns}")
-        self.pods[name] = pod
         self.pod_object(name, node, labels)
-        status, answer = await self.cni("ADD", pod)
-        assert status == 0, f"{answer}\n{self.log(node)}"
-        pod.addresses = [entry["address"].partition("/")[0] for entry in answer["ips"]]
+        await self.attach(pod, name)
         return pod
+
+    async def attach(self, pod: Pod, key: str) -> None:
+        """Give a pod its namespace and interface; `key` names it in `pods`."""
+        sh(f"ip netns add {pod.netns}")
+        self.pods[key] = pod
+        status, answer = await self.cni("ADD", pod)
+        assert status == 0, f"{answer}\n{self.log(pod.node)}"
+        pod.addresses = [entry["address"].partition("/")[0] for entry in answer["ips"]]
 
     async def cni(self, command: str, pod: Pod) -> tuple[int, dict[str, Any]]:
         """Call the plugin as a runtime does; (exit code, its output)."""
@@ -280,10 +285,10 @@ class Cluster:
         }
         environment = os.environ | {
             "CNI_COMMAND": command,
-            "CNI_CONTAINERID": f"container-{pod.name}",
+            "CNI_CONTAINERID": f"container-{pod.netns}",
             "CNI_NETNS": str(NETNS / pod.netns),
             "CNI_IFNAME": "eth0",
-            "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod.name}",
+            "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.name}",
         }
         child = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -21,6 +21,7 @@ from services.policy.references import CidrGroup, resolve
 from services.policy.rules import Policy, Spec
 from services.policy.selectors import LabelView
 from services.policy.verdict import Mode, Outcome, applying, decide, is_closed, is_enforced
+from tests.conftest import Tally
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "conformance"
 DIRECTIONS = {"ingress": Direction.INGRESS, "egress": Direction.EGRESS}
@@ -59,7 +60,7 @@ def source(case: dict[str, Any]) -> PolicyObject:
 
 
 @absent
-def test_validity() -> None:
+def test_validity(tally: Tally) -> None:
     assert len(VALIDITY) == 108
     wrong = []
     for case in VALIDITY:
@@ -71,6 +72,7 @@ def test_validity() -> None:
         if (not problems) != case["valid"]:
             wrong.append((case["file"], case["error"], problems))
     assert not wrong
+    tally("conformance: validity decisions", len(VALIDITY))
 
 
 def program(policy: Policy, specs: list[tuple[Policy, Spec]], direction: Direction, subject: Party) -> Program:
@@ -103,7 +105,7 @@ def word(value: Value | None, inspected: bool) -> str:
 
 @absent
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['file']}-{case['doc']}")
-def test_verdicts(case: dict[str, Any]) -> None:
+def test_verdicts(case: dict[str, Any], tally: Tally) -> None:
     policy = resolve(read_policy(source(case)), Nowhere())
     parties = {i["id"]: Party(i["id"], LabelView(Labels.parse(i["labels"]))) for i in case["identities"]}
     wrong = []
@@ -125,3 +127,5 @@ def test_verdicts(case: dict[str, Any]) -> None:
             if not declared == enforced == wanted["verdict"]:
                 wrong.append((entry["subject"], wanted, declared, enforced))
     assert not wrong, wrong[:5]
+    tally("conformance: Cilium policy cases (engine)", 1)
+    tally("conformance: Cilium policy verdicts (engine)", sum(len(entry["verdicts"]) for entry in case["subjects"]))

@@ -26,6 +26,7 @@ from services.model.objects import (
     Upserted,
 )
 from services.model.verdict import Direction, Protocol
+from tests.conftest import Tally
 from tests.unit.agent.calc.kernel import Kernel
 
 PATH = Path(__file__).resolve().parents[5] / "shared" / "conformance" / "networkpolicy-cases.json.gz"
@@ -104,10 +105,12 @@ class Replay:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['id']}-{case['description'][:40]}")
-def test_verdicts(case: dict[str, Any]) -> None:
+def test_verdicts(case: dict[str, Any], tally: Tally) -> None:
     replay = Replay()
     steps = case["steps"]
     for step in [*steps, *steps[-2::-1]]:
         replay.to(step)
         assert not replay.check(step)
         assert {name: dict(found) for name, found in replay.engine.desired().items()} == replay.kernel.maps
+    tally("conformance: NetworkPolicy cases (engine)", 1)
+    tally("conformance: NetworkPolicy verdicts (engine)", 2 * sum(len(step["verdicts"]) for step in steps))
