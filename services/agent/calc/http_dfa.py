@@ -238,10 +238,19 @@ def ruleset_dfa(rules: Sequence[RuleFields], limit: int) -> Dfa:
 
 
 def minimise(dfa: Dfa) -> Dfa:
-    """The smallest DFA of the same language (Moore): states stay together while nothing tells them apart."""
+    """The smallest DFA of the same language (Moore): states stay together while nothing tells them apart.
+
+    It takes as many rounds as the longest text that tells two states apart; a DFA for which that would take too long
+    (thousands of states in a row) is returned as it is, which is right, if not smallest.
+    """
+    left = MAX_WORK
+    size = sum(len(edges) for edges in dfa.edges)
     block = [int(state in dfa.accepting) for state in range(len(dfa.edges))]
     count = 0
     while True:
+        left -= size
+        if left < 0:
+            return dfa
         signatures: dict[Hashable, int] = {}
         following = []
         for state, edges in enumerate(dfa.edges):
