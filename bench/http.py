@@ -1,4 +1,4 @@
-"""What HTTP policy costs: the same web server direct, behind policy in the kernel, and behind haproxy with the same ACL.
+"""What HTTP policy costs: one web server, direct, behind policy in the kernel, and behind haproxy with the same ACL.
 
     ratio_direct_cN         requests/s with policy in the kernel over plain veth routing, N connections kept alive
     ratio_haproxy_cN        ... over haproxy in front of the server
