@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from services import __version__
-from services.cli import bpf, inspection, observe, sandbox, status
+from services.cli import bpf, inspection, observe, policy, sandbox, status
 from services.cli.connect import Settings
 
 app = typer.Typer(
@@ -55,7 +55,7 @@ app.command("status")(status.status)
 app.command("observe")(observe.command())
 app.add_typer(inspection.endpoints, name="endpoint")
 app.add_typer(inspection.identities, name="identity")
-app.add_typer(inspection.policies, name="policy")
+app.add_typer(policy.app, name="policy")
 app.add_typer(inspection.services, name="service")
 app.add_typer(bpf.app, name="bpf")
 app.add_typer(sandbox.app, name="sandbox")

@@ -141,6 +141,74 @@ def test_observe_tells_who_and_why() -> None:
     assert ciliate("observe", "--last", "3", "-o", "table").stdout.startswith("TIMESTAMP")
 
 
+def test_explain_says_what_the_packets_meet() -> None:
+    url = "http://my-webapp-svc/api/v1/users"
+    ciliate("sandbox", "exec", "visitor", "--", "curl", "-s", "-m", "1", url, check=False)
+    explained = ["policy", "explain", "--to", "my-webapp", "--port", "80"]
+    egress, ingress = asked(*explained, "--from", "visitor")["directions"]
+    assert egress["answer"]["passes"]
+    assert ingress["answer"]["fate"] == "dropped by default"
+    assert [rule["name"] for rule in ingress["isolating"]] == ["deny-all-ingress-to-webapp"]
+    assert (ingress["nearest"]["rule"]["path"], ingress["nearest"]["failed"]) == ("spec.ingress[0]", ["peer"])
+    assert asked(*explained, "--from", "frontend", "--http", "GET /api/v1/users")["passes"]
+    refused = asked(*explained, "--from", "frontend", "--http", "GET /")["directions"][1]
+    assert (refused["answer"]["fate"], refused["nearest"]["failed"]) == ("refused", ["request"])
+    assert "nearest rule" in ciliate(*explained, "--from", "world").stdout
+    nobody = ciliate(*explained, "--from", "nobody", check=False)
+    assert nobody.returncode == 1
+    assert "source: 'nobody' is no pod" in nobody.stderr
+
+
+def test_simulate_tells_flips_and_recorded_flows_and_applies_nothing(tmp_path: Path) -> None:
+    url = "http://my-webapp-svc/api/v1/users"
+    for pod in ("frontend", "visitor"):
+        ciliate("sandbox", "exec", pod, "--", "curl", "-s", "-m", "1", url, check=False)
+    changed = tmp_path / "new.yaml"
+    changed.write_text((EXAMPLE / "policy.yaml").read_text().replace("role: frontend", "app: visitor"))
+    before = asked("policy", "get", "my-webapp")["entries"]
+
+    def told() -> Any:
+        found = asked("policy", "simulate", "-f", str(changed))
+        return found if {flow["source"].split("/")[1][:5] for flow in found["flows"]} == {"front", "visit"} else None
+
+    found = eventually(told)
+    assert found["complete"]
+    flips = {flip["source"][0].split("/")[1].split("-")[0]: flip for flip in found["flips"]}
+    assert set(flips) == {"frontend", "visitor"}
+    assert flips["visitor"]["ports"] == "80/TCP"
+    assert flips["visitor"]["after"]["requests"] == ["GET /api/v1/users"]
+    assert {(flow["recorded"], flow["then"]["passes"]) for flow in found["flows"]} == {
+        ("FORWARDED", False),
+        ("DROPPED", True),
+    }
+    assert (
+        "would meet another verdict"
+        in ciliate("policy", "simulate", "--delete", "cnp/deny-all-ingress-to-webapp").stdout
+    )
+    assert asked("policy", "get", "my-webapp")["entries"] == before
+    changed.write_text(changed.read_text().replace("ingress:", "ingres:"))
+    wrong = ciliate("policy", "simulate", "-f", str(changed), check=False)
+    assert wrong.returncode == 1
+    assert f"{changed}:" in wrong.stderr
+
+
+def test_a_suggestion_allows_what_was_seen_and_reads_without_mistakes(tmp_path: Path) -> None:
+    ciliate("sandbox", "exec", "frontend", "--", "curl", "-s", "-m", "5", "http://my-webapp-svc/api/v1/users")
+    written = tmp_path / "suggested.yaml"
+
+    def told() -> str:
+        text = ciliate("policy", "suggest", "--for", "app=my-webapp", check=False).stdout
+        return text if "/api/v1/users" in text else ""
+
+    written.write_text(eventually(told))
+    assert "ciliate.io/generated-by: ciliate policy suggest" in written.read_text()
+    assert "role: frontend" in written.read_text()
+    assert ciliate("policy", "validate", str(written)).stdout.startswith("1 policy accepted, 0 mistakes")
+    # Applied in the place of the policy under which the flows were let pass, it lets the same ones pass.
+    replaced = ["policy", "simulate", "--delete", "cnp/deny-all-ingress-to-webapp", "-f", str(written)]
+    assert not [flow for flow in asked(*replaced)["flows"] if flow["recorded"] == "FORWARDED"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

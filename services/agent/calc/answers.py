@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from services.agent.calc import services as service_tables
@@ -15,16 +15,18 @@ from services.agent.calc.ipcache import Ipcache
 from services.agent.calc.maps import MapName
 from services.agent.calc.policies import Policies, PolicyStatus
 from services.agent.calc.policy_maps import PolicyMaps
+from services.agent.calc.requests import meets
 from services.agent.calc.services import Services
 from services.model.labels import Labels
-from services.model.objects import LocalEndpoint, ObjectKey
+from services.model.objects import LocalEndpoint, ObjectKey, PolicyObject
 from services.model.verdict import Direction
 from services.policy.explain import Explanation, explain
 from services.policy.l7 import HttpRule
 from services.policy.options import PolicyOptions
 from services.policy.peers import Party
-from services.policy.rules import Policy
+from services.policy.rules import Policy, Rule
 from services.policy.verdict import Mode
+from services.policy.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,18 @@ class Answers:
         subject = Party(subject.id, subject.view, subject.addresses, key.port_names())
         return explain(self._maps.specs(key), direction, subject, party, protocol, port, self._mode)
 
+    def world(self) -> World:
+        """The policies in force and how they are enforced, to ask about any two parties."""
+        return World(self._policies.in_force().values(), self._mode, meets)
+
+    def world_with(self, changed: Iterable[PolicyObject], deleted: Iterable[ObjectKey]) -> World:
+        """As `world`, were these documents applied and these deleted; raises `PolicyInvalid`. Nothing is applied."""
+        gone = frozenset(deleted)
+        policies = {key: policy for key, policy in self._policies.in_force().items() if key not in gone}
+        for source in changed:
+            policies[source.key] = self._policies.read(source)
+        return World(policies.values(), self._mode, meets)
+
     def rulesets(self) -> dict[int, tuple[HttpRule, ...]]:
         """Every HTTP rule set that entries may name."""
         return self._maps.rulesets.desired()
@@ -148,6 +162,11 @@ class Answers:
             for key in (group.isolating.get(direction, ()) if group else ())
             if key in in_force
         )
+
+    def policy_ref(self, key: ObjectKey, direction: Direction, rule: Rule | None = None) -> RuleRef:
+        """The reference to a rule of a policy in force, or without one to the policy as a whole."""
+        policy = self._policies.in_force().get(key) or Policy(key, ())
+        return make_ref(policy, direction, self._policies.revision(key), rule)
 
     def policies(self) -> Mapping[ObjectKey, Policy]:
         """Every policy in force."""

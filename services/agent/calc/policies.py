@@ -100,6 +100,10 @@ class Policies:
                 self._revisions.pop(key, None)
         return changes
 
+    def read(self, source: PolicyObject) -> Policy:
+        """A document as it would be in force, references followed; raises `PolicyInvalid`. Nothing is kept."""
+        return resolve(read_policy(source, self._options), self)
+
     def candidates(self, namespace: str | None) -> Iterable[Policy]:
         """Policies that may apply to endpoints of a namespace, in a fixed order."""
         spaces = {"", namespace or ""}

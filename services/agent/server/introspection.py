@@ -8,7 +8,7 @@ from typing import Any
 
 from services.agent.calc.maps import MapName
 from services.agent.datapath.maps import PinnedMap
-from services.agent.server import dump, views
+from services.agent.server import dump, questions, views
 from services.agent.server.knowledge import Knowledge
 from services.agent.server.state import AgentState, process_age, resident_bytes
 from services.common.errors import Invalid, Unavailable
@@ -35,6 +35,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         self, state: AgentState, knowledge: Knowledge, maps: Mapping[str, PinnedMap], pod_ranges: list[str]
     ) -> None:
         self._state, self._knowledge, self._maps, self._pod_ranges = state, knowledge, maps, pod_ranges
+        self._simulating = asyncio.Semaphore(1)
 
     async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:  # noqa: N802
         state, engine = self._state, self._knowledge.engine
@@ -103,6 +104,18 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             isolating_ingress=[views.rule_view(ref) for ref in policy.isolating.get(Direction.INGRESS, ())],
             isolating_egress=[views.rule_view(ref) for ref in policy.isolating.get(Direction.EGRESS, ())],
         )
+
+    async def ExplainPolicy(  # noqa: N802
+        self, request: pb.ExplainPolicyRequest, context: Any
+    ) -> pb.ExplainPolicyResponse:
+        return questions.explain(self._knowledge, request.connection)
+
+    async def SimulatePolicy(  # noqa: N802
+        self, request: pb.SimulatePolicyRequest, context: Any
+    ) -> pb.SimulatePolicyResponse:
+        replay = questions.Replay(self._knowledge, request)
+        async with self._simulating:
+            return await asyncio.to_thread(replay.run)
 
     async def ListServices(self, request: pb.ListServicesRequest, context: Any) -> pb.ListServicesResponse:  # noqa: N802
         return pb.ListServicesResponse(services=views.services_view(self._knowledge.engine.frontends()))

@@ -15,6 +15,7 @@ from services.model.addresses import IPAddress
 from services.model.identity import RESERVED_LABELS, is_cluster, is_reserved
 from services.model.objects import ObjectKey
 from services.model.verdict import Direction, Protocol
+from services.policy.explain import Considered
 from services.policy.l7 import HttpRule
 
 _PROTOCOLS = {protocol: protocol.name for protocol in Protocol} | {Protocol.ICMPV6: "ICMPv6"}
@@ -54,6 +55,21 @@ def rule_view(ref: RuleRef, rule_id: int = 0) -> pb.Rule:
         direction=ref.direction.name.lower(),
         index=max(ref.index, 0),
         uid=ref.uid,
+        path=ref.path,
+        revision=ref.revision,
+    )
+
+
+def considered_view(engine: Engine, one: Considered) -> pb.Considered:
+    """A rule that was looked at, in words."""
+    rule = one.rule
+    ref = engine.policy_ref(one.policy.key, rule.direction, rule)
+    return pb.Considered(
+        rule=rule_view(ref),
+        deny=rule.deny,
+        peers=" or ".join(str(peer) for peer in rule.peers) or "nobody",
+        traffic=" or ".join(str(traffic) for traffic in rule.traffic) or "nothing",
+        failed=[part.value for part in one.failed],
     )
 
 
