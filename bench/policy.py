@@ -54,6 +54,7 @@ NO_PREALLOC = 1
 MAPS: dict[MapName, tuple[int, int, int, int, int]] = {
     "policy": (MapType.LPM_TRIE, 16, 16, 262_144, NO_PREALLOC),
     "ipcache": (MapType.LPM_TRIE, 20, 24, 524_288, NO_PREALLOC),
+    "refined": (MapType.HASH, 20, 4, 262_144, NO_PREALLOC),
     "endpoints": (MapType.ARRAY, 4, 64, MAX_ENDPOINTS, 0),
     "endpoint_addrs": (MapType.HASH, 16, 4, 2 * MAX_ENDPOINTS, NO_PREALLOC),
     "endpoint_ifs": (MapType.HASH, 4, 4, MAX_ENDPOINTS, NO_PREALLOC),

@@ -4,7 +4,9 @@
 #include "types.h"
 
 enum endpoint_flags {
-	ENDPOINT_F_AUDIT = 1, /* policy is asked and told, but nothing is refused */
+	ENDPOINT_F_AUDIT = 1,          /* policy is asked and told, but nothing is refused */
+	ENDPOINT_F_REFINE_INGRESS = 2, /* rules tell pods of one identity apart: see lib/refined.h */
+	ENDPOINT_F_REFINE_EGRESS = 4,
 };
 
 struct endpoint_info {

@@ -11,4 +11,5 @@
 #include "metrics.h"
 #include "parse.h"
 #include "policy.h"
+#include "refined.h"
 #include "tailcall.h"

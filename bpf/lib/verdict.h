@@ -7,6 +7,7 @@
 #include "deliver.h"
 #include "endpoints.h"
 #include "policy.h"
+#include "refined.h"
 #include "trace.h"
 
 /* What policy says of a packet in the original direction. */
@@ -29,6 +30,8 @@ INLINE struct decision decide_strictly(const struct pkt_ctx *ctx, const struct e
 		return d;
 	if (ctx->protocol == PROTO_ICMP || ctx->protocol == PROTO_ICMPV6)
 		port = ctx->sport; /* the type */
+	if (unlikely(ep->flags & (direction == DIR_INGRESS ? ENDPOINT_F_REFINE_INGRESS : ENDPOINT_F_REFINE_EGRESS)))
+		peer = refine(peer, &ctx->key.remote);
 	entry = policy_lookup(ep->policy_id, direction, peer, ctx->protocol, port, &d.match_type);
 	if (!entry) {
 		d.drop_reason = DROP_POLICY_DENIED;

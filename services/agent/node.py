@@ -24,6 +24,7 @@ from services.model.objects import IpEntry
 MAPS = (
     "policy",
     "ipcache",
+    "refined",
     "endpoints",
     "endpoint_addrs",
     "endpoint_ifs",

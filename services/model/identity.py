@@ -33,6 +33,9 @@ CLUSTER_MAX = (1 << 24) - 1
 LOCAL_MIN = (1 << 24) + 1
 LOCAL_MAX = (1 << 25) - 1
 """Node-local identities (CIDR, FQDN): meaningful on one node only, never sent on the wire."""
+REFINED_MIN = (1 << 25) + 1
+REFINED_MAX = (1 << 26) - 1
+"""Parts of an identity that some rule on this node tells apart: keys of its policy map, nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,11 @@ def is_reserved(identity: int) -> bool:
 def is_cluster(identity: int) -> bool:
     """True for numbers that the identity service allocates."""
     return CLUSTER_MIN <= identity <= CLUSTER_MAX
+
+
+def is_refined(identity: int) -> bool:
+    """True for parts of an identity."""
+    return REFINED_MIN <= identity <= REFINED_MAX
 
 
 def is_local(identity: int) -> bool:

@@ -90,8 +90,8 @@ class CidrPeer:
 class IpBlockPeer:
     """A NetworkPolicy's ipBlock: outside addresses by prefix, and pods and nodes whose addresses lie in it.
 
-    An identity stands for all its pods. It is matched when every address it has in the block's family is inside, so
-    that a block that divides the pods of one identity never lets in too much.
+    A party stands for all its addresses and is matched when every one is inside. The agent divides identities that a
+    block cuts through, so that each part is all inside or not (`agent/calc/refined.py`).
     """
 
     prefix: IPNetwork
@@ -100,8 +100,7 @@ class IpBlockPeer:
     def matches(self, party: Party) -> bool:
         if CidrPeer(self.prefix, self.excepts).matches(party):
             return True
-        mine = [address for address in party.addresses if address.version == self.prefix.version]
-        return bool(mine) and all(self.covers(address) for address in mine)
+        return bool(party.addresses) and all(self.covers(address) for address in party.addresses)
 
     def covers(self, address: IPAddress) -> bool:
         """Whether one address is in the block."""

@@ -142,7 +142,17 @@ class Node:
 
     def reset(self) -> None:
         """Empty maps, as after a fresh load."""
-        for name in ("ct", "policy", "ipcache", "services", "backends", "revnat", "endpoint_addrs", "endpoint_ifs"):
+        for name in (
+            "ct",
+            "policy",
+            "ipcache",
+            "refined",
+            "services",
+            "backends",
+            "revnat",
+            "endpoint_addrs",
+            "endpoint_ifs",
+        ):
             self.map(name).delete_batch([key for key, _ in self.map(name).items()])
         for pod in self.pods.values():
             self.map("endpoints").delete(u32(pod.id))

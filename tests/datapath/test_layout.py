@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.agent.abi import config, conntrack, endpoints, events, ipcache, lb, metrics, policy
+from services.agent.abi import config, conntrack, endpoints, events, ipcache, lb, metrics, policy, refined
 
 pytestmark = pytest.mark.root
 
@@ -63,6 +63,7 @@ KEYS: dict[str, Any] = {
     "ct": conntrack.CtKey,
     "policy": policy.PolicyKey,
     "ipcache": ipcache.IpcacheKey,
+    "refined": refined.RefinedKey,
     "services": lb.ServiceKey,
     "backends": lb.BackendKey,
 }
@@ -70,7 +71,9 @@ KEYS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def described() -> dict[str, dict[str, list[list[Any]]]]:
-    done = subprocess.run([sys.executable, "-c", DESCRIBE, *VALUES], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", DESCRIBE, *(VALUES | KEYS)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 

@@ -110,7 +110,7 @@ class Twin:
         self.next_rule = 1
 
     def maps(self) -> dict[str, dict[bytes, bytes]]:
-        names = ("endpoints", "endpoint_addrs", "endpoint_ifs", "policy", "ipcache", "services", "backends")
+        names = ("endpoints", "endpoint_addrs", "endpoint_ifs", "policy", "ipcache", "refined", "services", "backends")
         return {name: dict(self.node.map(name).items()) for name in names}
 
     def write(self, added: tuple[Rule, ...]) -> None:

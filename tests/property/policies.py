@@ -17,19 +17,27 @@ from services.model.objects import (
     IpUpserted,
     LocalEndpoint,
     ObjectKey,
+    Pod,
     PolicyObject,
     Update,
     Upserted,
 )
+from services.policy.peers import Party
+from services.policy.selectors import LabelView
 
 NAMESPACES = ("red", "blue")
 APPS = ("a", "b")
 PORTS = (0, 1, 53, 79, 80, 81, 443, 8080, 65535)
 PROTOCOLS = ("TCP", "UDP", "SCTP", "ANY")
-PREFIXES = ("10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32", "0.0.0.0/0", "fd00::/8", "::/0", "10.9.0.0/16")
+PREFIXES = ("10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32", "0.0.0.0/0", "fd00::/8", "::/0", "10.9.0.0/16",
+            "10.9.1.0/30", "10.9.1.9/32")  # fmt: skip
 NUMBERS = {(ns, app): NumericIdentity(300 + i) for i, (ns, app) in enumerate((n, a) for n in NAMESPACES for a in APPS)}
 POD_PORTS = {"a": (("web", 80, 6), ("dns", 53, 17)), "b": (("web", 8080, 6),)}
+# The second pod of each pair of labels: elsewhere, of both families, and with another number behind a port's name.
+SECOND_PORTS = {"a": (("web", 81, 6), ("dns", 53, 17)), "b": ()}
 HTTP = ({"method": "GET"}, {"path": "/a"}, {"method": "GET", "path": "/a"}, {})
+
+PodAddress = tuple[str, str, ipaddress.IPv4Address | ipaddress.IPv6Address, tuple[tuple[str, int, int], ...]]
 
 
 def pod_labels(namespace: str, app: str) -> Labels:
@@ -40,9 +48,45 @@ def address(namespace: str, app: str) -> ipaddress.IPv4Address:
     return ipaddress.IPv4Address(f"10.9.{NAMESPACES.index(namespace)}.{1 + APPS.index(app)}")
 
 
+def second(namespace: str, app: str) -> tuple[ipaddress.IPv4Address, ipaddress.IPv6Address]:
+    last = 8 + NAMESPACES.index(namespace) * 4 + APPS.index(app)
+    return ipaddress.IPv4Address(f"10.9.1.{last}"), ipaddress.IPv6Address(f"fd09::{last}")
+
+
+def pods() -> list[PodAddress]:
+    """(namespace, app, address, ports) of every pod's every address."""
+    found: list[PodAddress] = []
+    for namespace, app in NUMBERS:
+        # Of the first pods behind another node nobody has told the ports.
+        found.append((namespace, app, address(namespace, app), POD_PORTS[app] if namespace == "red" else ()))
+        found += [(namespace, app, each, SECOND_PORTS[app]) for each in second(namespace, app)]
+    return found
+
+
+def party(pod: PodAddress) -> Party:
+    """One address of one pod, as policy should see it."""
+    namespace, app, address, ports = pod
+    names: dict[tuple[str, int], frozenset[int]] = {(name, proto): frozenset({number}) for name, number, proto in ports}
+    return Party(NUMBERS[namespace, app], LabelView(pod_labels(namespace, app)), (address,), names)
+
+
+def replicas() -> list[Update]:
+    """The second pods, all on another node."""
+    tunnel = ipaddress.IPv4Address("192.168.0.3")
+    found: list[Update] = []
+    for (namespace, app), number in NUMBERS.items():
+        ports = tuple(ContainerPort(*port) for port in SECOND_PORTS[app])
+        name = f"{app}-2"
+        found.append(Upserted(Pod(namespace, name, node="node3", labels={"app": app}, ports=ports)))
+        for each in second(namespace, app):
+            row = IpEntry(ipaddress.ip_network(each), number, "node3", tunnel, namespace, name)
+            found.append(IpUpserted(row))
+    return found
+
+
 def cluster() -> list[Update]:
     """Every identity, the pods of namespace red as local endpoints, those of blue behind another node."""
-    found: list[Update] = []
+    found: list[Update] = replicas()
     for index, ((namespace, app), number) in enumerate(NUMBERS.items()):
         found.append(IdentityUpserted(Identity(number, pod_labels(namespace, app))))
         ports = tuple(ContainerPort(*port) for port in POD_PORTS[app])

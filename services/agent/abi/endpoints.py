@@ -21,6 +21,9 @@ class EndpointFlags(IntFlag):
 
     AUDIT = 1
     """Policy is asked and told, but nothing is refused."""
+    REFINE_INGRESS = 2
+    """Rules tell pods of one identity apart (`abi.refined`)."""
+    REFINE_EGRESS = 4
 
 
 class EndpointInfo(Struct):

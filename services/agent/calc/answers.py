@@ -17,6 +17,7 @@ from services.agent.calc.policies import Policies, PolicyStatus
 from services.agent.calc.policy_maps import PolicyMaps
 from services.agent.calc.requests import meets
 from services.agent.calc.services import Services
+from services.model.addresses import IPAddress
 from services.model.labels import Labels
 from services.model.objects import LocalEndpoint, ObjectKey, PolicyObject
 from services.model.verdict import Direction
@@ -73,6 +74,7 @@ class Answers:
         return {
             "policy": self._maps.desired(),
             "ipcache": self._ipcache.desired,
+            "refined": self._identities.refinements.table.desired,
             **{name: table.desired for name, table in self._tables.tables.items()},
             **service_tables.desired(self._services),
         }
@@ -83,6 +85,7 @@ class Answers:
         return {
             "policy": self._maps.size(),
             "ipcache": len(self._ipcache.desired),
+            "refined": len(self._identities.refinements.table.desired),
             **{name: len(table.desired) for name, table in tables.items()},
         }
 
@@ -131,8 +134,13 @@ class Answers:
         """The labels of an identity, None where it is not known."""
         return self._identities.labels(number)
 
+    def party_at(self, identity: int, address: IPAddress) -> Party | None:
+        """Who has an address, as policy sees it: of an identity that rules divide, the part with the address."""
+        return self._identities.parties.get(self._identities.refinements.part_of(identity, address))
+
     def parties(self) -> Mapping[int, Party]:
-        """Every identity as policy sees it, as of the last flush: for explaining verdicts."""
+        """Every identity as policy sees it, as of the last flush: for explaining verdicts. Identities that rules divide
+        are here as a whole and in parts, which `party_at` finds."""
         return self._identities.parties
 
     def service_name(self, service_id: int) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from services.model.verdict import Direction
 from services.policy.compile import Piece
 from services.policy.l7 import HTTP, L7
-from services.policy.peers import ANYONE, Peer, PortHolder, PortNames, reserved
+from services.policy.peers import ANYONE, IpBlockPeer, Peer, PortHolder, PortNames, reserved
 from services.policy.problems import Problem
 from services.policy.rules import Policy, Rule, Traffic
 
@@ -78,6 +78,15 @@ class Program:
     def peers(self) -> Iterable[Peer]:
         """Every distinct peer."""
         return dict.fromkeys(peer for bound in self.bound for peer in bound.peers)
+
+    def names(self) -> frozenset[tuple[str, int]]:
+        """(name, protocol) of ports whose numbers are the destination's."""
+        return frozenset((p.traffic.name, int(p.traffic.protocol)) for bound in self.bound for p in bound.named)
+
+    @property
+    def refines(self) -> bool:
+        """Whether some rule may tell pods of one identity apart."""
+        return any(bound.named or any(isinstance(peer, IpBlockPeer) for peer in bound.peers) for bound in self.bound)
 
 
 def unenforceable(policy: Policy, capabilities: Capabilities) -> tuple[Problem, ...]:

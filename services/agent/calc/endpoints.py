@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.agent.abi.endpoints import EndpointFlags, EndpointInfo
-from services.agent.calc.maps import MapName, u32
+from services.agent.calc.maps import Change, MapName, Put, u32
 from services.agent.calc.table import Table
 from services.model.addresses import to_bytes
 from services.model.objects import LocalEndpoint
@@ -33,7 +33,23 @@ class EndpointTables:
         }
         self._known: dict[int, LocalEndpoint] = {}
 
-    def set_endpoint(self, number: int, endpoint: LocalEndpoint | None, policy_id: int, revision: int) -> None:
+    def look(self, number: int, policy_id: int, flags: EndpointFlags) -> list[Change]:
+        """What makes an endpoint of this policy id look at parts of identities before it gets its new revision."""
+        raw = self.tables["endpoints"].desired.get(u32(number))
+        info = EndpointInfo.unpack(raw) if raw is not None else EndpointInfo()
+        if info.policy_id != policy_id or info.flags | flags == info.flags:
+            return []
+        info.flags |= flags
+        return [Put("endpoints", u32(number), info.pack())]
+
+    def set_endpoint(
+        self,
+        number: int,
+        endpoint: LocalEndpoint | None,
+        policy_id: int,
+        revision: int,
+        flags: EndpointFlags = EndpointFlags(0),  # noqa: B008 - an immutable value
+    ) -> None:
         """An endpoint came, went, or obeys other entries than before."""
         info = self.tables["endpoints"]
         addresses, interfaces = self.tables["endpoint_addrs"], self.tables["endpoint_ifs"]
@@ -48,7 +64,8 @@ class EndpointTables:
             info.remove(u32(number))
             return
         self._known[number] = endpoint
-        flags = EndpointFlags.AUDIT if self._audit.covers(endpoint) else EndpointFlags(0)
+        if self._audit.covers(endpoint):
+            flags |= EndpointFlags.AUDIT
         info.put(u32(number), _info(endpoint, policy_id, revision, flags))
         interfaces.put(u32(endpoint.ifindex), u32(number))
         for key in _addresses(endpoint):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import assert_never
 
+from services.agent.abi.endpoints import EndpointFlags
 from services.agent.calc.answers import Answers
 from services.agent.calc.binding import Capabilities
 from services.agent.calc.endpoints import Audit, EndpointTables
@@ -131,10 +132,16 @@ class Engine(Answers):
             for key, group in self._maps.groups.items():
                 group.revision = revision
                 touched.add(key)
+        parts = self._identities.refinements.table.take()
+        if parts[0] or parts[1]:
+            refining = {key for key, group in self._maps.groups.items() if group.flags()}
+            for key in refining:
+                self._maps.groups[key].revision = revision
+            touched |= refining
         if touched or dirty:
             self.revision = revision
-        self._write_endpoints(dirty | {n for key in touched for n in self._maps.groups[key].endpoints})
-        return sequence(changes, (puts, removals), self._tables.tables, self._services.tables)
+        looking = self._write_endpoints(dirty | {n for key in touched for n in self._maps.groups[key].endpoints})
+        return sequence(changes, (puts, removals), parts, looking, self._tables.tables, self._services.tables)
 
     def _set_object(self, key: ObjectKey, thing: KubeObject | None) -> None:
         match key.kind:
@@ -179,12 +186,18 @@ class Engine(Answers):
         if before is not None and before != key:
             self._maps.leave(before, number)
 
-    def _write_endpoints(self, numbers: set[int]) -> None:
+    def _write_endpoints(self, numbers: set[int]) -> list[Change]:
+        """Write endpoints' policy; what some of them must look at before that."""
+        looking: list[Change] = []
         for number in sorted(numbers):
             group = self._group(number)
+            if group is not None:
+                looking += self._tables.look(number, group.policy_id, group.flags())
             self._tables.set_endpoint(
                 number,
                 self._endpoints.get(number),
                 group.policy_id if group else 0,
                 group.revision if group else 0,
+                group.flags() if group else EndpointFlags(0),
             )
+        return looking

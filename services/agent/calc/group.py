@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from services.agent.abi.endpoints import EndpointFlags
 from services.agent.calc.binding import Bound, Program
 from services.agent.calc.peer_index import PeerIndex
+from services.model.identity import is_refined
 from services.model.objects import ObjectKey
 from services.model.verdict import Direction
 from services.policy.compile import NOTHING, Piece, Template, function_of, slots
@@ -44,6 +46,8 @@ class Side:
     def __init__(self) -> None:
         self._program = Program()
         self._any = NOTHING
+        self.refines = False
+        """Whether some rule may tell pods of one identity apart: only then has it entries for parts of identities."""
         self._cache: dict[Signature, Template] = {}
         self.templates: dict[int, Template] = {}
         self.entries = 0
@@ -58,6 +62,7 @@ class Side:
         """Compile other rules from scratch; the former templates of identities whose entries changed."""
         before = self.templates
         self._program = program
+        self.refines = program.refines
         self._cache = {}
         self._any = function_of(program.anyone)
         after: dict[int, Template] = {}
@@ -67,6 +72,8 @@ class Side:
         matched: dict[int, list[Bound]] = {}
         for bound in program.bound:
             for number in {number for peer in bound.peers for number in index.members(peer)}:
+                if is_refined(number) and not self.refines:
+                    continue
                 matched.setdefault(number, []).append(bound)
         for number, found in matched.items():
             template = self._compile(found, parties[number].ports)
@@ -84,7 +91,7 @@ class Side:
         """Compile one identity anew; its former template if the entries changed, else None."""
         before = self.templates.get(number, NO_ENTRIES)
         after = NO_ENTRIES
-        if party is not None:
+        if party is not None and (self.refines or not is_refined(number)):
             found = [b for b in self._program.bound if any(index.has(peer, number) for peer in b.peers)]
             after = self._compile(found, party.ports) if found else NO_ENTRIES
         if after == before:
@@ -123,9 +130,20 @@ class Group:
     """Policies because of which a direction is closed."""
     enforced: dict[Direction, bool] = field(default_factory=dict)
     sides: dict[Direction, Side] = field(default_factory=lambda: {direction: Side() for direction in Direction})
+    names: frozenset[tuple[str, int]] = frozenset()
+    """Port names of destinations that its rules use."""
     endpoints: set[int] = field(default_factory=set)
     full: bool = False
     """Whether its entries do not fit the map; it then has none and denies everything."""
+
+    def flags(self) -> EndpointFlags:
+        """What endpoints must look at."""
+        flags = EndpointFlags(0)
+        if self.sides[Direction.INGRESS].refines:
+            flags |= EndpointFlags.REFINE_INGRESS
+        if self.sides[Direction.EGRESS].refines:
+            flags |= EndpointFlags.REFINE_EGRESS
+        return flags
 
     def size(self) -> int:
         """How many map entries it takes."""

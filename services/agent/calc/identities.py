@@ -7,17 +7,19 @@ Fed by the identity service (labels), the address table (which addresses), pods 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from services.agent.calc.numbers import StableNumbers
-from services.model.addresses import IPNetwork
+from services.agent.calc.refined import PortName, Ports, Refinements
+from services.model.addresses import IPAddress, IPNetwork
 from services.model.identity import LOCAL_MAX, LOCAL_MIN, RESERVED_LABELS, NumericIdentity
 from services.model.labels import SOURCE_CIDR, SOURCE_RESERVED, Label, Labels
 from services.model.objects import ContainerPort, IpEntry, LocalEndpoint, Pod
-from services.policy.peers import Party, cidr_key
+from services.policy.peers import IpBlockPeer, Party, Peer, cidr_key
 from services.policy.selectors import LabelView
 
 PodName = tuple[str, str]
+NO_PORTS: Ports = frozenset()
 FINISHED = frozenset({"Succeeded", "Failed"})
 
 
@@ -32,7 +34,10 @@ class Identities:
         self._holders: dict[int, dict[object, IpEntry | LocalEndpoint]] = {}
         self._pods: dict[PodName, Counter[int]] = {}
         self._dirty: set[int] = set()
+        self._parts: dict[int, frozenset[int]] = {}
+        self.refinements = Refinements()
         self.parties: dict[int, Party] = {}
+        """Every identity, and the parts of those that rules divide."""
         for number, labels in RESERVED_LABELS.items():
             self.set_labels(number, labels)
 
@@ -88,34 +93,49 @@ class Identities:
         dirty, self._dirty = self._dirty, set()
         changed = []
         for number in sorted(dirty):
-            party, before = self._party(number), self.parties.get(number)
-            if party != before:
-                changed.append((number, before, party))
-                if party is None:
-                    del self.parties[number]
-                else:
-                    self.parties[number] = party
+            parties = self._divided(number)
+            for part in sorted({number, *self._parts.pop(number, ()), *parties}):
+                party, before = parties.get(part), self.parties.get(part)
+                if party != before:
+                    changed.append((part, before, party))
+                    if party is None:
+                        del self.parties[part]
+                    else:
+                        self.parties[part] = party
+            if len(parties) > 1:
+                self._parts[number] = frozenset(parties) - {number}
         return changed
 
-    def _party(self, number: int) -> Party | None:
+    def watch(self, peer: Peer, *, on: bool) -> None:
+        """Rules name a peer now, or do so no more: it may divide identities."""
+        if isinstance(peer, IpBlockPeer):
+            self._dirty.update(self.refinements.watch(peer) if on else self.refinements.unwatch(peer))
+
+    def watch_names(self, names: Iterable[PortName], *, on: bool) -> None:
+        """Rules for destinations name ports now, or do so no more."""
+        change: Callable[[Iterable[PortName]], list[int]] = (
+            self.refinements.watch_names if on else self.refinements.unwatch_names
+        )
+        self._dirty.update(change(names))
+
+    def _divided(self, number: int) -> Mapping[int, Party]:
+        """The party of an identity and of each of its parts; none where it is not known."""
         view = self._views.get(number)
         if view is None:
-            return None
-        addresses = set()
-        ports: dict[tuple[str, int], set[int]] = {}
+            self.refinements.forget(number)
+            return {}
+        ports: dict[IPAddress, Ports] = {}
         for holder in self._holders.get(number, {}).values():
             if isinstance(holder, IpEntry):
-                if holder.prefix.prefixlen == holder.prefix.max_prefixlen:
-                    addresses.add(holder.prefix.network_address)
+                whole = holder.prefix.prefixlen == holder.prefix.max_prefixlen
+                addresses: Iterable[IPAddress] = (holder.prefix.network_address,) if whole else ()
                 named: Iterable[ContainerPort] = self._ports.get((holder.namespace, holder.pod), ())
             else:
-                addresses.update(holder.addresses)
-                named = self.pod_ports(holder)
-            for port in named:
-                ports.setdefault((port.name, port.protocol), set()).add(port.port)
-        return Party(
-            number, view, tuple(sorted(addresses, key=str)), {key: frozenset(found) for key, found in ports.items()}
-        )
+                addresses, named = holder.addresses, self.pod_ports(holder)
+            found = frozenset((port.name, port.protocol, port.port) for port in named)
+            for address in addresses:
+                ports[address] = ports.get(address, NO_PORTS) | found
+        return self.refinements.divide(number, view, ports)
 
     def _hold(self, key: object, number: int, holder: IpEntry | LocalEndpoint) -> None:
         self._holders.setdefault(number, {})[key] = holder

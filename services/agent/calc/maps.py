@@ -11,14 +11,18 @@ from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.layout import be16
 from services.agent.abi.lb import Backend, BackendKey, Revnat, ServiceInfo, ServiceKey
 from services.agent.abi.policy import FIXED_BITS, PolicyFlags
+from services.agent.abi.refined import RefinedKey
 from services.model.addresses import IPAddress, IPNetwork, prefix_to_key, to_bytes
 from services.policy.compile import Effect, Slot, precedence
 from services.policy.l7 import HttpRule
 
-MapName = Literal["policy", "ipcache", "endpoints", "endpoint_addrs", "endpoint_ifs", "services", "backends", "revnat"]
+MapName = Literal[
+    "policy", "ipcache", "refined", "endpoints", "endpoint_addrs", "endpoint_ifs", "services", "backends", "revnat"
+]
 MAP_NAMES: tuple[MapName, ...] = (
     "policy",
     "ipcache",
+    "refined",
     "endpoints",
     "endpoint_addrs",
     "endpoint_ifs",
@@ -84,6 +88,11 @@ def ipcache_key(prefix: IPNetwork) -> bytes:
 def ipcache_value(identity: int, tunnel: IPAddress | None) -> bytes:
     """Who has a prefix, and behind which node."""
     return RemoteEndpointInfo(identity=identity, tunnel_endpoint=to_bytes(tunnel) if tunnel else bytes(16)).pack()
+
+
+def refined_key(address: IPAddress, identity: int) -> bytes:
+    """The key of an address of an identity; the value is what policy knows it by."""
+    return RefinedKey(address=to_bytes(address), identity=identity).pack()
 
 
 def u32(number: int) -> bytes:

@@ -21,6 +21,7 @@ from services.agent.calc.policies import Policies
 from services.agent.calc.pressure import CLOSED, POLICY_CAPACITY, describe, overflowing
 from services.agent.calc.rulesets import Rulesets
 from services.agent.calc.sequencer import PolicyChanges
+from services.model.identity import is_refined
 from services.model.labels import POD_NAMESPACE, SOURCE_K8S
 from services.model.verdict import Direction
 from services.policy.compile import Effect, Slot, Template
@@ -97,10 +98,13 @@ class PolicyMaps:
             self.identity_changed(number, party)
         self._rebind = set()
         for group, program in programs:
+            looked_at = group.flags()
             for direction, side in group.sides.items():
                 former = side.load(program[direction], self._index, self._identities.parties)
                 for number, template in former.items():
                     self._emit(group, direction, number, template, side.templates.get(number, ()))
+            if looked_at != group.flags():
+                self._touched.add(group.key)
         self._fit()
         changes, self._changes = self._changes, PolicyChanges()
         changes.rulesets = self.rulesets.settle(self._rulesets_in_use())
@@ -168,13 +172,20 @@ class PolicyMaps:
         released += former
         for peer in former:
             self._users[peer].discard(group.key)
+        self._watch_names(group, on=False)
         group.applied = {policy.key for policy, _ in specs}
         programs: dict[Direction, Program] = {}
         for direction in Direction:
             programs[direction] = self._program(group, direction, party, specs)
             for peer in programs[direction].peers():
                 self._acquire(peer, group.key)
+        group.names = programs[Direction.EGRESS].names()
+        self._watch_names(group, on=True)
         return programs
+
+    def _watch_names(self, group: Group, *, on: bool) -> None:
+        if group.names:
+            self._identities.watch_names(group.names, on=on)
 
     def _program(
         self, group: Group, direction: Direction, party: Party | None, specs: list[tuple[Policy, Spec]]
@@ -208,12 +219,16 @@ class PolicyMaps:
                     self._changes.remains[policy_key(group.policy_id, direction, number, slot)] = None
         for peer in peers:
             self._users[peer].discard(group.key)
+        self._watch_names(group, on=False)
         self._policy_ids.give_back(repr(group.key))
         return peers
 
     def _acquire(self, peer: Peer, key: GroupKey) -> None:
         self._users.setdefault(peer, set()).add(key)
-        if self._index.acquire(peer) and isinstance(peer, CidrPeer | IpBlockPeer):
+        if not self._index.acquire(peer):
+            return
+        self._identities.watch(peer, on=True)
+        if isinstance(peer, CidrPeer | IpBlockPeer):
             for prefix in peer.prefixes():
                 made = self._prefixes.acquire(prefix)
                 if made is not None:
@@ -224,6 +239,7 @@ class PolicyMaps:
         for peer in peers:
             if self._index.release(peer):
                 del self._users[peer]
+                self._identities.watch(peer, on=False)
                 if isinstance(peer, CidrPeer | IpBlockPeer):
                     for prefix in peer.prefixes():
                         gone = self._prefixes.release(prefix)
@@ -270,9 +286,12 @@ class PolicyMaps:
         self._touched.add(group.key)
         kept = {(slot.protocol, slot.port, slot.bits) for slot in after}
         known = set(before)
+        # Endpoints that stop looking at parts of identities must not find one half gone before they are told.
+        left = is_refined(number) and not group.sides[direction].refines
+        remove = self._changes.leave if left else self._changes.remove
         for slot in before:
             if (slot.protocol, slot.port, slot.bits) not in kept:
-                self._changes.remove(policy_key(group.policy_id, direction, number, slot))
+                remove(policy_key(group.policy_id, direction, number, slot))
         for slot in after:
             if slot not in known:
                 key = policy_key(group.policy_id, direction, number, slot)

@@ -5,7 +5,9 @@ While changes are being written every packet must meet either the old or the new
 1. HTTP rule sets, because entries name them by number.
 2. Service backends, then reverse translations, then frontends: a frontend never counts a slot that is not there.
 3. Policy entries, denies first, before any address means an identity that they are about.
-4. The address table, both ways: an address moves from one fully policed identity to another in one write.
+4. The address table, both ways: an address moves from one fully policed identity to another in one write. Around it
+   the parts of identities: they are known before the address, and forgotten after it. Then endpoints that begin to look
+   at them.
 5. Removals of policy entries of living groups, now that nothing new relies on them.
 6. Endpoints: the new revision makes connections ask again, so all that they may find must be in place, and what they
    must not find must be gone.
@@ -30,18 +32,24 @@ class PolicyChanges:
     removals: dict[bytes, None] = field(default_factory=dict)
     """Of groups that live on."""
     remains: dict[bytes, None] = field(default_factory=dict)
-    """Of groups that are gone: their endpoints must have left them first."""
+    """Of groups that are gone, or of parts that a group looks at no more: its endpoints must be told first."""
     rulesets: HttpRulesets | None = None
 
     def put(self, key: bytes, value: bytes, *, deny: bool) -> None:
         """The map shall hold this."""
         self.removals.pop(key, None)
+        self.remains.pop(key, None)
         self.puts[key] = (value, deny)
 
     def remove(self, key: bytes) -> None:
         """The map shall not hold this."""
         self.puts.pop(key, None)
         self.removals[key] = None
+
+    def leave(self, key: bytes) -> None:
+        """The map shall not hold this, once no endpoint asks for it."""
+        self.puts.pop(key, None)
+        self.remains[key] = None
 
     def written(self) -> list[Change]:
         """What is put, denies first: between two writes too much may be denied, never too much allowed."""
@@ -60,6 +68,8 @@ def _removed(keys: Iterable[bytes]) -> list[Change]:
 def sequence(
     policy: PolicyChanges,
     ipcache: tuple[list[Change], list[Change]],
+    parts: tuple[list[Change], list[Change]],
+    looking: list[Change],
     endpoints: dict[MapName, Table],
     services: dict[MapName, Table],
 ) -> list[Change]:
@@ -69,8 +79,10 @@ def sequence(
     ordered: list[Change] = [policy.rulesets] if policy.rulesets else []
     ordered += backend["backends"][0] + backend["revnat"][0] + backend["services"][0]
     ordered += policy.written()
-    ordered += ipcache[0]
-    ordered += ipcache[1]
+    ordered += parts[0]
+    ordered += ipcache[0] + ipcache[1]
+    ordered += parts[1]
+    ordered += looking
     ordered += _removed(policy.removals)
     ordered += local["endpoints"][0] + local["endpoint_addrs"][0] + local["endpoint_ifs"][0]
     ordered += backend["services"][1] + backend["revnat"][1] + backend["backends"][1]

@@ -15,6 +15,7 @@ from services.agent.abi.events import EventType
 from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.layout import be16
 from services.agent.abi.lb import Backend, BackendKey, ServiceInfo, ServiceKey
+from services.agent.abi.refined import RefinedKey
 from services.agent.datapath.fake_policy import decide
 from services.model.identity import Reserved
 from services.model.verdict import Direction, DropReason, Protocol
@@ -219,11 +220,20 @@ class ReferenceDatapath:
         """(rule, why not, why not if it were not only audited)"""
         if direction == Direction.INGRESS and identity == Reserved.HOST:
             return 0, None, None  # the node may always reach its own pods
+        remote = packet.source if direction == Direction.INGRESS else packet.destination
+        identity = self._refine(endpoint, direction, identity, remote)
         port = packet.sport if packet.protocol in (Protocol.ICMP, Protocol.ICMPV6) else packet.dport
         rule, reason = decide(self.maps["policy"], endpoint.policy_id, direction, identity, packet.protocol, port)
         return (rule, None, reason) if endpoint.flags & EndpointFlags.AUDIT else (rule, reason, None)
 
     # Tables.
+
+    def _refine(self, endpoint: EndpointInfo, direction: Direction, identity: int, address: bytes) -> int:
+        flag = EndpointFlags.REFINE_INGRESS if direction == Direction.INGRESS else EndpointFlags.REFINE_EGRESS
+        if not endpoint.flags & flag:
+            return identity
+        part = self.maps["refined"].get(RefinedKey(address=address, identity=identity).pack())
+        return identity if part is None else int.from_bytes(part, "little")
 
     def _endpoint(self, number: bytes | None) -> EndpointInfo | None:
         raw = self.maps["endpoints"].get(number) if number is not None else None

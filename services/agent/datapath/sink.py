@@ -16,6 +16,7 @@ RESYNC_ORDER: tuple[MapName, ...] = (
     "revnat",
     "services",
     "policy",
+    "refined",
     "ipcache",
     "endpoints",
     "endpoint_addrs",

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.agent.calc.engine import Engine
-from services.agent.calc.maps import ipcache_key, ipcache_value
+from services.agent.calc.maps import MAP_NAMES, ipcache_key, ipcache_value
 from services.agent.datapath.fake_map import FakeMap
 from services.agent.datapath.sink import DatapathSink
 from services.agent.driver import Driver
@@ -55,7 +55,7 @@ class Bench:
             self.mailbox.put(Synced(source))
 
 
-MAPS = ("policy", "ipcache", "endpoints", "endpoint_addrs", "endpoint_ifs", "services", "backends", "revnat")
+MAPS = MAP_NAMES
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from services.agent.abi.endpoints import EndpointInfo
+from services.agent.abi.endpoints import EndpointFlags, EndpointInfo
 from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.layout import be16
 from services.agent.abi.lb import Backend, BackendKey, ServiceInfo, ServiceKey
 from services.agent.abi.policy import FIXED_BITS, PolicyEntry, PolicyFlags, PolicyKey
 from services.agent.calc.engine import Engine
-from services.agent.calc.maps import MAP_NAMES, Change, HttpRulesets, MapName, Put, Remove
+from services.agent.calc.maps import MAP_NAMES, Change, HttpRulesets, MapName, Put, Remove, refined_key
 from services.model.addresses import IPAddress, to_bytes
 from services.model.verdict import Direction
 from services.policy.l7 import HttpRule
@@ -60,11 +60,28 @@ class Kernel:
                 best, found = length, int(RemoteEndpointInfo.unpack(value).identity)
         return found
 
-    def verdict(self, endpoint: int, direction: Direction, peer: int, protocol: int, port: int) -> Verdict:
-        """What the endpoint's policy says about a packet from or to an identity."""
+    def refine(self, info: EndpointInfo, direction: Direction, identity: int, address: IPAddress | None) -> int:
+        """What an endpoint's policy knows an address by."""
+        flag = EndpointFlags.REFINE_INGRESS if direction == Direction.INGRESS else EndpointFlags.REFINE_EGRESS
+        if address is None or not info.flags & flag:
+            return identity
+        part = self.maps["refined"].get(refined_key(address, identity))
+        return identity if part is None else int.from_bytes(part, "little")
+
+    def verdict(
+        self,
+        endpoint: int,
+        direction: Direction,
+        peer: int,
+        protocol: int,
+        port: int,
+        address: IPAddress | None = None,
+    ) -> Verdict:
+        """What the endpoint's policy says about a packet from or to an identity, and the address that has it."""
         info = self.endpoint(endpoint)
         if info is None:
             return "drop", (), 0
+        peer = self.refine(info, direction, peer, address)
         mine = self._longest(int(info.policy_id), direction, peer, protocol, port)
         common = self._longest(int(info.policy_id), direction, 0, protocol, port)
         if mine is None or (common is not None and _rank(common, False) > _rank(mine, True)):

@@ -27,6 +27,7 @@ from services.model.objects import (
     IpUpserted,
     LocalEndpoint,
     ObjectKey,
+    Pod,
     PolicyObject,
     Service,
     ServicePort,
@@ -210,6 +211,80 @@ EGRESS_BLOCK = (
         Packet(1, OUT, "10.244.2.10"): "allow",
     }
 )
+# Two pods with the frontend's labels, of which a block has one; one of them has its other address outside as well.
+TWINS = NODE + remote(FRONTEND, "10.244.2.20/32", "frontend-2") + remote(FRONTEND, "fd00:2::20/128", "frontend-2")
+FIRST, SECOND, SECOND6 = "10.244.2.10", "10.244.2.20", "fd00:2::20"
+FROM_BLOCK = [{"ipBlock": {"cidr": "10.244.2.0/28"}}]
+CUT = (TWINS + knp("cut", ingress=[{"from": FROM_BLOCK, "ports": [{"port": 80}]}])).expecting(
+    {
+        Packet(1, IN, FIRST): "allow",
+        Packet(1, IN, FIRST, TCP, 81): "drop",
+        Packet(1, IN, SECOND): "drop",
+        Packet(1, IN, SECOND6): "drop",
+        # Whom nobody has told about yet is not let in by a block that has only some.
+        FROM_FRONTEND: "drop",
+        Packet(2, IN, SECOND): "allow",
+    }
+)
+CUT_BOTH = (CUT + cnp("all", ingress=[{"fromEndpoints": labels(role="frontend"), "toPorts": ports("81")}])).expecting(
+    {Packet(1, IN, FIRST, TCP, 81): "allow", Packet(1, IN, SECOND, TCP, 81): "allow", FROM_FRONTEND: "drop"}
+)
+CUT_DENIED = (CUT_BOTH + cnp("not", ingressDeny=[{"fromEndpoints": labels(role="frontend")}])).expecting(
+    {packet: "deny" for packet in CUT_BOTH.packets if packet.endpoint == 1}
+)
+BLOCK_ONLY_FIRST = (NODE + knp("cut", ingress=[{"from": FROM_BLOCK, "ports": [{"port": 80}]}])).expecting(
+    {Packet(1, IN, FIRST): "allow", FROM_FRONTEND: "allow", Packet(1, IN, FIRST, TCP, 81): "drop"}
+)
+CUT_OUT = (
+    TWINS
+    + knp(
+        "cut-out",
+        policyTypes=["Egress"],
+        egress=[{"to": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": [f"{SECOND}/32"]}}]}],
+    )
+).expecting({Packet(1, OUT, FIRST): "allow", Packet(1, OUT, SECOND): "drop", Packet(1, OUT, SECOND6): "drop"})
+
+
+def named_pod(name: str, number: int) -> State:
+    """What the API says of a pod: its port `metrics`."""
+    made = Pod("default", name, node="node2", ports=(ContainerPort("metrics", number, TCP),))
+    return state(Upserted(made))
+
+
+# Two pods with equal labels, another number behind one port's name.
+NUMBERED = TWINS + named_pod("frontend", 9001) + named_pod("frontend-2", 9002)
+TO_NAMED = (
+    NUMBERED + cnp("to-named", egress=[{"toEndpoints": labels(role="frontend"), "toPorts": ports("metrics")}])
+).expecting(
+    {
+        Packet(1, OUT, FIRST, TCP, 9001): "allow",
+        Packet(1, OUT, FIRST, TCP, 9002): "drop",
+        Packet(1, OUT, SECOND, TCP, 9001): "drop",
+        Packet(1, OUT, SECOND, TCP, 9002): "allow",
+        Packet(1, OUT, SECOND6, TCP, 9002): "allow",
+        Packet(1, OUT, SECOND6, TCP, 9001): "drop",
+    }
+)
+TO_ANY_NAMED = (NUMBERED + cnp("to-named", egress=[{"toPorts": ports("metrics")}])).expecting(TO_NAMED.packets)
+TO_SAME = (TO_NAMED + named_pod("frontend-2", 9001)).expecting(
+    {
+        Packet(1, OUT, SECOND, TCP, 9001): "allow",
+        Packet(1, OUT, SECOND, TCP, 9002): "drop",
+        Packet(1, OUT, SECOND6, TCP, 9001): "allow",
+        Packet(1, OUT, SECOND6, TCP, 9002): "drop",
+    }
+)
+# Local twins: each takes traffic on its own containers' number.
+LOCAL_TWINS = (
+    NODE + pod(3, WEB, ContainerPort("http", 8080, TCP)) + cnp("named", ingress=[{"toPorts": ports("http")}])
+).expecting(
+    {
+        Packet(1, IN, OTHER, TCP, 80): "allow",
+        Packet(1, IN, OTHER, TCP, 8080): "drop",
+        Packet(3, IN, OTHER, TCP, 80): "drop",
+        Packet(3, IN, OTHER, TCP, 8080): "allow",
+    }
+)
 SERVICE = state(
     Upserted(
         Service(
@@ -252,6 +327,9 @@ SCENARIOS: dict[str, list[State]] = {
     "a pod's port changes under its name": [NAMED, RENUMBERED, GUARDED],
     "a pod changes its labels": [GUARDED, RELABELLED, CHANGED_LABELS, GUARDED],
     "prefixes": [OPEN, EGRESS_CIDR, EGRESS_BLOCK, EGRESS_CIDR, GUARDED],
+    "a block cuts through replicas": [OPEN, BLOCK_ONLY_FIRST, CUT, CUT_BOTH, CUT_DENIED, CUT, TWINS, CUT_OUT, CUT],
+    "a name means two numbers": [TWINS, NUMBERED, TO_NAMED, TO_SAME, TO_ANY_NAMED, CUT, TO_NAMED],
+    "local pods obey their own ports": [NAMED, LOCAL_TWINS, NAMED],
     "services in rules": [OPEN, TO_SERVICE, TO_SERVICE_UP, TO_SERVICE],
     "what cannot be enforced": [OPEN, UNENFORCEABLE, GUARDED],
     "identities late": [HTTP_POLICY, HTTP_POLICY + pod(1, WEB), GUARDED],

@@ -15,8 +15,9 @@ from tests.unit.agent.calc.states import EXPANDERS, SCENARIOS, Expander, Packet,
 
 
 def meets(kernel: Kernel, packet: Packet) -> str:
-    peer = packet.peer if not isinstance(packet.peer, str) else kernel.identity(ipaddress.ip_address(packet.peer))
-    outcome, rules, _ = kernel.verdict(packet.endpoint, packet.direction, peer, packet.protocol, packet.port)
+    address = ipaddress.ip_address(packet.peer) if isinstance(packet.peer, str) else None
+    peer = kernel.identity(address) if address is not None else packet.peer
+    outcome, rules, _ = kernel.verdict(packet.endpoint, packet.direction, peer, packet.protocol, packet.port, address)
     return "http" if rules else outcome
 
 
