@@ -33,7 +33,7 @@ from services.agent.events.pipeline import CHUNK, FlowPipeline, PipelineConfig
 from services.agent.events.reader import RingReader
 from services.common.authority import issue, make_authority
 from services.flows.dictionary import Dictionaries
-from services.flows.entries import NodeRef, PolicyRef, ServiceRef
+from services.flows.entries import NearestRule, NodeRef, PolicyRef, ServiceRef
 
 RING = 16 << 20
 HTTP_RING = 1 << 20
@@ -53,6 +53,9 @@ class Names:
 
     def rule_policy(self, rule_id: int) -> PolicyRef | None:
         return PolicyRef("CiliumNetworkPolicy", "bench", f"policy-{rule_id}")
+
+    def nearest(self, endpoint_id: int, direction: int, peer: int, protocol: int, port: int) -> NearestRule | None:
+        return None
 
     def isolating(self, endpoint_id: int, direction: int) -> tuple[PolicyRef, ...]:
         return ()

@@ -29,15 +29,35 @@ class Party:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRef:
-    """A policy object by name."""
+    """A policy object by name, or with `rule` one of its rules."""
 
     kind: str
     namespace: str
     name: str
     uid: str = ""
+    rule: str = ""
+    """Where the rule stands in the document: `spec.ingress[0]`."""
+    revision: int = 0
+    """Of the node's policy engine, when this version of the policy came into force."""
+
+    @property
+    def place(self) -> str:
+        """The policy and the rule in it."""
+        return f"{self} {self.rule}" if self.rule else str(self)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class NearestRule:
+    """An allow rule that almost matched, and what did not fit: "peer", "protocol", "port"."""
+
+    rule: PolicyRef
+    failed: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.rule.place}, other {' and '.join(self.failed)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +70,8 @@ class Decision:
 
     matched: bool
     policies: tuple[PolicyRef, ...]
+    nearest: NearestRule | None = None
+    """Where nothing matched: the rule that came nearest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from services.model.verdict import Direction, Protocol
 
 NANOSECONDS = 1_000_000_000
 POLICY_LABEL = "k8s:io.cilium.k8s.policy"
+RULE_LABEL = "ciliate:rule"
+"""Hubble's policies have no field for the rule in them."""
 
 LOST_SOURCES = {1: pb.PERF_EVENT_RING_BUFFER, 2: pb.OBSERVER_EVENTS_QUEUE, 3: pb.OBSERVER_EVENTS_QUEUE}
 """Our place of loss (`ingest.v1.LostSource`) -> Hubble's."""
@@ -167,11 +169,13 @@ class Renderer:
                 labels.append(f"{POLICY_LABEL}.namespace={policy.namespace}")
             if policy.uid:
                 labels.append(f"{POLICY_LABEL}.uid={policy.uid}")
+            if policy.rule:
+                labels.append(f"{RULE_LABEL}={policy.rule}")
             target.add(
                 name=policy.name,
                 namespace=policy.namespace,
                 labels=labels,
-                revision=row.policy_revision,
+                revision=policy.revision or row.policy_revision,
                 kind=policy.kind,
             )
 

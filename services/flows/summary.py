@@ -122,7 +122,7 @@ def refused(kind: int, verdict: int, reason: int, decision: Decision | None) -> 
 
 def refusal(kind: int, reason: int, decision: Decision | None) -> str:
     """Why a packet or a request was refused, and by whom; empty where its drop reason says it all."""
-    names = ", ".join(str(policy) for policy in decision.policies) if decision else ""
+    names = ", ".join(policy.place for policy in decision.policies) if decision else ""
     if kind == Kind.HTTP or reason in _REFUSALS:
         text = _REFUSALS.get(DropReason(reason), "") if reason in _REFUSALS else "HTTP request not allowed"
         return f"{text} by {names}" if names else text
@@ -130,7 +130,8 @@ def refusal(kind: int, reason: int, decision: Decision | None) -> str:
         return ""
     if decision is not None and decision.matched:
         return f"denied by {names}"
-    return f"default deny by {names}" if names else "default deny"
+    text = f"default deny by {names}" if names else "default deny"
+    return f"{text}, nearest rule {decision.nearest}" if decision and decision.nearest else text
 
 
 def counters(kind: int, packets: tuple[int, int], octets: tuple[int, int], rtt_us: int, duration_us: int) -> str:

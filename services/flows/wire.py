@@ -12,7 +12,7 @@ import numpy as np
 
 from services.common.pb.ingest.v1 import ingest_pb2 as pb
 from services.flows.columns import DTYPES, WIRE, Columns, Kind, zeros
-from services.flows.entries import Decision, HttpRequest, Party, PolicyRef, ServiceRef
+from services.flows.entries import Decision, HttpRequest, NearestRule, Party, PolicyRef, ServiceRef
 
 MAX_ROWS = 65_536
 MAX_NUMBER = 1 << 22
@@ -69,10 +69,10 @@ def put_entry(batch: pb.Batch, number: int, content: Content) -> None:
         case Decision():
             entry.decision.matched = content.matched
             entry.decision.SetInParent()
-            for policy in content.policies:
-                entry.decision.policies.add(
-                    kind=policy.kind, namespace=policy.namespace, name=policy.name, uid=policy.uid
-                )
+            entry.decision.policies.extend(_put_policy(policy) for policy in content.policies)
+            if content.nearest is not None:
+                entry.decision.nearest.rule.CopyFrom(_put_policy(content.nearest.rule))
+                entry.decision.nearest.failed.extend(content.nearest.failed)
         case ServiceRef():
             entry.service.namespace, entry.service.name = content.namespace, content.name
             entry.service.SetInParent()
@@ -114,10 +114,28 @@ def _party(given: pb.Party) -> Party:
 def _decision(given: pb.Decision) -> Decision:
     if len(given.policies) > MAX_TEXTS:
         raise WireError(f"decision: {len(given.policies)} policies, at most {MAX_TEXTS}")
-    policies = [
-        PolicyRef(*_texts("policy", (each.kind, each.namespace, each.name, each.uid))) for each in given.policies
-    ]
-    return Decision(given.matched, tuple(policies))
+    nearest = None
+    if given.HasField("nearest"):
+        nearest = NearestRule(_policy(given.nearest.rule), _texts("nearest.failed", given.nearest.failed))
+    return Decision(given.matched, tuple(_policy(each) for each in given.policies), nearest)
+
+
+def _put_policy(policy: PolicyRef) -> pb.Policy:
+    return pb.Policy(
+        kind=policy.kind,
+        namespace=policy.namespace,
+        name=policy.name,
+        uid=policy.uid,
+        rule=policy.rule,
+        revision=policy.revision,
+    )
+
+
+def _policy(given: pb.Policy) -> PolicyRef:
+    kind, namespace, name, uid, rule = _texts(
+        "policy", (given.kind, given.namespace, given.name, given.uid, given.rule)
+    )
+    return PolicyRef(kind, namespace, name, uid, rule, given.revision)
 
 
 def _texts(what: str, values: Iterable[str]) -> tuple[str, ...]:

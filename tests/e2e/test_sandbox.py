@@ -135,6 +135,7 @@ def test_observe_tells_who_and_why() -> None:
     arguments = ["observe", "--from-pod", "visitor", "--verdict", "DROPPED", "--last", "5"]
     text = eventually(lambda: ciliate(*arguments).stdout)
     assert "deny-all-ingress-to-webapp" in text
+    assert "nearest rule CiliumNetworkPolicy default/deny-all-ingress-to-webapp spec.ingress[0], other peer" in text
     lines = [json.loads(line) for line in ciliate(*arguments, "-o", "json").stdout.splitlines()]
     assert all(line["flow"]["verdict"] == "DROPPED" for line in lines)
     assert ciliate("observe", "--pod", "no-such-pod").stdout == ""

@@ -86,7 +86,7 @@ def _common(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:
 def _decisions(records: Array, dropped: Array, enricher: Enricher) -> Array:
     """A denial by policy without a rule is default deny; other drops (no route, bad packet) have no policy."""
     denied = dropped & (_POLICY_DROPS[records["drop_reason"]] | (records["type"] == EventType.HTTP_REQUEST))
-    return enricher.decisions(records["rule_id"], denied, records["endpoint_id"], records["direction"])
+    return enricher.decisions(records, denied)
 
 
 def by_time(first: Columns, second: Columns) -> Columns:

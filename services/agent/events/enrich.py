@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +15,15 @@ from services.agent.events.getters import Names
 from services.agent.events.index import FastIndex
 from services.flows.columns import Array
 from services.flows.dictionary import Dictionaries
-from services.flows.entries import Decision, HttpRequest, Party
+from services.flows.entries import Decision, HttpRequest, NearestRule, Party
+from services.model.verdict import Direction, Protocol
 
 KEEP_NAMES_NS = 30_000_000_000
 """How long a pod's name outlives the pod: its last events are read after it is gone."""
 REMEMBERED = 16_384
+SECOND_NS = 1_000_000_000
+EXPLAINED_PER_SECOND = 200
+"""Nearest rules looked for: each looks at all rules of an endpoint, a tenth of a millisecond or so."""
 
 PartyKey = tuple[bytes, int]
 
@@ -30,13 +35,15 @@ class Enricher:
         self._names, self._cluster = names, cluster
         self._dictionaries = dictionaries
         self._parties = FastIndex(3, dictionaries.parties, bits=16)
-        self._decisions = FastIndex(1, dictionaries.decisions)
+        self._decisions = FastIndex(2, dictionaries.decisions)
         self._services = FastIndex(1, dictionaries.services)
         self._requests = FastIndex(21, dictionaries.requests, bits=12)
         self._generation = names.generation
         self._recent: OrderedDict[PartyKey, tuple[Party, int]] = OrderedDict()
         """Parties with a pod, and since when (monotonic) they are found to have it no more; 0 = they have it."""
         self._now = 0
+        self._explained = 0
+        self._explained_since = 0
 
     def refresh(self, now_ns: int) -> None:
         """Called before every batch with the monotonic time: ask again if the catalogues changed."""
@@ -78,23 +85,47 @@ class Enricher:
             self._recent.popitem(last=False)
         return party
 
-    def decisions(self, rule_ids: Array, denied: Array, endpoint_ids: Array, directions: Array) -> Array:
-        """Numbers of the policies behind verdicts: the rule's; for a denial without a rule, the isolating ones."""
+    def decisions(self, records: Array, denied: Array) -> Array:
+        """Numbers of the policies behind verdicts: the rule's; for a denial without a rule, the isolating ones.
+
+        Those come with the nearest rule, which depends on peer and port too: kept per case, made at a bounded rate.
+        """
+        rule_ids, endpoint_ids, directions = records["rule_id"], records["endpoint_id"], records["direction"]
         if not denied.any() and not rule_ids.any():
             return np.zeros(len(rule_ids), np.uint32)
         key = rule_ids.astype(np.uint64)
         ruleless = np.flatnonzero(denied & (rule_ids == 0))
         isolated = endpoint_ids[ruleless].astype(np.uint64) << np.uint64(8) | directions[ruleless]
         key[ruleless] = isolated | np.uint64(1 << 40)
+        case = np.zeros(len(rule_ids), np.uint64)
+        case[ruleless] = _cases(records[ruleless])
 
         def resolve(row: int) -> int:
             if rule_ids[row]:
                 policy = self._names.rule_policy(int(rule_ids[row]))
                 return self._dictionaries.decisions.intern(Decision(True, (policy,))) if policy else 0
             policies = self._names.isolating(int(endpoint_ids[row]), int(directions[row]))
-            return self._dictionaries.decisions.intern(Decision(False, policies)) if policies else 0
+            if not policies:
+                return 0
+            return self._dictionaries.decisions.intern(Decision(False, policies, self._nearest(records[row])))
 
-        return _through(self._decisions, [key], resolve, key != 0)
+        return _through(self._decisions, [key, case], resolve, key != 0)
+
+    def _nearest(self, record: Any) -> NearestRule | None:
+        """The rule that almost matched. A scan of ports makes a case of each: beyond the rate they go without."""
+        if self._now - self._explained_since >= SECOND_NS:
+            self._explained_since, self._explained = self._now, 0
+        if self._explained >= EXPLAINED_PER_SECOND:
+            return None
+        self._explained += 1
+        case = int(_cases(record[None])[0])
+        return self._names.nearest(
+            int(record["endpoint_id"]),
+            int(record["direction"]),
+            case & 0xFFFF_FFFF,
+            int(record["protocol"]),
+            case >> 40,
+        )
 
     def services(self, service_ids: Array) -> Array:
         """Numbers of the Services that clients addressed."""
@@ -128,6 +159,17 @@ class Enricher:
             return self._dictionaries.requests.intern(request)
 
         return _through(self._requests, [words[:, place].copy() for place in range(21)], resolve)
+
+
+def _cases(records: Array) -> Array:
+    """What the nearest rule depends on beside the endpoint: peer (32 bits), protocol (8), port or ICMP type (16)."""
+    ingress = records["direction"] == Direction.INGRESS
+    peers = np.where(ingress, records["src_identity"], records["dst_identity"]).astype(np.uint64)
+    protocols = records["protocol"]
+    typed = (protocols == Protocol.ICMP) | (protocols == Protocol.ICMPV6)
+    ports = np.where(typed, records["sport"], records["dport"]).astype(np.uint64)
+    cases: Array = peers | protocols.astype(np.uint64) << np.uint64(32) | ports << np.uint64(40)
+    return cases
 
 
 def _text(raw: bytes) -> str:

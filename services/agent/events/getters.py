@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.flows.entries import PolicyRef, ServiceRef
+from services.flows.entries import NearestRule, PolicyRef, ServiceRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,17 @@ class PolicyGetter(Protocol):
         ...
 
 
+class NearestGetter(Protocol):
+    """Why default deny: the rule that almost let a connection pass."""
+
+    def nearest(self, endpoint_id: int, direction: int, peer: int, protocol: int, port: int) -> NearestRule | None:
+        """The allow rule that came nearest; None where there is none, or where the endpoint or peer is gone.
+
+        `port` is the destination's; of ICMP the type.
+        """
+        ...
+
+
 class ServiceGetter(Protocol):
     """Service id -> name."""
 
@@ -59,7 +70,7 @@ class ServiceGetter(Protocol):
         ...
 
 
-class Names(IdentityGetter, AddressGetter, PolicyGetter, ServiceGetter, Protocol):
+class Names(IdentityGetter, AddressGetter, PolicyGetter, NearestGetter, ServiceGetter, Protocol):
     """All of it, in one object that the agent makes from its catalogues."""
 
     @property

@@ -16,7 +16,7 @@ from services.agent.endpoints.records import EndpointRecord
 from services.agent.events.getters import PodRef
 from services.agent.sources.identities import IdentityClient
 from services.common.errors import NotFound
-from services.flows.entries import PolicyRef, ServiceRef
+from services.flows.entries import NearestRule, PolicyRef, ServiceRef
 from services.model.addresses import IPAddress, from_bytes, to_bytes
 from services.model.identity import Identity, is_cluster
 from services.model.verdict import Direction
@@ -76,6 +76,15 @@ class Knowledge:
         """The policies because of which an endpoint denies by default in a direction."""
         return tuple(_policy_ref(ref) for ref in self.engine.isolating(endpoint_id, Direction(direction)))
 
+    def nearest(self, endpoint_id: int, direction: int, peer: int, protocol: int, port: int) -> NearestRule | None:
+        """The allow rule that came nearest to letting a peer's connection pass."""
+        side = Direction(direction)
+        found = self.engine.explain(endpoint_id, side, peer, protocol, port)
+        if found is None or found.nearest is None:
+            return None
+        ref = self.engine.policy_ref(found.nearest.policy.key, side, found.nearest.rule)
+        return NearestRule(_policy_ref(ref), tuple(part.value for part in found.nearest.failed))
+
     def service_ref(self, service_id: int) -> ServiceRef | None:
         """The Service behind a datapath service id."""
         name = self.engine.service_name(service_id)
@@ -125,4 +134,4 @@ class Knowledge:
 
 
 def _policy_ref(ref: RuleRef) -> PolicyRef:
-    return PolicyRef(ref.kind, ref.namespace, ref.name, ref.uid)
+    return PolicyRef(ref.kind, ref.namespace, ref.name, ref.uid, ref.path, ref.revision)

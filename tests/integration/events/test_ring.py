@@ -18,7 +18,7 @@ from services.agent.events.pipeline import FlowPipeline, PipelineConfig
 from services.agent.events.reader import RingReader
 from services.agent.events.wake import RingWaker
 from services.flows.columns import Kind
-from services.flows.entries import NodeRef, PolicyRef, ServiceRef
+from services.flows.entries import NearestRule, NodeRef, PolicyRef, ServiceRef
 
 pytestmark = pytest.mark.root
 
@@ -46,6 +46,9 @@ class NoNames:
         return None
 
     def rule_policy(self, rule_id: int) -> PolicyRef | None:
+        return None
+
+    def nearest(self, endpoint_id: int, direction: int, peer: int, protocol: int, port: int) -> NearestRule | None:
         return None
 
     def isolating(self, endpoint_id: int, direction: int) -> tuple[PolicyRef, ...]:

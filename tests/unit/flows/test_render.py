@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from services.common.pb.flow import flow_pb2 as pb
 from services.flows import mask
 from services.flows.columns import Kind
-from services.flows.entries import Decision, HttpRequest, NodeRef, ServiceRef
+from services.flows.entries import Decision, HttpRequest, NearestRule, NodeRef, ServiceRef
 
 
 def as_dict(flow: pb.Flow) -> dict[str, Any]:
@@ -147,6 +148,22 @@ def test_a_closed_connection_tells_its_counters(flows: Any) -> None:
     assert (flow.is_reply.value, flow.source.pod_name) == (False, "client")
     assert flow.trace_reason == pb.ESTABLISHED
     assert flow.Summary == ("TCP Flags: SYN, ACK, FIN; closed after 1.500s, 6/4 packets, 612/9000 bytes, RTT 0.120ms")
+
+
+def test_the_rule_and_the_nearest_one(flows: Any) -> None:
+    rule = replace(flows.policy, rule="spec.ingressDeny[0]", revision=9)
+    flows.drop(drop_reason=181, policy=Decision(True, (rule,)), policy_revision=12)
+    nearest = NearestRule(replace(rule, rule="spec.ingress[1]"), ("protocol", "port"))
+    flows.drop(policy=Decision(False, (flows.policy,), nearest))
+    denied, closed = flows.rendered()
+    assert denied.Summary.endswith(f"; denied by {rule} spec.ingressDeny[0]")
+        "denied by CiliumNetworkPolicy default/deny-all-ingress-to-webapp spec.ingressDeny[0]"
+    )
+    assert denied.ingress_denied_by[0].revision == 9
+    assert "ciliate:rule=spec.ingressDeny[0]" in denied.ingress_denied_by[0].labels
+    name = "CiliumNetworkPolicy default/deny-all-ingress-to-webapp"
+    text = f"default deny by {name}, nearest rule {name} spec.ingress[1], other protocol and port"
+    assert closed.Summary == f"TCP Flags: SYN; {text}"
 
 
 def test_a_changed_verdict(flows: Any) -> None:

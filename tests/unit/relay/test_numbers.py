@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from services.common.pb.ingest.v1 import ingest_pb2 as pb
 from services.flows.columns import WIRE, Columns, zeros
 from services.flows.dictionary import Dictionaries
-from services.flows.entries import Decision, HttpRequest, Party, PolicyRef, ServiceRef
+from services.flows.entries import Decision, HttpRequest, NearestRule, Party, PolicyRef, ServiceRef
 from services.flows.wire import WireError, get_columns, get_entry, put_columns, put_entry
 from services.relay.ingest import StreamNumbers
 
@@ -69,6 +69,7 @@ def test_numbers_that_were_never_said_are_refused(number: int) -> None:
         ("parties", Party(bytes(range(16)), 7, ("k8s:a=b",), "ns", "pod", "Deployment", "w", 5, "east")),
         ("decisions", Decision(True, (PolicyRef("NetworkPolicy", "ns", "p", "uid"), PolicyRef("X", "", "q")))),
         ("decisions", Decision(False, ())),
+        ("decisions", Decision(False, (), NearestRule(PolicyRef("N", "ns", "p", "", "spec.ingress[0]", 7), ("port",)))),
         ("services", ServiceRef("", "")),
         ("requests", HttpRequest("GET", "/ü", 11, 400)),
         ("requests", HttpRequest("", "")),

@@ -11,7 +11,7 @@ import pytest
 
 from services.agent.abi.events import EVENT_VERSION, FLOW_EVENT, HTTP_EVENT
 from services.agent.events.getters import PodRef
-from services.flows.entries import PolicyRef, ServiceRef
+from services.flows.entries import NearestRule, PolicyRef, ServiceRef
 from services.model.addresses import to_bytes
 
 
@@ -29,7 +29,9 @@ class StubNames:
     rules: dict[int, PolicyRef] = field(default_factory=dict)
     isolation: dict[tuple[int, int], tuple[PolicyRef, ...]] = field(default_factory=dict)
     services: dict[int, ServiceRef] = field(default_factory=dict)
+    near: NearestRule | None = None
     asked: int = 0
+    explained: list[tuple[int, ...]] = field(default_factory=list)
 
     def identity_labels(self, identity: int) -> tuple[str, ...]:
         return self.labels.get(identity, ())
@@ -43,6 +45,10 @@ class StubNames:
 
     def isolating(self, endpoint_id: int, direction: int) -> tuple[PolicyRef, ...]:
         return self.isolation.get((endpoint_id, direction), ())
+
+    def nearest(self, endpoint_id: int, direction: int, peer: int, protocol: int, port: int) -> NearestRule | None:
+        self.explained.append((endpoint_id, direction, peer, protocol, port))
+        return self.near
 
     def service_ref(self, service_id: int) -> ServiceRef | None:
         return self.services.get(service_id)
@@ -62,6 +68,7 @@ def names() -> StubNames:
         },
         rules={900: WEB_POLICY},
         isolation={(7, 1): (WEB_POLICY,)},
+        near=NearestRule(PolicyRef("CiliumNetworkPolicy", "default", "p", "", "spec.ingress[0]", 4), ("peer",)),
         services={3: ServiceRef("default", "my-webapp-svc")},
     )
 

@@ -9,7 +9,7 @@ import pytest
 
 from services.agent.abi.events import EVENT_VERSION, EventFlags, EventType
 from services.agent.events import decode
-from services.agent.events.enrich import KEEP_NAMES_NS, Enricher
+from services.agent.events.enrich import EXPLAINED_PER_SECOND, KEEP_NAMES_NS, Enricher
 from services.agent.events.getters import PodRef
 from services.flows.dictionary import Dictionaries
 from services.flows.entries import Decision, HttpRequest, Party
@@ -89,6 +89,33 @@ def test_verdicts_and_policies(
     found = dictionaries.decisions[int(columns["policy"][0])]
     assert int(columns["verdict"][0]) == verdict
     assert (found.matched if isinstance(found, Decision) else None) == matched
+
+
+def test_default_deny_names_the_nearest_rule_once_per_case(
+    records: Any, enricher: Enricher, dictionaries: Dictionaries, names: Any
+) -> None:
+    drop = {"type": 2, "drop_reason": 133}
+    icmp = {**drop, "protocol": 1, "sport": 8, "dport": 0}
+    rows = (drop, {**drop, "sport": 40001}, {**drop, "dport": 81}, {**drop, "src_identity": 1003}, icmp)
+    for _ in range(2):
+        columns = decode.connections(records.flow(*rows), enricher, wall)
+    found = [dictionaries.decisions[number] for number in columns["policy"].tolist()]
+    assert found == [Decision(False, names.isolation[7, 1], names.near)] * 5
+    assert names.explained == [(7, 1, 1001, 6, 80), (7, 1, 1001, 6, 81), (7, 1, 1003, 6, 80), (7, 1, 1001, 1, 8)]
+
+
+def test_a_scan_of_ports_is_not_explained_port_by_port(
+    records: Any, enricher: Enricher, dictionaries: Dictionaries, names: Any
+) -> None:
+    scan = [{"type": 2, "drop_reason": 133, "dport": port} for port in range(1, 1001)]
+    enricher.refresh(2 * 10**9)
+    columns = decode.connections(records.flow(*scan), enricher, wall)
+    assert len(names.explained) == EXPLAINED_PER_SECOND
+    last = dictionaries.decisions[int(columns["policy"][-1])]
+    assert last == Decision(False, names.isolation[7, 1])
+    enricher.refresh(3 * 10**9)
+    decode.connections(records.flow({"type": 2, "drop_reason": 133, "dport": 2000}), enricher, wall)
+    assert names.explained[-1][-1] == 2000
 
 
 def test_requests(records: Any, enricher: Enricher, dictionaries: Dictionaries) -> None:
