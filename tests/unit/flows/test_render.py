@@ -157,8 +157,6 @@ def test_the_rule_and_the_nearest_one(flows: Any) -> None:
     flows.drop(policy=Decision(False, (flows.policy,), nearest))
     denied, closed = flows.rendered()
     assert denied.Summary.endswith(f"; denied by {rule} spec.ingressDeny[0]")
-        "denied by CiliumNetworkPolicy default/deny-all-ingress-to-webapp spec.ingressDeny[0]"
-    )
     assert denied.ingress_denied_by[0].revision == 9
     assert "ciliate:rule=spec.ingressDeny[0]" in denied.ingress_denied_by[0].labels
     name = "CiliumNetworkPolicy default/deny-all-ingress-to-webapp"
