@@ -8,7 +8,7 @@ from typing import Any
 from services.model.verdict import Direction, Protocol
 from services.policy.cilium_l7 import read_l7
 from services.policy.cilium_peers import Scope
-from services.policy.l7 import L7, OtherRule
+from services.policy.l7 import L7, LISTENER, TERMINATING, TLS, OtherRule
 from services.policy.networkpolicy import SERVICE_NAME
 from services.policy.reader import Doc, Reader, join, present
 from services.policy.rules import LAST_PORT, Traffic
@@ -53,7 +53,7 @@ def read_ports(
     if listener is not None and l7 is not None:
         reader.report(join(path, "listener"), "cannot be combined with rules")
     # TLS inspection is not done here: the port's rules are kept, and refused as unenforceable by the compiler.
-    narrowing = listener or (L7("tls", other=frozenset({OtherRule("tls", names)})) if names or terminating else None)
+    narrowing = listener or (_read_tls(reader, body, names, path) if names or terminating else None)
     if narrowing is not None:
         l7 = narrowing if l7 is None else l7.union(narrowing)
     if l7 is None:
@@ -125,6 +125,16 @@ def _check_tls(reader: Reader, body: Doc, key: str, path: str) -> None:
         reader.text(fields.get(name), join(at, name))
 
 
+def _read_tls(reader: Reader, body: Doc, names: tuple[tuple[str, str], ...], path: str) -> L7:
+    rules = {OtherRule(TLS, names)}
+    if present(body, "terminatingTLS"):
+        at = join(path, "terminatingTLS")
+        fields = reader.mapping(body["terminatingTLS"], at)
+        context = {name: fields.get(name) for name in sorted(TLS_FIELDS)}
+        rules.add(OtherRule(TERMINATING, tuple((name, repr(value)) for name, value in context.items() if value)))
+    return L7(TLS, other=frozenset(rules))
+
+
 def _read_listener(reader: Reader, body: Doc, path: str, direction: Direction, scope: Scope) -> L7 | None:
     if not present(body, "listener"):
         return None
@@ -141,5 +151,6 @@ def _read_listener(reader: Reader, body: Doc, path: str, direction: Direction, s
     name = reader.text(fields.get("name"), f"{at}.name")
     if not name or not reader.text(config.get("name"), f"{at}.envoyConfig.name"):
         reader.report(at, "needs a name and envoyConfig.name")
-    reader.integer(fields.get("priority"), f"{at}.priority", 1, 100)
-    return L7("listener", other=frozenset({OtherRule("listener", (("name", name),))}))
+    priority = reader.integer(fields.get("priority"), f"{at}.priority", 1, 100)
+    rule = OtherRule(LISTENER, (("name", f"{config.get('name')}/{name}"), ("priority", str(priority or 0))))
+    return L7(LISTENER, other=frozenset({rule}))

@@ -74,7 +74,9 @@ class OtherRule:
     fields: tuple[tuple[str, str], ...] = ()
 
 
-HTTP, DNS = "http", "dns"
+HTTP, DNS, TLS, LISTENER = "http", "dns", "tls", "listener"
+TERMINATING = "tls-terminating"
+"""Kind of the rule that stands for a TLS context: equal fields, equal context."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.agent.calc import services as service_tables
 from services.agent.calc.binding import Capabilities
@@ -21,10 +21,12 @@ from services.model.addresses import IPAddress
 from services.model.labels import Labels
 from services.model.objects import LocalEndpoint, ObjectKey, PolicyObject
 from services.model.verdict import Direction
+from services.policy.conflicts import Conflict
 from services.policy.explain import Explanation, explain
 from services.policy.l7 import HttpRule
 from services.policy.options import PolicyOptions
 from services.policy.peers import Party
+from services.policy.problems import Problem
 from services.policy.rules import Policy, Rule
 from services.policy.verdict import Mode
 from services.policy.world import World
@@ -40,6 +42,8 @@ class EndpointPolicy:
     enforced: Mapping[Direction, bool]
     isolating: Mapping[Direction, tuple[RuleRef, ...]]
     entries: int
+    conflicts: tuple[Conflict, ...] = ()
+    """Rules that cannot be merged: this is then not what the policies say now but what they said before, or nothing."""
 
 
 class Answers:
@@ -123,8 +127,12 @@ class Answers:
         return self._maps.rulesets.desired()
 
     def policy_status(self) -> list[PolicyStatus]:
-        """What became of every policy document."""
-        return self._policies.status()
+        """What became of every policy document, endpoints that it cannot be computed for included."""
+        found = self._maps.conflicts()
+        return [
+            replace(each, warnings=(*each.warnings, *_conflicts(found.get(each.key, {}))))
+            for each in self._policies.status()
+        ]
 
     def pressure(self) -> list[str]:
         """Which endpoints are closed because the policy map has no room for them, and why; empty = none."""
@@ -158,7 +166,7 @@ class Answers:
             return None
         isolating = {direction: self.isolating(endpoint_id, direction) for direction in Direction}
         return EndpointPolicy(
-            endpoint_id, group.policy_id, group.revision, dict(group.enforced), isolating, group.size()
+            endpoint_id, group.policy_id, group.revision, dict(group.enforced), isolating, group.size(), group.conflicts
         )
 
     def isolating(self, endpoint_id: int, direction: Direction) -> tuple[RuleRef, ...]:
@@ -188,3 +196,14 @@ class Answers:
     def _group(self, endpoint_id: int) -> Group | None:
         key = self._groups.get(endpoint_id)
         return None if key is None else self._maps.groups.get(key)
+
+
+def _conflicts(found: Mapping[tuple[str, str], set[int]]) -> list[Problem]:
+    return [
+        Problem(path, f"policy computation error: {text}; endpoints {_numbers(numbers)} keep what they had")
+        for (path, text), numbers in sorted(found.items())
+    ]
+
+
+def _numbers(numbers: set[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))

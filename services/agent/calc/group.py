@@ -16,6 +16,7 @@ from services.model.identity import is_refined
 from services.model.objects import ObjectKey
 from services.model.verdict import Direction
 from services.policy.compile import NOTHING, Piece, Template, function_of, slots
+from services.policy.conflicts import Conflict
 from services.policy.l7 import L7
 from services.policy.peers import Party, PortNames
 
@@ -132,6 +133,10 @@ class Group:
     sides: dict[Direction, Side] = field(default_factory=lambda: {direction: Side() for direction in Direction})
     names: frozenset[tuple[str, int]] = frozenset()
     """Port names of destinations that its rules use."""
+    conflicts: tuple[Conflict, ...] = ()
+    """Why its rules cannot be compiled: it then keeps those that it had, and is closed if it never had any."""
+    realised: bool = False
+    """Whether its rules were ever compiled."""
     endpoints: set[int] = field(default_factory=set)
     full: bool = False
     """Whether its entries do not fit the map; it then has none and denies everything."""

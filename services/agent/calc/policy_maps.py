@@ -23,8 +23,10 @@ from services.agent.calc.rulesets import Rulesets
 from services.agent.calc.sequencer import PolicyChanges
 from services.model.identity import is_refined
 from services.model.labels import POD_NAMESPACE, SOURCE_K8S
+from services.model.objects import ObjectKey
 from services.model.verdict import Direction
 from services.policy.compile import Effect, Slot, Template
+from services.policy.conflicts import conflicts
 from services.policy.l7 import HttpRule
 from services.policy.peers import CidrPeer, IpBlockPeer, Party, Peer
 from services.policy.rules import Policy, Spec
@@ -174,14 +176,37 @@ class PolicyMaps:
             self._users[peer].discard(group.key)
         self._watch_names(group, on=False)
         group.applied = {policy.key for policy, _ in specs}
+        group.conflicts = () if self._mode is Mode.NEVER else conflicts(specs)
         programs: dict[Direction, Program] = {}
         for direction in Direction:
-            programs[direction] = self._program(group, direction, party, specs)
+            if group.conflicts:
+                programs[direction] = self._kept(group, direction)
+            else:
+                programs[direction] = self._program(group, direction, party, specs)
             for peer in programs[direction].peers():
                 self._acquire(peer, group.key)
+        group.realised |= party is not None and not group.conflicts
         group.names = programs[Direction.EGRESS].names()
         self._watch_names(group, on=True)
         return programs
+
+    @staticmethod
+    def _kept(group: Group, direction: Direction) -> Program:
+        """The rules that a group keeps while there is no telling what the new ones mean; closed if it has none."""
+        if group.realised:
+            return group.sides[direction].program
+        group.enforced[direction] = True
+        group.isolating[direction] = tuple(sorted({key for c in group.conflicts for key in (c.first, c.second)}))
+        return with_local_host(Program(), direction)
+
+    def conflicts(self) -> dict[ObjectKey, dict[tuple[str, str], set[int]]]:
+        """Policy -> (path, what is wrong) -> endpoints that therefore do not obey it as it is."""
+        found: dict[ObjectKey, dict[tuple[str, str], set[int]]] = {}
+        for group in self.groups.values():
+            for conflict in group.conflicts:
+                for key in (conflict.first, conflict.second):
+                    found.setdefault(key, {}).setdefault(conflict.seen_by(key), set()).update(group.endpoints)
+        return found
 
     def _watch_names(self, group: Group, *, on: bool) -> None:
         if group.names:

@@ -11,10 +11,12 @@ from services.agent.abi.policy import FIXED_BITS, PolicyEntry, PolicyKey
 from services.agent.calc.endpoints import Audit
 from services.agent.calc.engine import Engine
 from services.agent.calc.maps import Change, HttpRulesets, Put, Remove, policy_entry, policy_key
+from services.model.identity import NumericIdentity
 from services.model.objects import Deleted, ObjectKey, PolicyObject, Synced, Upserted
 from services.model.verdict import Direction
 from services.policy.compile import Effect, Slot, Value
 from services.policy.l7 import HttpRule
+from services.policy.verdict import Mode
 from tests.unit.agent.calc.kernel import Kernel
 from tests.unit.agent.calc.states import (
     ALLOW_OTHER,
@@ -337,3 +339,53 @@ def test_explaining_names_the_nearest_rule() -> None:
     assert engine.explain(9, IN, FRONTEND, 6, 81) is None
     assert engine.counts() == {name: len(content) for name, content in engine.desired().items()}
     assert engine.policy_entries(1).items() < engine.desired()["policy"].items()
+
+
+KAFKA = cnp(
+    "kafka",
+    ingress=[{"fromEndpoints": labels(role="frontend"), "toPorts": ports("80", rules={"kafka": [{"topic": "t"}]})}],
+)
+
+
+def test_rules_that_cannot_be_merged_leave_the_endpoint_what_it_had() -> None:
+    engine, kernel = engine_at(GUARDED)
+    before = dict(kernel.maps["policy"])
+    changes = lead(engine, kernel, GUARDED, GUARDED + KAFKA + ALLOW_OTHER)
+    assert not any(change.map == "policy" for change in changes if not isinstance(change, HttpRulesets))
+    assert kernel.maps["policy"] == before == engine.desired()["policy"]
+    found = engine.endpoint_policy(1)
+    assert found is not None
+    reason = "one port has http and kafka rules"
+    assert [(c.first.name, c.second.name, c.reason) for c in found.conflicts] == [("deny-all-ingress", "kafka", reason)]
+    told = {status.key.name: [str(w.message) for w in status.warnings] for status in engine.policy_status()}
+    other = "conflicts with CiliumNetworkPolicy default/{} spec.ingress[0]: " + reason
+    for name, rival in (("deny-all-ingress", "kafka"), ("kafka", "deny-all-ingress")):
+        message = f"policy computation error: {other.format(rival)}; endpoints 1 keep what they had"
+        assert message in told[name]
+    assert told["allow-other"] == []
+
+    # New identities still meet the rules that it has.
+    lead(engine, kernel, State(), remote(NumericIdentity(302), "10.244.2.77/32", "frontend-9"))
+    assert kernel.verdict(1, IN, FRONTEND, 6, 80)[0] == "allow"
+
+    # The conflict ends: everything that was said meanwhile holds.
+    lead(engine, kernel, KAFKA, State())
+    assert kernel.verdict(1, IN, OTHER, 6, 80)[0] == "allow"
+    assert engine.endpoint_policy(1).conflicts == ()  # type: ignore[union-attr]
+    fresh, _ = engine_at(GUARDED + ALLOW_OTHER)
+    assert engine.desired()["policy"] == fresh.desired()["policy"]
+
+
+def test_an_endpoint_that_never_had_a_policy_is_closed_by_a_conflict() -> None:
+    engine, kernel = engine_at(GUARDED + KAFKA)
+    assert kernel.verdict(1, IN, FRONTEND, 6, 80)[0] == "drop"
+    assert kernel.verdict(1, Direction.EGRESS, OTHER, 6, 80)[0] == "drop"
+    assert kernel.verdict(1, IN, NumericIdentity(1), 6, 80)[0] == "allow"
+    assert {ref.name for ref in engine.isolating(1, IN)} == {"deny-all-ingress", "kafka"}
+    assert kernel.verdict(2, IN, OTHER, 6, 80)[0] == "allow"
+
+
+def test_where_nothing_is_enforced_nothing_conflicts() -> None:
+    engine, kernel = engine_at(GUARDED + KAFKA, mode=Mode.NEVER)
+    assert kernel.verdict(1, IN, FRONTEND, 6, 80)[0] == "allow"
+    assert engine.endpoint_policy(1).conflicts == ()  # type: ignore[union-attr]
