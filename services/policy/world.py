@@ -83,15 +83,17 @@ class World:
         self._by_namespace: dict[str, list[Policy]] = {}
         for policy in self.policies:
             self._by_namespace.setdefault(policy.key.namespace, []).append(policy)
-        self.prefixes = frozenset(
-            prefix
+        named = dict.fromkeys(
+            peer
             for policy in self.policies
             for spec in policy.specs
             for rule in spec.rules
             for peer in rule.peers
             if isinstance(peer, CidrPeer | IpBlockPeer)
-            for prefix in peer.prefixes()
         )
+        self.prefixes = frozenset(prefix for peer in named for prefix in peer.prefixes())
+        self.blocks = tuple(peer for peer in named if isinstance(peer, IpBlockPeer))
+        """Blocks may tell pods of one identity apart."""
 
     def specs(self, subject: Party) -> Specs:
         """What selects a pod; nothing selects nodes and the outside."""

@@ -14,6 +14,7 @@ from services.agent.server.knowledge import Knowledge
 from services.agent.server.views import considered_view, rule_view
 from services.common.errors import Invalid, NotFound
 from services.common.pb.agent.v1 import agent_pb2 as pb
+from services.model.addresses import IPAddress
 from services.model.identity import RESERVED_LABELS, NumericIdentity, is_cluster
 from services.model.labels import LabelError, Labels
 from services.model.objects import ObjectKey, Pod, PolicyObject
@@ -44,6 +45,7 @@ class Cast:
         for record in knowledge.manager.endpoints.values():
             endpoint = record.endpoint
             self._numbers[endpoint.namespace, endpoint.pod] = endpoint.identity
+        self._addresses: dict[tuple[str, str], list[IPAddress]] = {}
         self._pods = {(pod.namespace, pod.name): pod for pod in knowledge.pods.all()}
         self._at = {
             **{e.prefix.network_address: (e.namespace, e.pod) for e in knowledge.identities.entries.values() if e.pod},
@@ -53,6 +55,8 @@ class Cast:
                 for address in record.endpoint.addresses
             },
         }
+        for address, key in self._at.items():
+            self._addresses.setdefault(key, []).append(address)
 
     def find(self, peer: pb.Peer, field: str) -> Actor:
         """Who is meant; raises `NotFound` or `Invalid` naming the field."""
@@ -71,11 +75,16 @@ class Cast:
 
     def everybody(self, *worlds: World) -> list[Actor]:
         """Pods that are equal to policy as one actor, the nodes, and the outside by the prefixes that policies name."""
-        alike: dict[tuple[int, str], list[tuple[str, str]]] = {}
+        blocks = list(dict.fromkeys(block for world in worlds for block in world.blocks))
+        alike: dict[object, list[tuple[tuple[str, str], Party]]] = {}
         for key, number in sorted(self._numbers.items()):
             if number in self._parties:
-                alike.setdefault((number, repr(sorted(_ports(self._pods.get(key)).items()))), []).append(key)
-        found = [Actor(tuple(f"{ns}/{name}" for ns, name in keys), self._pod(keys[0]).party) for keys in alike.values()]
+                party = self._pod(key).party
+                inside = tuple(place for place, block in enumerate(blocks) if block.matches(party))
+                alike.setdefault((number, inside, frozenset(party.ports.items())), []).append((key, party))
+        found = [
+            Actor(tuple(f"{namespace}/{name}" for (namespace, name), _ in pods), pods[0][1]) for pods in alike.values()
+        ]
         found += [Actor((_reserved_name(n),), self._parties[n]) for n in _INSIDE if n in self._parties]
         for text in ("0.0.0.0/0", "::/0"):
             prefix = ipaddress.ip_network(text)
@@ -117,8 +126,10 @@ class Cast:
         party = self._parties.get(number)
         if party is None:
             raise NotFound(f"pod {key[0]}/{key[1]}: its identity {number} is not known here yet; try again")
-        ports = _ports(self._pods.get(key))
-        return Actor((f"{key[0]}/{key[1]}",), Party(number, party.view, party.addresses, ports or party.ports))
+        # An ipBlock or a port name may tell pods of one identity apart: the pod's own addresses and ports count.
+        addresses = tuple(sorted(self._addresses.get(key, ()), key=str)) or party.addresses
+        ports = _ports(self._pods[key]) if key in self._pods else party.ports
+        return Actor((f"{key[0]}/{key[1]}",), Party(number, party.view, addresses, ports))
 
     def _outside(self, text: str, field: str) -> Actor:
         try:

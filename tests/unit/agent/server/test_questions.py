@@ -1,0 +1,161 @@
+"""Questions to policy through the introspection API's messages: who is meant, what is answered, what is refused."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from services.agent.calc.engine import Engine
+from services.agent.server import questions
+from services.common.errors import Invalid, NotFound
+from services.common.pb.agent.v1 import agent_pb2 as pb
+from services.model.identity import Identity, NumericIdentity
+from services.model.labels import pod_identity_labels
+from services.model.objects import (
+    ContainerPort,
+    IdentityUpserted,
+    IpEntry,
+    IpUpserted,
+    ObjectKey,
+    Pod,
+    PolicyObject,
+    Upserted,
+)
+
+WEB, CLIENT = NumericIdentity(300), NumericIdentity(301)
+PODS = (("web-1", WEB, "10.0.0.1"), ("web-2", WEB, "10.0.1.1"), ("client", CLIENT, "10.0.0.9"))
+
+
+def document(ingress: list[Any], name: str = "p") -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": ingress},
+    }
+
+
+FROM_CLIENT = [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}], "ports": [{"port": "http"}]}]
+
+
+@pytest.fixture
+def knowledge() -> Any:
+    """Two replicas and a client; clients may use the port called http."""
+    engine = Engine("node1", sources=())
+    entries = {}
+    pods = []
+    for name, number, text in PODS:
+        app = name.split("-")[0]
+        labels = pod_identity_labels({"app": app}, "default", {})
+        engine.apply(IdentityUpserted(Identity(number, labels)))
+        entry = IpEntry(ipaddress.ip_network(text), number, "node2", None, "default", name)
+        entries[entry.prefix] = entry
+        engine.apply(IpUpserted(entry))
+        ports = (ContainerPort("http", 8080, 6),) if app == "web" else ()
+        pods.append(Pod("default", name, ports=ports, workload=("Deployment", app)))
+        engine.apply(Upserted(pods[-1]))
+    engine.apply(Upserted(PolicyObject(ObjectKey("NetworkPolicy", "default", "p"), document(FROM_CLIENT))))
+    engine.flush()
+    return SimpleNamespace(
+        engine=engine,
+        identities=SimpleNamespace(entries=entries),
+        manager=SimpleNamespace(endpoints={}),
+        pods=SimpleNamespace(all=lambda: pods),
+    )
+
+
+def asked(source: str, destination: str, port: int = 8080) -> pb.Connection:
+    return pb.Connection(source=pb.Peer(name=source), destination=pb.Peer(name=destination), protocol=6, port=port)
+
+
+@pytest.mark.parametrize("source", ["client", "default/client", "10.0.0.9"])
+@pytest.mark.parametrize("destination", ["web-1", "web", "10.0.1.1"])
+def test_pods_workloads_and_addresses(knowledge: Any, source: str, destination: str) -> None:
+    found = questions.explain(knowledge, asked(source, destination))
+    assert found.passes
+    assert found.source == "default/client"
+    assert found.destination.startswith("default/web-")
+    assert [each.direction for each in found.directions] == ["egress", "ingress"]
+    assert [list(rule.failed) for rule in found.directions[1].considered] == [[]]
+
+
+@pytest.mark.parametrize("source", ["world", "8.8.8.8", "2001:db8::1", "remote-node", "web-2"])
+def test_others_are_dropped_and_told_the_nearest_rule(knowledge: Any, source: str) -> None:
+    found = questions.explain(knowledge, asked(source, "web-1"))
+    assert not found.passes
+    ingress = found.directions[1]
+    assert (ingress.answer.fate, list(ingress.nearest.failed)) == ("dropped by default", ["peer"])
+    assert (ingress.nearest.rule.name, ingress.nearest.rule.path) == ("p", "spec.ingress[0]")
+    assert [rule.name for rule in ingress.isolating] == ["p"]
+    assert found.directions[0].has_policy == (source == "web-2")
+
+
+def test_the_node_reaches_its_pods(knowledge: Any) -> None:
+    assert questions.explain(knowledge, asked("host", "web-1", 1)).passes
+
+
+@pytest.mark.parametrize(
+    ("connection", "error", "words"),
+    [
+        (asked("nobody", "web"), NotFound, "source: 'nobody'"),
+        (asked("client", "other/web"), NotFound, "destination: 'other/web'"),
+        (asked("client", "web", 70000), Invalid, "port: 70000"),
+        (pb.Connection(source=pb.Peer(identity=999, labels=["a b"])), Invalid, "source.labels"),
+        (pb.Connection(source=pb.Peer(address="x")), Invalid, "source: 'x' is no address"),
+    ],
+)
+def test_what_is_nobody(knowledge: Any, connection: pb.Connection, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        questions.explain(knowledge, connection)
+
+
+def simulated(knowledge: Any, **fields: Any) -> pb.SimulatePolicyResponse:
+    return questions.Replay(knowledge, pb.SimulatePolicyRequest(**fields)).run()
+
+
+def test_a_simulation_changes_nothing(knowledge: Any) -> None:
+    before = knowledge.engine.policies()
+    flow = pb.RecordedFlow(connection=asked("client", "web-1"), direction="ingress", forwarded=True)
+    same = pb.RecordedFlow(connection=asked("web-2", "web-1"), direction="ingress", forwarded=False)
+    found = simulated(knowledge, documents=[json.dumps(document([]))], flows=[same, flow])
+    assert [(list(flip.source), flip.ports) for flip in found.flips] == [(["default/client"], "8080/TCP")]
+    assert [each.flow for each in found.flows] == [1]
+    assert found.complete
+    assert knowledge.engine.policies() == before
+    assert not knowledge.engine.flush()
+    gone = simulated(knowledge, deletions=["NetworkPolicy default/p"])
+    assert any("world (IPv4)" in flip.source for flip in gone.flips)
+
+
+def test_a_block_that_cuts_through_replicas_tells_them_apart(knowledge: Any) -> None:
+    block = [{"from": [{"ipBlock": {"cidr": "10.0.1.0/24"}}]}, *FROM_CLIENT]
+    found = simulated(knowledge, documents=[json.dumps(document(block))])
+    pods = {tuple(flip.source) for flip in found.flips if not flip.source[0][0].isdigit()}
+    assert pods == {("default/web-2",)}
+    assert {tuple(flip.source) for flip in found.flips} - pods == {("10.0.1.0/24",)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"documents": ["{"]}, Invalid, r"documents\[0\]"),
+        ({"documents": ["[]"]}, Invalid, r"documents\[0\]"),
+        ({"documents": [json.dumps(document([{"form": []}]))]}, Invalid, "did you mean 'from'"),
+        ({"deletions": ["NetworkPolicy default/q"]}, NotFound, "there are: NetworkPolicy default/p"),
+        ({"documents": ["{}"] * 1001}, Invalid, "too many"),
+    ],
+)
+def test_what_cannot_be_simulated(knowledge: Any, fields: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        simulated(knowledge, **fields)
+
+
+def test_recorded_sides_whose_identity_is_gone_are_known_by_their_labels(knowledge: Any) -> None:
+    labels = ["k8s:app=client", "k8s:io.kubernetes.pod.namespace=default", "k8s:io.cilium.k8s.policy.cluster=default"]
+    gone = pb.Peer(identity=5000, labels=labels, pod="default/client-old", address="10.0.0.77")
+    connection = pb.Connection(source=gone, destination=pb.Peer(name="web-1"), protocol=6, port=8080)
+    assert questions.explain(knowledge, connection).passes
