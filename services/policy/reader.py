@@ -59,6 +59,9 @@ class Reader:
             if not isinstance(key, str):
                 self.report(path, f"key {key!r} must be text; put quotes around it")
                 return EMPTY
+            if not _is_unicode(key):
+                self.report(path, f"key {key[:40]!r} {_HALF}")
+                return EMPTY
             if known is not None and key not in known:
                 self.report(join(path, key), f"unknown field{nearest(key, known)}")
         return value
@@ -93,6 +96,9 @@ class Reader:
         if not isinstance(value, str):
             self.report(path, f"must be text, not {describe(value)}; put quotes around it")
             return default
+        if not _is_unicode(value):
+            self.report(path, _HALF)
+            return default
         return value
 
     def integer(self, value: object, path: str, low: int, high: int) -> int | None:
@@ -123,7 +129,21 @@ def join(path: str, key: str) -> str:
     """
     if any(character in key for character in "./[] "):
         return f"{path}[{key[:120]!r}]"
-    return f"{path}.{key}" if path else key
+    return f"{path}.{key[:120]}" if path else key[:120]
+
+
+_HALF = "holds half of a surrogate pair, which is no character"
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a string can be written down: JSON's escapes can also spell halves of characters."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def present(owner: Doc, key: str) -> bool:

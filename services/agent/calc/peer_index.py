@@ -1,16 +1,24 @@
 """Which identities each peer of a rule matches, kept up to date one identity at a time.
 
 Peers are counted by their users. A peer that can only match pods of certain namespaces is asked about those alone, so
-that a new identity meets its own namespace's selectors and the few that are open, not all of the cluster's.
+that a new identity meets its own namespace's selectors and the few that are open, not all of the cluster's. Likewise a
+prefix is asked about the identities of the prefixes inside it: lists of tens of thousands of prefixes are usual.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeGuard
 
+from services.model.addresses import IPNetwork
 from services.model.labels import POD_NAMESPACE, SOURCE_K8S
-from services.policy.peers import LabelPeer, Party, Peer
+from services.policy.peers import CidrPeer, LabelPeer, Party, Peer, cidr_of
+
+_Place = tuple[int, int, int, int]
+"""Of a CIDR identity: (IP version, first address, prefix length, identity)."""
 
 
 @dataclass(slots=True)
@@ -31,6 +39,9 @@ class PeerIndex:
         self._parties: dict[int, Party] = {}
         self._namespace_of: dict[int, str] = {}
         self._in_namespace: dict[str, set[int]] = {}
+        self._by_prefix: dict[IPNetwork, dict[Peer, _Watched]] = {}
+        self._prefix_of: dict[int, IPNetwork] = {}
+        self._places: list[_Place] = []
 
     def __len__(self) -> int:
         return len(self._watched)
@@ -51,9 +62,12 @@ class PeerIndex:
             return False
         namespaces = peer.selector.namespaces if isinstance(peer, LabelPeer) else None
         watched = self._watched[peer] = _Watched(peer, namespaces, users=1)
-        if namespaces is None:
+        if _by_prefix(peer):
+            self._by_prefix.setdefault(peer.prefix, {})[peer] = watched
+            candidates: Iterable[int] = list(self._inside(peer.prefix))
+        elif namespaces is None:
             self._open[peer] = watched
-            candidates: Iterable[int] = self._parties
+            candidates = self._parties
         else:
             for namespace in namespaces:
                 self._by_namespace.setdefault(namespace, {})[peer] = watched
@@ -68,7 +82,11 @@ class PeerIndex:
         if watched.users:
             return False
         del self._watched[peer]
-        if watched.namespaces is None:
+        if _by_prefix(peer):
+            self._by_prefix[peer.prefix].pop(peer)
+            if not self._by_prefix[peer.prefix]:
+                del self._by_prefix[peer.prefix]
+        elif watched.namespaces is None:
             del self._open[peer]
         for namespace in watched.namespaces or ():
             bucket = self._by_namespace[namespace]
@@ -83,6 +101,7 @@ class PeerIndex:
         if before is not None:
             self._in_namespace[before].discard(number)
         asked: dict[Peer, _Watched] = dict(self._by_namespace.get(before or "", {}))
+        asked.update(self._move(number, cidr_of(party.view) if party is not None else None))
         if party is None:
             self._parties.pop(number, None)
         else:
@@ -103,6 +122,39 @@ class PeerIndex:
                 touched.append(peer)
         return touched
 
+    def _move(self, number: int, prefix: IPNetwork | None) -> dict[Peer, _Watched]:
+        """Keep where an identity's prefix is; the prefix peers that it is or was inside of."""
+        before = self._prefix_of.pop(number, None)
+        if before is not None:
+            del self._places[bisect_left(self._places, _place(before, number))]
+        if prefix is not None:
+            self._prefix_of[number] = prefix
+            insort(self._places, _place(prefix, number))
+        found: dict[Peer, _Watched] = {}
+        for own in {before, prefix} - {None}:
+            for length in range(1, own.prefixlen + 1):  # type: ignore[union-attr]
+                found.update(self._by_prefix.get(own.supernet(new_prefix=length), {}))  # type: ignore[union-attr]
+        return found
+
+    def _inside(self, prefix: IPNetwork) -> Iterator[int]:
+        """The identities of prefixes inside this one."""
+        last = int(prefix.broadcast_address)
+        start = bisect_left(self._places, (prefix.version, int(prefix.network_address), 0, 0))
+        for version, first, length, number in islice(self._places, start, None):
+            if version != prefix.version or first > last:
+                return
+            if length >= prefix.prefixlen:
+                yield number
+
     def sizes(self) -> Mapping[Peer, int]:
         """How many identities each peer matches: what makes a policy map grow."""
         return {peer: len(watched.members) for peer, watched in self._watched.items()}
+
+
+def _by_prefix(peer: Peer) -> TypeGuard[CidrPeer]:
+    """Whether only identities of prefixes inside the peer's can match; length 0 also stands for the world."""
+    return isinstance(peer, CidrPeer) and peer.prefix.prefixlen > 0
+
+
+def _place(prefix: IPNetwork, number: int) -> _Place:
+    return prefix.version, int(prefix.network_address), prefix.prefixlen, number

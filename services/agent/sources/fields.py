@@ -73,6 +73,8 @@ class Node:
             raise self.error(
                 "is required" if not self.value else f"must be a string, not {_kind(self.value)}; quote it"
             )
+        if not self.value.isascii() and not is_unicode(self.value):
+            raise self.error("holds half of a surrogate pair, which is no character")
         return self.value
 
     def flag(self, default: bool) -> bool:
@@ -111,7 +113,19 @@ class Node:
             return {}
         if not isinstance(self.value, Mapping):
             raise self.error(f"must be a mapping, not {_kind(self.value)}")
-        return {key: Node(value, (*self.path, str(key))).text("") for key, value in self.value.items()}
+        return {
+            Node(key, self.path).text(""): Node(value, (*self.path, str(key))).text("")
+            for key, value in self.value.items()
+        }
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string can be written down: JSON's escapes can also spell halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(value: Any) -> str:

@@ -13,6 +13,8 @@ from services.common.errors import Invalid
 from services.model.objects import KubeObject, ObjectKey
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MAX_DEPTH = 100
+"""Of lists and mappings in one another. The loader calls itself for each: a file of brackets would end the process."""
 
 
 class ManifestError(Invalid):
@@ -43,6 +45,7 @@ def parse(text: str, file: str) -> dict[ObjectKey, KubeObject]:
 
 
 def _documents(text: str, file: str) -> Iterator[tuple[Any, yaml.Node]]:
+    _check_depth(text, file)
     loader = _Loader(text)
     try:
         while loader.check_node():
@@ -56,6 +59,22 @@ def _documents(text: str, file: str) -> Iterator[tuple[Any, yaml.Node]]:
         raise ManifestError(file, 1, f"not YAML: {str(error).splitlines()[0]}") from error
     finally:
         loader.dispose()
+
+
+def _check_depth(text: str, file: str) -> None:
+    """Refuse what is nested too deep, from the parser's events: they come one by one, however deep it is."""
+    depth = 0
+    try:
+        for event in yaml.parse(text, _Loader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > MAX_DEPTH:
+                    line = event.start_mark.line + 1 if event.start_mark else 1
+                    raise ManifestError(file, line, f"nested more than {MAX_DEPTH} deep; no object is")
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+    except yaml.YAMLError:
+        return  # the loader says it better
 
 
 def _flatten(document: Any, path: Path = ()) -> Iterator[tuple[Any, Path]]:
