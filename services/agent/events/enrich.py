@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -98,7 +97,7 @@ class Enricher:
         isolated = endpoint_ids[ruleless].astype(np.uint64) << np.uint64(8) | directions[ruleless]
         key[ruleless] = isolated | np.uint64(1 << 40)
         case = np.zeros(len(rule_ids), np.uint64)
-        case[ruleless] = _cases(records[ruleless])
+        case[ruleless] = _cases(records, ruleless)
 
         def resolve(row: int) -> int:
             if rule_ids[row]:
@@ -107,23 +106,23 @@ class Enricher:
             policies = self._names.isolating(int(endpoint_ids[row]), int(directions[row]))
             if not policies:
                 return 0
-            return self._dictionaries.decisions.intern(Decision(False, policies, self._nearest(records[row])))
+            return self._dictionaries.decisions.intern(Decision(False, policies, self._nearest(records, row)))
 
         return _through(self._decisions, [key, case], resolve, key != 0)
 
-    def _nearest(self, record: Any) -> NearestRule | None:
+    def _nearest(self, records: Array, row: int) -> NearestRule | None:
         """The rule that almost matched. A scan of ports makes a case of each: beyond the rate they go without."""
         if self._now - self._explained_since >= SECOND_NS:
             self._explained_since, self._explained = self._now, 0
         if self._explained >= EXPLAINED_PER_SECOND:
             return None
         self._explained += 1
-        case = int(_cases(record[None])[0])
+        case = int(_cases(records, np.array([row]))[0])
         return self._names.nearest(
-            int(record["endpoint_id"]),
-            int(record["direction"]),
+            int(records["endpoint_id"][row]),
+            int(records["direction"][row]),
             case & 0xFFFF_FFFF,
-            int(record["protocol"]),
+            int(records["protocol"][row]),
             case >> 40,
         )
 
@@ -161,13 +160,13 @@ class Enricher:
         return _through(self._requests, [words[:, place].copy() for place in range(21)], resolve)
 
 
-def _cases(records: Array) -> Array:
+def _cases(records: Array, rows: Array) -> Array:
     """What the nearest rule depends on beside the endpoint: peer (32 bits), protocol (8), port or ICMP type (16)."""
-    ingress = records["direction"] == Direction.INGRESS
-    peers = np.where(ingress, records["src_identity"], records["dst_identity"]).astype(np.uint64)
-    protocols = records["protocol"]
+    ingress = records["direction"][rows] == Direction.INGRESS
+    peers = np.where(ingress, records["src_identity"][rows], records["dst_identity"][rows]).astype(np.uint64)
+    protocols = records["protocol"][rows]
     typed = (protocols == Protocol.ICMP) | (protocols == Protocol.ICMPV6)
-    ports = np.where(typed, records["sport"], records["dport"]).astype(np.uint64)
+    ports = np.where(typed, records["sport"][rows], records["dport"][rows]).astype(np.uint64)
     cases: Array = peers | protocols.astype(np.uint64) << np.uint64(32) | ports << np.uint64(40)
     return cases
 
