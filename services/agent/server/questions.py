@@ -107,7 +107,7 @@ class Cast:
                 raise NotFound(f"{field}: {text!r} is no pod, Deployment, address or entity; pods: {known}") from None
             return self._pod(key)
         at = self._at.get(address)
-        return self._pod(at) if at else self._outside(text, field)
+        return self._pod(at, address) if at else self._outside(text, field)
 
     def _pod_called(self, text: str) -> tuple[str, str] | None:
         """A pod by name, or the first one of a workload."""
@@ -121,15 +121,17 @@ class Cast:
         )
         return next(owned, None)
 
-    def _pod(self, key: tuple[str, str]) -> Actor:
+    def _pod(self, key: tuple[str, str], address: IPAddress | None = None) -> Actor:
+        """A pod; one that is asked about by name and has addresses of both families is met by its IPv4 one."""
         number = self._numbers[key]
         party = self._parties.get(number)
         if party is None:
             raise NotFound(f"pod {key[0]}/{key[1]}: its identity {number} is not known here yet; try again")
         # An ipBlock or a port name may tell pods of one identity apart: the pod's own addresses and ports count.
-        addresses = tuple(sorted(self._addresses.get(key, ()), key=str)) or party.addresses
+        own = sorted(self._addresses.get(key, ()), key=lambda each: (each.version, int(each)))
+        asked = (address,) if address else tuple(each for each in own if each.version == own[0].version)
         ports = _ports(self._pods[key]) if key in self._pods else party.ports
-        return Actor((f"{key[0]}/{key[1]}",), Party(number, party.view, addresses, ports))
+        return Actor((f"{key[0]}/{key[1]}",), Party(number, party.view, asked or party.addresses, ports))
 
     def _outside(self, text: str, field: str) -> Actor:
         try:

@@ -139,6 +139,19 @@ def test_a_block_that_cuts_through_replicas_tells_them_apart(knowledge: Any) -> 
     assert {tuple(flip.source) for flip in found.flips} - pods == {("10.0.1.0/24",)}
 
 
+def test_a_pod_of_both_families_is_met_by_the_address_that_was_asked(knowledge: Any) -> None:
+    entry = IpEntry(ipaddress.ip_network("fd00::9/128"), CLIENT, "node2", None, "default", "client")
+    knowledge.identities.entries[entry.prefix] = entry
+    knowledge.engine.apply(IpUpserted(entry))
+    block = document([{"from": [{"ipBlock": {"cidr": "10.0.0.0/24"}}]}])
+    knowledge.engine.apply(Upserted(PolicyObject(ObjectKey("NetworkPolicy", "default", "p"), block)))
+    knowledge.engine.flush()
+    passes = {
+        who: questions.explain(knowledge, asked(who, "web-1")).passes for who in ("client", "10.0.0.9", "fd00::9")
+    }
+    assert passes == {"client": True, "10.0.0.9": True, "fd00::9": False}
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [
