@@ -50,8 +50,10 @@ class Identities:
         self._dirty.add(number)
 
     def labels(self, number: int) -> Labels | None:
-        """The labels of an identity, None where it is not known."""
+        """The labels of an identity, or of the one that a part belongs to; None where it is not known."""
         view = self._views.get(number)
+        if view is None and number in self.parties:
+            view = self.parties[number].view
         return None if view is None else view.labels
 
     def set_row(self, prefix: IPNetwork, entry: IpEntry | None) -> None:

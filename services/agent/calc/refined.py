@@ -39,6 +39,13 @@ class _Extent:
             return False
         return int(block.prefix.network_address) <= high and int(block.prefix.broadcast_address) >= low
 
+    def within(self, block: IpBlockPeer) -> bool:
+        """Whether the block surely has every address of its family."""
+        low, high = self.bounds[block.prefix.version]
+        if int(block.prefix.network_address) > low or int(block.prefix.broadcast_address) < high:
+            return False
+        return all(int(hole.network_address) > high or int(hole.broadcast_address) < low for hole in block.excepts)
+
 
 class Refinements:
     """Divides identities by what is watched, and keeps the `refined` map's desired content."""
@@ -116,10 +123,14 @@ class Refinements:
         """The watched blocks that have some of the addresses and not others."""
         found = []
         for block in self._blocks:
-            if extent.may_be_cut(block):
+            if not extent.may_be_cut(block):
+                continue
+            if extent.within(block):
+                inside = sum(address.version == block.prefix.version for address in addresses)
+            else:
                 inside = sum(block.covers(address) for address in addresses)
-                if 0 < inside < len(addresses):
-                    found.append(block)
+            if 0 < inside < len(addresses):
+                found.append(block)
         return found
 
     def _signature(self, address: IPAddress, own: Ports, cuts: list[IpBlockPeer]) -> Signature:
