@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from services.cli.output import cell
 from services.model.objects import ObjectKey, PolicyObject
 from services.policy.options import PolicyOptions
 from services.policy.problems import PolicyInvalid, Problem
@@ -20,7 +21,8 @@ from services.policy.rules import Policy
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PART = re.compile(r"\[(\d+)\]|\['([^']*)'\]|([^.\[\]]+)")
-MAX_DEPTH = 64
+MAX_DEPTH = 100
+"""Of lists and mappings in one another. The loader calls itself for each: a file of brackets would end the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Finding:
 
     def __str__(self) -> str:
         at = f"{self.field}: " if self.field else ""
-        return f"{self.file}:{self.line}: {'' if self.fatal else 'warning: '}{at}{self.message}"
+        return cell(f"{self.file}:{self.line}: {'' if self.fatal else 'warning: '}{at}{self.message}")
 
 
 @dataclass(slots=True)
@@ -119,6 +121,13 @@ def parts(path: str) -> tuple[str | int, ...]:
 
 def _objects(text: str, file: str, findings: list[Finding]) -> Iterator[tuple[Any, yaml.Node, tuple[str | int, ...]]]:
     """(document, its file's node, path there) of every object; text that is no YAML is a finding and ends the file."""
+    try:
+        deep = _too_deep(text)
+    except yaml.YAMLError:
+        deep = 0  # the loader says it better
+    if deep:
+        findings.append(Finding(file, deep, "", "", f"nested more than {MAX_DEPTH} deep; no policy is"))
+        return
     loader = _Loader(text)
     try:
         while loader.check_node():
@@ -140,6 +149,19 @@ def _objects(text: str, file: str, findings: list[Finding]) -> Iterator[tuple[An
         findings.append(Finding(file, 1, "", "", f"not YAML: {(str(error) or type(error).__name__).splitlines()[0]}"))
     finally:
         loader.dispose()
+
+
+def _too_deep(text: str) -> int:
+    """The line where a file is nested too deep, 0 for none; the parser's events come one by one, however deep it is."""
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                return int(event.start_mark.line) + 1 if event.start_mark else 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    return 0
 
 
 def _line(root: yaml.Node, path: tuple[str | int, ...]) -> int:

@@ -71,6 +71,10 @@ def test_every_mistake_has_its_file_line_and_field() -> None:
         (GOOD + "---" + GOOD, 11, "keep one"),
         ("&a [*a]", 1, "kind: is missing"),
         ("!!python/object:x {}", 1, "not YAML"),
+        ("# deep\n" + "[" * 100_000, 2, "nested more than"),
+        ("a: \x1b", 1, "not YAML"),
+        ('kind: "NetworkPolicy\\e"', 1, "'NetworkPolicy\\x1b' is not a kind of policy"),
+        ('kind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelector: {}, "in\\egress": []}', 3, "spec.in\\x1bgress"),
     ],
 )
 def test_what_is_no_policy(text: str, line: int, words: str) -> None:
