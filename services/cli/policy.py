@@ -28,8 +28,10 @@ from services.policy.read import read_policy
 from services.policy.suggest import suggest
 
 app = policies
-MAX_RECORDED = 20_000
-"""Distinct recorded flows that one simulation replays; the newest ones."""
+RECORDED_BYTES = 8 << 20
+"""Of distinct recorded flows that one simulation replays, the newest ones; an agent has to hold them."""
+FRAMING = 8
+"""Bytes that a flow takes in its message beside itself."""
 _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1, "icmpv4": 1, "icmpv6": 58}
 Files = Annotated[list[Path], typer.Argument(help="files or folders of manifests; - is standard input")]
 SinceOption = Annotated[str, typer.Option("--since", help="how far back to look at recorded flows")]
@@ -162,7 +164,14 @@ async def record(servers: connect.Servers, since: str) -> Counter[Recorded]:
 
 def newest(recorded: Counter[Recorded]) -> dict[Recorded, int]:
     """The last ones, as many as one simulation may replay."""
-    return dict(list(recorded.items())[-MAX_RECORDED:])
+    room = RECORDED_BYTES
+    found: dict[Recorded, int] = {}
+    for flow, count in reversed(recorded.items()):
+        room -= flow.message().ByteSize() + FRAMING
+        if room < 0:
+            break
+        found[flow] = count
+    return found
 
 
 def accepted(found: Checked) -> Checked:

@@ -23,12 +23,14 @@ from services.policy.l7 import Request
 from services.policy.peers import Party
 from services.policy.problems import PolicyInvalid
 from services.policy.selectors import LabelView
-from services.policy.simulate import Actor, Simulation, actors_outside, simulate
+from services.policy.simulate import Actor, Flip, Simulation, actors_outside, simulate
 from services.policy.verdict import Outcome
 from services.policy.world import Answer, Question, World, is_endpoint
 
 MAX_FLOWS = 50_000
 MAX_DOCUMENTS = 1000
+FLIP_BYTES = 8 << 20
+"""Of flips in an answer: more than anybody reads, and little of an agent's memory."""
 CLUSTERWIDE = frozenset({"CiliumClusterwideNetworkPolicy"})
 
 
@@ -206,14 +208,14 @@ class Replay:
         """Every flip and every recorded flow that would meet another verdict."""
         found: Simulation = simulate(self._before, self._after, self._cast.everybody(self._before, self._after))
         response = pb.SimulatePolicyResponse(complete=found.complete)
+        room = FLIP_BYTES
         for flip in found.flips:
-            response.flips.add(
-                source=flip.source.names,
-                destination=flip.destination.names,
-                ports=str(flip.ports),
-                before=answer_view(flip.before),
-                after=answer_view(flip.after),
-            )
+            view = _flip_view(flip)
+            room -= view.ByteSize()
+            if room < 0:
+                response.complete = False
+                break
+            response.flips.append(view)
         for index, flow in enumerate(self._flows):
             answer = self._replayed(flow)
             if answer.passes != flow.forwarded:
@@ -226,6 +228,16 @@ class Replay:
         destination = self._cast.find(asked.destination, "flows.destination")
         direction = Direction.EGRESS if flow.direction == "egress" else Direction.INGRESS
         return self._after.answer(_question(self._after, source, destination, asked), direction)
+
+
+def _flip_view(flip: Flip) -> pb.Flip:
+    return pb.Flip(
+        source=flip.source.names,
+        destination=flip.destination.names,
+        ports=str(flip.ports),
+        before=answer_view(flip.before),
+        after=answer_view(flip.after),
+    )
 
 
 def answer_view(answer: Answer) -> pb.Answer:

@@ -158,6 +158,14 @@ def test_flows_that_say_the_same_are_one() -> None:
     assert one.source.name == "ns/front"
 
 
+def test_no_more_flows_than_a_message_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = distinct(flow(l4={"TCP": {"destination_port": port}}) for port in range(1, 11))
+    assert len(policy.newest(found)) == 10
+    size = max(one.message().ByteSize() for one in found) + policy.FRAMING
+    monkeypatch.setattr(policy, "RECORDED_BYTES", 3 * size)
+    assert [one.port for one in policy.newest(found)] == [10, 9, 8]
+
+
 @pytest.mark.parametrize(
     "changes",
     [

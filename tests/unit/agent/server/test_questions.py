@@ -152,6 +152,14 @@ def test_a_pod_of_both_families_is_met_by_the_address_that_was_asked(knowledge: 
     assert passes == {"client": True, "10.0.0.9": True, "fd00::9": False}
 
 
+def test_an_answer_fits_a_message(knowledge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    all_of_them = simulated(knowledge, deletions=["NetworkPolicy default/p"])
+    monkeypatch.setattr(questions, "FLIP_BYTES", 200)
+    found = simulated(knowledge, deletions=["NetworkPolicy default/p"])
+    assert not found.complete
+    assert 0 < len(found.flips) < len(all_of_them.flips)
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [
