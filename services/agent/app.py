@@ -16,7 +16,7 @@ programs attached ─ ready. Whenever the agent dies, the kernel goes on with wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,7 @@ from services.agent.server.state import AgentState
 from services.agent.sources.base import Mailbox, Source, pump
 from services.agent.sources.folder import FolderSource
 from services.agent.sources.identities import IdentityClient
+from services.agent.sources.kubernetes_status import StatusWriter
 from services.common.log import get_logger
 from services.common.metrics import MetricsServer
 from services.common.pb.agent.v1 import agent_pb2_grpc
@@ -101,7 +102,8 @@ async def run(config: Config) -> None:
     registry = CollectorRegistry()
     async with AsyncExitStack() as stack:
         identities = await stack.enter_async_context(IdentityClient(config.identity_target, files, config.node_name))
-        sources = [identities, *await _object_sources(config, stack)]
+        objects, write_status = await _object_sources(config, stack)
+        sources = [identities, *objects]
         kernel = await _kernel(config, stack)
         engine = Engine(
             config.node_name,
@@ -137,7 +139,14 @@ async def run(config: Config) -> None:
             log.info("ready", seconds=round(state.ready_after, 2), endpoints=len(ends.manager.endpoints))
 
         driver.observers = (ends.manager.observe, routes.observe)
-        driver.on_applied, driver.on_sync = knowledge.changed, enforce
+        status = write_status(engine)
+
+        def applied() -> None:
+            knowledge.changed()
+            if status:
+                status.changed()
+
+        driver.on_applied, driver.on_sync = applied, enforce
         await _listen(config, stack, files, registry, state, knowledge, kernel, pipeline)
         await _recall(config, mailbox, ends)
         log.info("started", node=config.node_name, version=services.__version__, reused_maps=len(kernel.loaded.reused))
@@ -152,7 +161,7 @@ async def run(config: Config) -> None:
                 kernel.maps["ct"], pipeline.add, live_backends=knowledge.live_backends
             ).run(),
         }
-        await _forever(jobs | _endpoint_jobs(ends))
+        await _forever(jobs | _endpoint_jobs(ends) | ({"policy:status": status.run()} if status else {}))
 
 
 async def _forever(jobs: Mapping[str, Coroutine[Any, Any, None]]) -> None:
@@ -187,15 +196,19 @@ def _lapse(ends: Endpoints) -> None:
     ends.registrar.lapse()
 
 
-async def _object_sources(config: Config, stack: AsyncExitStack) -> Sequence[Source]:
+async def _object_sources(
+    config: Config, stack: AsyncExitStack
+) -> tuple[Sequence[Source], Callable[[Engine], StatusWriter | None]]:
+    """The sources, and what writes policies' statuses back where there is somewhere to write them."""
     if config.source == "folder":
-        return [FolderSource(Path(config.objects_dir), Path(config.place("", "kept-manifests")))]
+        return [FolderSource(Path(config.objects_dir), Path(config.place("", "kept-manifests")))], lambda engine: None
     # An HTTP client is 21 MB that a node without an API server need not carry.
     from services.agent.sources.kube_client import KubeClient
     from services.agent.sources.kubernetes import RESOURCES, KubernetesSource
 
     client = await stack.enter_async_context(KubeClient(config.kubeconfig))
-    return [KubernetesSource(client, resource) for resource in RESOURCES]
+    sources = [KubernetesSource(client, resource) for resource in RESOURCES]
+    return sources, lambda engine: StatusWriter(client, sources, engine.policy_status)
 
 
 async def _kernel(config: Config, stack: AsyncExitStack) -> Kernel:

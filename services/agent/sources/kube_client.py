@@ -58,7 +58,7 @@ def _load_library() -> tuple[Any, Any, Any]:
 
 
 class KubeClient:
-    """GETs against one API server. `kubeconfig` is a path; empty = the pod's own service account."""
+    """Reads and patches on one API server. `kubeconfig` is a path; empty = the pod's own service account."""
 
     def __init__(self, kubeconfig: str = "") -> None:
         self._kubeconfig = kubeconfig
@@ -89,19 +89,30 @@ class KubeClient:
         """One page of a list."""
         timeout = aiohttp.ClientTimeout(total=LIST_TIMEOUT_SECONDS)
         try:
-            response = await self._get(path, query, timeout)
+            response = await self._request("GET", path, query, timeout)
             async with response:
                 document: dict[str, Any] = await response.json(content_type=None)
         except (TimeoutError, aiohttp.ClientError, ValueError) as error:
             raise Unavailable(f"kubernetes: {path}: {_reason(error)}") from error
         return document
 
+    async def patch(self, path: str, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Merge a document into an object; raises `Conflict` when it names a version that is not the newest."""
+        timeout = aiohttp.ClientTimeout(total=LIST_TIMEOUT_SECONDS)
+        try:
+            response = await self._request("PATCH", path, {}, timeout, dict(document))
+            async with response:
+                answer: dict[str, Any] = await response.json(content_type=None)
+        except (TimeoutError, aiohttp.ClientError, ValueError) as error:
+            raise Unavailable(f"kubernetes: {path}: {_reason(error)}") from error
+        return answer
+
     async def watch(self, path: str, query: Mapping[str, str], seconds: int) -> AsyncIterator[dict[str, Any]]:
         """Events of one watch request that the server ends after `seconds`; raises like `list`, and `Gone`."""
         asked = {**query, "watch": "true", "timeoutSeconds": str(seconds)}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=seconds + _READ_SLACK_SECONDS)
         try:
-            response = await self._get(path, asked, timeout)
+            response = await self._request("GET", path, asked, timeout)
             async with response:
                 async for line in response.content:
                     if line.strip():
@@ -109,16 +120,26 @@ class KubeClient:
         except (TimeoutError, aiohttp.ClientError, ValueError) as error:
             raise Unavailable(f"kubernetes: watching {path}: {_reason(error)}") from error
 
-    async def _get(self, path: str, query: Mapping[str, str], timeout: aiohttp.ClientTimeout) -> Any:
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        timeout: aiohttp.ClientTimeout,
+        body: dict[str, Any] | None = None,
+    ) -> Any:
         headers = {"Accept": "application/json", "User-Agent": "ciliate-agent"}
+        if body is not None:
+            headers["Content-Type"] = "application/merge-patch+json"
         for setting in (await self._configuration.auth_settings()).values():
             if setting["in"] == "header" and setting["value"]:
                 headers[setting["key"]] = setting["value"]
         response = await self._rest.request(
-            "GET",
+            method,
             self._configuration.host + path,
             query_params=list(query.items()),
             headers=headers,
+            body=body,
             _preload_content=False,
             _request_timeout=timeout,
         )

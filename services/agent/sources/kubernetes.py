@@ -15,6 +15,7 @@ from typing import Any
 from services.agent.sources.decode import decode, key_of
 from services.agent.sources.fields import FieldError
 from services.agent.sources.kube_client import Gone, KubeClient, error_of
+from services.agent.sources.kubernetes_status import Seen
 from services.common.errors import CiliateError, Internal, NotFound, Unavailable
 from services.common.log import get_logger
 from services.common.retry import Backoff
@@ -35,6 +36,8 @@ class Resource:
     api_version: str
     optional: bool = False
     field_selector: str = ""
+    has_status: bool = False
+    """Whether objects have conditions that are written back."""
 
 
 PODS = Resource("/api/v1/pods", "Pod", "v1")
@@ -42,9 +45,15 @@ NAMESPACES = Resource("/api/v1/namespaces", "Namespace", "v1")
 SERVICES = Resource("/api/v1/services", "Service", "v1")
 SLICES = Resource("/apis/discovery.k8s.io/v1/endpointslices", "EndpointSlice", "discovery.k8s.io/v1")
 NETWORK_POLICIES = Resource("/apis/networking.k8s.io/v1/networkpolicies", "NetworkPolicy", "networking.k8s.io/v1")
-CILIUM_POLICIES = Resource("/apis/cilium.io/v2/ciliumnetworkpolicies", "CiliumNetworkPolicy", "cilium.io/v2", True)
+CILIUM_POLICIES = Resource(
+    "/apis/cilium.io/v2/ciliumnetworkpolicies", "CiliumNetworkPolicy", "cilium.io/v2", True, has_status=True
+)
 CILIUM_CLUSTERWIDE_POLICIES = Resource(
-    "/apis/cilium.io/v2/ciliumclusterwidenetworkpolicies", "CiliumClusterwideNetworkPolicy", "cilium.io/v2", True
+    "/apis/cilium.io/v2/ciliumclusterwidenetworkpolicies",
+    "CiliumClusterwideNetworkPolicy",
+    "cilium.io/v2",
+    True,
+    has_status=True,
 )
 RESOURCES = (PODS, NAMESPACES, SERVICES, SLICES, NETWORK_POLICIES, CILIUM_POLICIES, CILIUM_CLUSTERWIDE_POLICIES)
 
@@ -57,6 +66,7 @@ class KubernetesSource:
         self._backoff = backoff or Backoff(initial=0.2, maximum=30.0)
         self._known: dict[ObjectKey, KubeObject] = {}
         self._errors: dict[str, str] = {}
+        self._seen: dict[ObjectKey, Seen] = {}
         self._synced = False
         self._log = get_logger(f"source.{self.name}")
 
@@ -68,6 +78,18 @@ class KubernetesSource:
     def errors(self) -> Mapping[str, str]:
         """Object or "connection" -> what is wrong."""
         return self._errors
+
+    @property
+    def seen(self) -> Mapping[ObjectKey, Seen]:
+        """What the statuses of objects said last; empty for kinds without conditions."""
+        return self._seen
+
+    def path_of(self, key: ObjectKey) -> str:
+        """Where one object is served."""
+        root, _, plural = self._resource.path.rpartition("/")
+        return (
+            f"{root}/namespaces/{key.namespace}/{plural}/{key.name}" if key.namespace else f"{root}/{plural}/{key.name}"
+        )
 
     async def updates(self) -> AsyncIterator[Update]:
         """See `Source`. Never gives up: without the API server the last known state stays in force."""
@@ -150,6 +172,7 @@ class KubernetesSource:
     def _relisted(self, listed: Mapping[ObjectKey, dict[str, Any]]) -> list[Update]:
         updates: list[Update] = [Deleted(key) for key in self._known if key not in listed]
         self._known = {key: thing for key, thing in self._known.items() if key in listed}
+        self._seen = {key: seen for key, seen in self._seen.items() if key in listed}
         self._errors = {where: what for where, what in self._errors.items() if where == "connection"}
         for key, document in listed.items():
             updates += self._upsert(key, document)
@@ -165,6 +188,7 @@ class KubernetesSource:
         if kind != "DELETED":
             return self._upsert(key, document)
         self._errors.pop(str(key), None)
+        self._seen.pop(key, None)
         return [Deleted(key)] if self._known.pop(key, None) else []
 
     def _key(self, document: dict[str, Any]) -> ObjectKey | None:
@@ -175,6 +199,8 @@ class KubernetesSource:
             return None
 
     def _upsert(self, key: ObjectKey, document: dict[str, Any]) -> list[Update]:
+        if self._resource.has_status:
+            self._seen[key] = Seen.of(document)
         try:
             thing = decode(document, origin="kubernetes")
         except FieldError as error:
