@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from services.common.pb.agent.v1 import agent_pb2, agent_pb2_grpc
 
+from services.common.pb.agent.v1 import agent_pb2, agent_pb2_grpc
 from services.common.tls import channel
 from tests.conftest import Tally
 from tests.e2e.sockets import TCP, UDP, Probe, Servers, probe

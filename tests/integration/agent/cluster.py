@@ -24,11 +24,11 @@ from typing import Any, Self
 
 import grpc.aio
 import yaml
-from services.common.pb.agent.v1 import agent_pb2, agent_pb2_grpc
 
 from services.agent.datapath.bpffs import remove_pins
 from services.cni import plugin
 from services.common.etcd_server import EtcdServer
+from services.common.pb.agent.v1 import agent_pb2, agent_pb2_grpc
 from services.common.tls import channel
 
 READY_SECONDS = 40.0
