@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,18 +12,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scapy.all import ICMP, IP, TCP, UDP, ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 
+from services.agent.abi.endpoints import EndpointFlags
 from services.agent.abi.events import EventType
+from services.agent.calc.maps import refined_key
 from services.agent.datapath.fake import Outcome, Packet, ReferenceDatapath
 from services.model.addresses import from_bytes
 from services.model.verdict import Direction, DropReason
-from tests.datapath.node import HOST, TC_ACT_OK, TC_ACT_SHOT, Node, Pod, ip
+from tests.datapath.node import HOST, TC_ACT_OK, TC_ACT_SHOT, Node, Pod, ip, u32
 from tests.datapath.packets import from_pod, parse, to_pod
 
 pytestmark = pytest.mark.root
 
 PODS = (1, 2, 3)
 OUTSIDE, HOST_ADDRESS, REMOTE, VIP = "203.0.113.5", "192.168.77.1", "10.244.2.9", "10.96.0.10"
-IDENTITIES = (0, 0, 1001, 1001, 1002, 1003, 9, HOST, 1009)
+PART = (1 << 25) + 9
+IDENTITIES = (0, 0, 1001, 1001, 1002, 1003, 9, HOST, 1009, PART)
 PORTS = (53, 80, 8080, 81)
 
 
@@ -75,6 +79,8 @@ class ChangePolicy:
 
     add: tuple[Rule, ...]
     drop_all: bool
+    flags: int = 0
+    """Of pods 1 and 2: audit, parts of identities."""
 
 
 def sends() -> st.SearchStrategy[Send]:
@@ -89,8 +95,11 @@ def sends() -> st.SearchStrategy[Send]:
     )
 
 
+FLAGS = st.sampled_from([0, 0, int(EndpointFlags.AUDIT), 6, 7])
+
+
 def changes() -> st.SearchStrategy[ChangePolicy]:
-    return st.builds(ChangePolicy, add=st.lists(rules(), max_size=4).map(tuple), drop_all=st.booleans())
+    return st.builds(ChangePolicy, add=st.lists(rules(), max_size=4).map(tuple), drop_all=st.booleans(), flags=FLAGS)
 
 
 class Twin:
@@ -106,6 +115,8 @@ class Twin:
         node.ipcache(REMOTE, 1009, "192.168.77.2")
         node.service(41, VIP, 80, [(self.pods[2].ipv4, 8080)])
         node.service(42, VIP, 53, [(self.pods[3].ipv4, 53)], 17)
+        for identity, address in ((1001, self.pods[1].ipv4), (1002, self.pods[2].ipv4), (1001, self.pods[3].ipv4)):
+            self.node.map("refined").update(refined_key(ipaddress.ip_address(address), identity), u32(PART))
         self.reference = ReferenceDatapath(self.maps())
         self.next_rule = 1
 
@@ -133,6 +144,7 @@ class Twin:
             self.node.map("policy").delete_batch([key for key, _ in self.node.map("policy").items()])
         self.write(change.add)
         for pod in self.pods.values():
+            pod.flags = change.flags if pod.id < 3 else 0
             self.node.change_policy(pod)
         self.reference.maps = self.maps()
 

@@ -159,13 +159,14 @@ class ReferenceDatapath:
         if connection is None:
             return self._new(key, packet, endpoint, direction, identity, service)
         original = connection.direction == direction
+        told = False
         if original:
-            self._again(connection, packet, endpoint, direction, identity)
+            told = self._again(connection, packet, endpoint, direction, identity)
             if connection.denied is not None:
                 raise self._drop(connection.denied, endpoint.id, connection.rule_id)
             if service is not None and connection.service is None:
                 connection.service = service
-        self._follow(connection, packet, endpoint, original)
+        self._follow(connection, packet, endpoint, original, told=told)
         return connection
 
     def _new(
@@ -190,10 +191,10 @@ class ReferenceDatapath:
 
     def _again(
         self, connection: Connection, packet: Packet, endpoint: EndpointInfo, direction: Direction, identity: int
-    ) -> None:
-        """A changed policy or peer meets an open connection."""
+    ) -> bool:
+        """A changed policy or peer meets an open connection; whether that was told."""
         if (connection.revision, connection.peer_identity) == (endpoint.policy_revision, identity):
-            return
+            return False
         rule, reason, audited = self._decide(packet, endpoint, direction, identity)
         before = connection.denied is None, connection.audited is None
         changed = before != (reason is None, audited is None)
@@ -201,8 +202,12 @@ class ReferenceDatapath:
         connection.revision, connection.peer_identity = endpoint.policy_revision, identity
         if changed:
             self._events.append((EventType.VERDICT_CHANGE, endpoint.id, rule))
+        return changed
 
-    def _follow(self, connection: Connection, packet: Packet, endpoint: EndpointInfo, original: bool) -> None:
+    def _follow(
+        self, connection: Connection, packet: Packet, endpoint: EndpointInfo, original: bool, *, told: bool
+    ) -> None:
+        """Counters and the end; a packet tells one thing, and a changed verdict goes before a close."""
         connection.replied |= not original
         if packet.protocol != Protocol.TCP:
             return
@@ -210,7 +215,7 @@ class ReferenceDatapath:
             connection.fins.add(original)
         connection.reset |= bool(packet.tcp_flags & RST)
         over = connection.reset or len(connection.fins) == 2
-        if over and not connection.closed and not packet.tcp_flags & FIN:
+        if over and not told and not connection.closed and not packet.tcp_flags & FIN:
             connection.closed = True
             self._events.append((EventType.CLOSE, endpoint.id, connection.rule_id))
 
