@@ -172,7 +172,9 @@ POLICY_COLUMNS: tuple[Column, ...] = (
     ("ingress", "ingress_rules"),
     ("egress", "egress_rules"),
     ("endpoints", "endpoints"),
+    ("revision", "revision"),
     ("error", "error"),
+    ("warnings", "warnings"),
 )
 
 

@@ -65,6 +65,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             services=len({(f.namespace, f.name) for f in engine.frontends()}),
             lost_events=dict(state.lost()),
             counters={name: count for counters in state.counters for name, count in counters().items()},
+            policy_pressure=engine.pressure(),
         )
 
     def _usage(self) -> list[pb.MapUsage]:

@@ -47,6 +47,9 @@ class AgentMetrics(Collector):
         yield _counter("ciliate_calculations", "Batches of updates that were calculated", self._driver.batches)
         yield _counter("ciliate_map_changes", "Map entries written or removed", self._driver.changes)
         yield _gauge("ciliate_map_entries_refused", "Entries that the kernel did not take yet", self._sink.pending)
+        yield _gauge(
+            "ciliate_policy_overflows", "Policy ids without room in the map", len(self._knowledge.engine.pressure())
+        )
         yield from self._map_sizes()
         problems = GaugeMetricFamily("ciliate_source_problems", "What a source complains about", labels=["source"])
         for source in self._sources:

@@ -133,6 +133,9 @@ def policies_view(engine: Engine, records: Iterable[EndpointRecord]) -> Iterable
             endpoints=sorted(chosen.get(key, ())),
             ingress_rules=directions.count(Direction.INGRESS),
             egress_rules=directions.count(Direction.EGRESS),
+            warnings=[str(warning) for warning in status.warnings],
+            in_force=status.in_force,
+            revision=status.revision,
         )
 
 
