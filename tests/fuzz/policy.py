@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -89,6 +90,8 @@ def by_coverage(seconds: float, corpus: Path | None) -> None:
         if time.monotonic() - told > REPORT_SECONDS:
             told = time.monotonic()
             report(target.counts, began, "by coverage")
+            if told - began > seconds:
+                os.kill(os.getpid(), signal.SIGTERM)
         if not data:
             return
         match data[0] % 4:
