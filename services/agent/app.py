@@ -134,6 +134,7 @@ async def run(config: Config) -> None:
             """The maps say what they should: now packets may meet the programs that read them."""
             await kernel.programs.attach_overlay(kernel.overlay)
             await ends.manager.attach_all()
+            kernel.programs.drop_earlier()
             await routes.sweep()
             state.become_ready()
             log.info("ready", seconds=round(state.ready_after, 2), endpoints=len(ends.manager.endpoints))

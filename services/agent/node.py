@@ -15,6 +15,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from services.agent.abi.endpoints import EndpointInfo
 from services.agent.config import Config
 from services.agent.datapath import attach, loader_client, settings
+from services.agent.datapath.bpffs import drop_retired
 from services.agent.datapath.maps import PinnedMap
 from services.common.errors import Denied, NotFound
 from services.model.addresses import IPAddress
@@ -57,6 +58,7 @@ class Programs:
 
     def __init__(self, loaded: loader_client.Loaded) -> None:
         self._progs = Path(loaded.root) / "progs"
+        self._maps = Path(loaded.root) / "maps"
 
     async def attach(self, ifindex: int) -> None:
         """Both hooks of an endpoint; replaced atomically where they are there already."""
@@ -65,6 +67,10 @@ class Programs:
     async def attach_overlay(self, ifindex: int) -> None:
         """Both hooks of the overlay device."""
         await attach.attach_overlay(ifindex, self._progs)
+
+    def drop_earlier(self) -> None:
+        """Let go of what earlier programs needed: every hook runs the present ones."""
+        drop_retired(self._maps)
 
 
 async def find_uplink(device: str, address: IPAddress) -> Uplink:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from services.agent.abi.conntrack import CtEntry, CtKey
+from services.agent.abi.tailcall import TailCall
+from services.agent.datapath import syscall
+from services.agent.datapath.bpffs import drop_retired
 from services.agent.datapath.gc import ConntrackCollector
 from services.agent.datapath.loader_client import LoaderConfig, load
 from services.agent.datapath.maps import BPF_NOEXIST, PinnedMap
@@ -92,6 +96,31 @@ def test_loading_again_keeps_contents_and_is_quick(node: Node, object_cache: Pat
     assert "revnat" not in asyncio.run(load(config)).reused
     with PinnedMap(node.root / "maps" / "revnat") as fresh:
         assert (fresh.max_entries, fresh.count()) == (128, 0)
+
+
+def map_id(pin: Path) -> int:
+    fd = syscall.obj_get(pin)
+    try:
+        return syscall.map_info(fd).id
+    finally:
+        os.close(fd)
+
+
+def test_loads_that_were_never_attached_leave_running_programs_their_tail_calls(node: Node, object_cache: Path) -> None:
+    config = LoaderConfig(root=str(node.root), cache_dir=str(object_cache))
+    maps = node.root / "maps"
+    asyncio.run(load(config))
+    drop_retired(maps)
+    generations = [map_id(maps / "tailcalls")]
+    for _ in range(2):  # killed between loading and attaching, twice
+        asyncio.run(load(config))
+        generations.append(map_id(maps / "tailcalls"))
+    kept = {map_id(pin): PinnedMap(pin).lookup(u32(TailCall.TAIL_INGRESS)) for pin in maps.glob("tailcalls_old*")}
+    assert sorted(kept) == sorted(generations[:-1])
+    assert all(kept.values()), "an array that lost its last pin is empty: every packet would be dropped"
+    drop_retired(maps)
+    assert not list(maps.glob("tailcalls_old*"))
+    assert PinnedMap(maps / "tailcalls").lookup(u32(TailCall.TAIL_INGRESS))
 
 
 def test_a_source_that_does_not_compile_changes_nothing(node: Node, tmp_path: Path) -> None:

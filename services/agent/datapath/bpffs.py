@@ -10,6 +10,7 @@ from services.agent.datapath import syscall
 from services.common.errors import Denied, Unavailable
 
 BPFFS = Path("/sys/fs/bpf")
+_RETIRED = "_old"
 
 
 def mounted(path: Path = BPFFS) -> bool:
@@ -39,6 +40,24 @@ def repin(fd: int, path: Path) -> None:
     temporary.unlink(missing_ok=True)
     syscall.obj_pin(fd, temporary)
     temporary.replace(path)
+
+
+def retire(path: Path) -> None:
+    """Keep what is pinned at `path` alive under another name, until `drop_retired`.
+
+    Each generation has a name of its own: an agent that is killed between loading and attaching leaves filters that
+    still run the generation before.
+    """
+    number = 0
+    while (kept := path.with_name(f"{path.name}{_RETIRED}{number}")).exists():
+        number += 1
+    path.rename(kept)
+
+
+def drop_retired(folder: Path) -> None:
+    """Unpin what `retire` kept in `folder`; call it when no filter runs an earlier generation any more."""
+    for pin in folder.glob(f"*{_RETIRED}*"):
+        pin.unlink(missing_ok=True)
 
 
 def remove_pins(root: Path) -> None:

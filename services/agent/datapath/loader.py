@@ -19,7 +19,7 @@ from pathlib import Path
 
 from services.agent.abi.tailcall import TailCall
 from services.agent.datapath import objects, program, syscall
-from services.agent.datapath.bpffs import ensure_bpffs, repin
+from services.agent.datapath.bpffs import ensure_bpffs, repin, retire
 from services.agent.datapath.loader_client import Loaded, LoaderConfig
 from services.agent.datapath.objects import CompiledObject, MapSpec
 from services.common.errors import CiliateError, Internal
@@ -95,7 +95,7 @@ def load(config: LoaderConfig) -> Loaded:
     _fill_tail_calls(descriptors[TAILCALLS], programs)
     # Old programs run until their filters are replaced, and a program array empties itself with its last pin.
     if (maps / TAILCALLS).exists():
-        os.replace(maps / TAILCALLS, maps / f"{TAILCALLS}_old")
+        retire(maps / TAILCALLS)
     for name, fd in descriptors.items():
         if name not in reused:
             repin(fd, maps / name)
