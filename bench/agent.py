@@ -87,7 +87,7 @@ async def add(cluster: Cluster, pod: Pod) -> float:
 async def direct(cluster: Cluster, pod: Pod) -> float:
     """Seconds of one DEL and ADD on the agent's socket, of which the ADD is told."""
     request = {
-        "container_id": f"container-{pod.name}",
+        "container_id": f"container-{pod.netns}",
         "netns": f"/run/netns/{pod.netns}",
         "ifname": "eth0",
         "args": {"K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": pod.name},
