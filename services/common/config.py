@@ -114,7 +114,7 @@ def _read_file(config_class: type[BaseConfig], path: str) -> dict[str, Any]:
         document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise Invalid(f"configuration: cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"configuration: {path} is not YAML: {error}") from error
     if document is None:
         return {}

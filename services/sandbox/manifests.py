@@ -65,7 +65,7 @@ def parse(text: str, origin: str, namespace: str = "default") -> list[Manifest]:
         mark = error.problem_mark or error.context_mark
         where = f"{origin}:{mark.line + 1}" if mark else origin
         raise Invalid(f"{where}: not YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise Invalid(f"{origin}: not YAML: {error}") from error
     problems: list[str] = []
     found: list[Manifest] = []

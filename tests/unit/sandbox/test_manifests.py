@@ -111,3 +111,8 @@ def test_a_policy_that_agents_would_refuse_is_refused_with_its_line() -> None:
     protocol, *_, path = str(caught.value).splitlines()
     assert protocol.startswith("p.yaml:18: spec.ingress[0].toPorts[0].ports[0].protocol: ")
     assert path.startswith("p.yaml:22: spec.ingress[0].toPorts[0].rules.http[0].path: ")
+
+
+def test_brackets_without_end_are_refused() -> None:
+    with pytest.raises(Invalid, match="bomb: not YAML"):
+        parse("[" * 100_000, "bomb")
