@@ -8,6 +8,7 @@ import typer
 
 from services import __version__
 from services.cli import bpf, inspection, observe, policy, sandbox, status
+from services.cli import identity as identity_commands
 from services.cli.connect import Settings
 
 app = typer.Typer(
@@ -54,7 +55,7 @@ def settings(
 app.command("status")(status.status)
 app.command("observe")(observe.command())
 app.add_typer(inspection.endpoints, name="endpoint")
-app.add_typer(inspection.identities, name="identity")
+app.add_typer(identity_commands.identities, name="identity")
 app.add_typer(policy.app, name="policy")
 app.add_typer(inspection.services, name="service")
 app.add_typer(bpf.app, name="bpf")

@@ -1,4 +1,4 @@
-"""`ciliate endpoint`, `identity`, `policy`, `service`: what nodes and the identity service know."""
+"""`ciliate endpoint`, `policy`, `service`: what nodes know."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from google.protobuf.message import Message
 
 from services.cli import connect
 from services.cli.output import Column, Item, Output, OutputOption, render, render_one, say
-from services.common.errors import Invalid, NotFound
+from services.common.errors import NotFound
 from services.common.pb.agent.v1 import agent_pb2
-from services.common.pb.identity.v1 import identity_pb2, identity_pb2_grpc
-from services.common.tls import channel
 from services.model.identity import Reserved
 from services.model.labels import POD_NAMESPACE
 
 NodeOption = Annotated[str, typer.Option("--node", help="only this node (default: every node that is known here)")]
 
 endpoints = typer.Typer(help="Pod interfaces: their identity and policy state.", no_args_is_help=True)
-identities = typer.Typer(help="Security identities: numbers for label sets.", no_args_is_help=True)
 policies = typer.Typer(help="Policies, and what they come to for an endpoint.", no_args_is_help=True)
 services = typer.Typer(help="Services and their backends.", no_args_is_help=True)
 
@@ -118,50 +115,6 @@ def short_labels(item: Item, field: str = "labels") -> list[str]:
         if not text.startswith("io.cilium."):
             found.append(text)
     return found
-
-
-IDENTITY_COLUMNS: tuple[Column, ...] = (("id", "id"), ("labels", short_labels))
-
-
-@identities.command("list")
-def identity_list(
-    context: typer.Context,
-    label: Annotated[list[str] | None, typer.Option("--label", "-l", help="only those with this label")] = None,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """List the cluster's identities."""
-    found = connect.run(_identities(connect.find(context.obj), label or []))
-    say(render(found, IDENTITY_COLUMNS, output, "no identities"))
-
-
-async def _identities(servers: connect.Servers, labels: list[str]) -> list[dict[str, Any]]:
-    async def collect(stub: Any) -> list[dict[str, Any]]:
-        return [as_item(each) async for each in stub.List(identity_pb2.ListRequest(labels=labels))]
-
-    async with channel(servers.identity, servers.tls, "identity") as there:
-        stub = identity_pb2_grpc.IdentityServiceStub(there)  # type: ignore[no-untyped-call]
-        found = await connect.calling("identity service", servers.identity, collect(stub))
-    return sorted(found, key=lambda item: int(item["id"]))
-
-
-@identities.command("get")
-def identity_get(
-    context: typer.Context,
-    identity: Annotated[str, typer.Argument(help="its number")],
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Show one identity and the nodes that use it."""
-    if not identity.isdigit():
-        raise Invalid(f"identity: {identity!r} is no number; find it with: ciliate identity list")
-    say(render_one(connect.run(_identity(connect.find(context.obj), int(identity))), output))
-
-
-async def _identity(servers: connect.Servers, number: int) -> dict[str, Any]:
-    async with channel(servers.identity, servers.tls, "identity") as there:
-        stub = identity_pb2_grpc.IdentityServiceStub(there)  # type: ignore[no-untyped-call]
-        call = stub.Get(identity_pb2.GetRequest(id=number))
-        answer = await connect.calling("identity service", servers.identity, call)
-    return {**as_item(answer.identity), "referenced_by": list(answer.referenced_by)}
 
 
 POLICY_COLUMNS: tuple[Column, ...] = (

@@ -17,6 +17,7 @@ from services.model.objects import ObjectKey
 from services.model.verdict import Direction, Protocol
 from services.policy.explain import Considered
 from services.policy.l7 import HttpRule
+from services.policy.label_keys import label_keys
 
 _PROTOCOLS = {protocol: protocol.name for protocol in Protocol} | {Protocol.ICMPV6: "ICMPv6"}
 
@@ -136,6 +137,7 @@ def policies_view(engine: Engine, records: Iterable[EndpointRecord]) -> Iterable
             warnings=[str(warning) for warning in status.warnings],
             in_force=status.in_force,
             revision=status.revision,
+            label_keys=label_keys(policy) if policy else (),
         )
 
 
