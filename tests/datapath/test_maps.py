@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -130,6 +131,63 @@ def test_a_source_that_does_not_compile_changes_nothing(node: Node, tmp_path: Pa
     with pytest.raises(Internal, match=r"does not compile(.|\n)*nonsense"):
         asyncio.run(load(LoaderConfig(root=str(node.root), source_dir=str(tmp_path))))
     assert {path.name: path.stat().st_ino for path in (node.root / "progs").iterdir()} == before
+
+
+XDP = """
+#include "lib/types.h"
+{table}
+int from_wire(struct xdp_md *ctx)
+{{
+	u32 zero = 0;
+	struct thing *thing = config.lookup(&zero);
+
+	return thing ? {verdict} : XDP_ABORTED;
+}}
+"""
+SAME = 'struct thing { u64 x[7]; };\nBPF_F_TABLE("array", u32, struct thing, config, 1, 0);'
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    folder = tmp_path / "bpf"
+    shutil.copytree(SOURCE_DIR, folder)
+    for unit in ("xdp.c", "sock.c"):
+        (folder / unit).unlink(missing_ok=True)
+    return folder
+
+
+def test_units_of_other_kinds_share_maps_by_name(node: Node, sources: Path, object_cache: Path) -> None:
+    (sources / "xdp.c").write_text(XDP.format(table=SAME, verdict="XDP_PASS"))
+    config = LoaderConfig(root=str(node.root), source_dir=str(sources), cache_dir=str(object_cache))
+    config_map = map_id(node.root / "maps" / "config")
+    loaded = asyncio.run(load(config))
+    assert not loaded.refused
+    assert map_id(node.root / "maps" / "config") == config_map
+    fd = syscall.obj_get(loaded.program("from_wire"))
+    assert syscall.prog_test_run(fd, bytes(64)).verdict == 2, "XDP_PASS: it is the map of the others, with an entry"
+    os.close(fd)
+    (sources / "xdp.c").unlink()
+    asyncio.run(load(config))
+    assert not loaded.program("from_wire").exists(), "programs that are gone are not left to be attached"
+
+
+@pytest.mark.parametrize(
+    ("table", "verdict", "message"),
+    [
+        (SAME.replace("[7]", "[8]"), "0", "declares the map config otherwise"),
+        (SAME, "nonsense", r"does not compile"),
+        (SAME, "*(int *)(long)ctx->data", r"verifier refused from_wire"),
+    ],
+)
+def test_an_optional_unit_that_is_refused_leaves_the_others(
+    node: Node, sources: Path, object_cache: Path, table: str, verdict: str, message: str
+) -> None:
+    (sources / "xdp.c").write_text(XDP.format(table=table, verdict=verdict))
+    loaded = asyncio.run(load(LoaderConfig(root=str(node.root), source_dir=str(sources), cache_dir=str(object_cache))))
+    assert list(loaded.refused) == ["xdp.c"]
+    assert re.search(message, loaded.refused["xdp.c"])
+    assert "from_wire" not in loaded.programs
+    assert "from_endpoint" in loaded.programs
 
 
 async def test_the_collector_sweeps_the_real_map(node: Node) -> None:

@@ -1,4 +1,7 @@
-"""The compiler: the one module that imports bcc. Runs in the loader child only, because LLVM stays mapped (125 MB).
+"""The compiler: the one module that imports bcc. Runs in children of the loader only: LLVM stays mapped, 125 MB.
+
+    python -m services.agent.datapath.bcc_backend SOURCE_DIR CFLAG...
+    stdin: amalgamated source -> stdout: the compiled object as text, exit 0; or the error, exit 1
 
 BCC compiles and creates throw-away maps; we keep the instructions and what the maps are like. Loading is ours.
 """
@@ -8,11 +11,12 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from services.agent.datapath.objects import CompiledObject, MapSpec, Program, unlink
+from services.agent.datapath.objects import CompiledObject, MapSpec, Program, dumps, unlink
 from services.agent.datapath.syscall import MapType
 from services.common.errors import Internal
 
@@ -78,3 +82,22 @@ def _extract(lib: Any, module: Any) -> CompiledObject:
         code = ctypes.string_at(lib.bpf_function_start(module, name), size)
         programs.append(unlink(name.decode(), code, names))
     return CompiledObject(tuple(specs), tuple(programs))
+
+
+def main() -> int:
+    """Entry point of the child."""
+    # The compiler may print to standard output as it likes; the answer goes where it cannot.
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    try:
+        text, status = dumps(compile_text(sys.stdin.read(), Path(sys.argv[1]), tuple(sys.argv[2:]))), 0
+    except Internal as error:
+        text, status = str(error), 1
+    with answer:
+        answer.write(text)
+    return status
+
+
+if __name__ == "__main__":
+    # BCC's tear-down of maps and LLVM takes longer than everything else: leave at once, the answer is given.
+    os._exit(main())

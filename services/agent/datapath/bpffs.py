@@ -61,10 +61,10 @@ def drop_retired(folder: Path) -> None:
 
 
 def remove_pins(root: Path) -> None:
-    """Unpin all of a node. Attached programs live on until their filters go."""
+    """Unpin all of a node. Programs on cgroups end with their links, those on devices with their filters."""
     if not root.is_dir():
         return
-    for folder in ("maps", "progs"):
+    for folder in ("links", "maps", "progs"):
         for pin in (root / folder).iterdir() if (root / folder).is_dir() else ():
             pin.unlink()
         if (root / folder).is_dir():

@@ -8,62 +8,33 @@ verifier. Pins are replaced by rename, so that a reader finds the old object or 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import struct
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from services.agent.abi.tailcall import TailCall
-from services.agent.datapath import objects, program, syscall
+from services.agent.datapath import syscall, units
 from services.agent.datapath.bpffs import ensure_bpffs, repin, retire
+from services.agent.datapath.compiled import CompiledUnit, compile_units
 from services.agent.datapath.loader_client import Loaded, LoaderConfig
-from services.agent.datapath.objects import CompiledObject, MapSpec
+from services.agent.datapath.objects import MapSpec
+from services.agent.datapath.syscall import MapType
 from services.common.errors import CiliateError, Internal
 
-TAILCALLS = "tailcalls"
+TAIL_CALLS: dict[str, type[TailCall]] = {"tailcalls": TailCall}
+"""Program arrays, and which program goes where."""
 CT_FLAGS = 2
 """BPF_F_NO_COMMON_LRU: every CPU evicts from a list of its own. Inserting into a full map costs 200-430 ns instead of
 290-620 (measured); the price is that a CPU can use only its share of the entries."""
 
 
-def compile_cached(config: LoaderConfig) -> tuple[CompiledObject, bool]:
-    """The compiled object and whether it came from the cache."""
-    source_dir = Path(config.source_dir)
-    text = program.amalgamate(source_dir)
-    cflags = (f"-DCT_MAP_FLAGS={CT_FLAGS}",)
-    if not config.cache_dir:
-        return _compile(text, source_dir, cflags), False
-    key = program.fingerprint(text, *cflags, os.uname().machine, str(objects.FORMAT))
-    path = Path(config.cache_dir) / f"{key}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Agents that start together (two nodes of a sandbox) share one compilation: the second waits for the first.
-    with open(path.parent / ".lock", "a", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():
-            try:
-                return objects.loads(path.read_text()), True
-            except ValueError:
-                path.unlink()  # cut short by a crash: compile again
-        compiled = _compile(text, source_dir, cflags)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(objects.dumps(compiled))
-        temporary.replace(path)
-    return compiled, False
-
-
-def _compile(text: str, source_dir: Path, cflags: tuple[str, ...]) -> CompiledObject:
-    from services.agent.datapath.bcc_backend import compile_text
-
-    return compile_text(text, source_dir, cflags)
-
-
 def open_or_create(spec: MapSpec, pin: Path) -> tuple[int, bool]:
     """A map's descriptor and whether it is the one that was pinned before: same layout and size, contents kept."""
-    if spec.name != TAILCALLS and pin.exists():
+    if spec.type != MapType.PROG_ARRAY and pin.exists():
         fd = syscall.obj_get(pin)
         info = syscall.map_info(fd)
         found = (info.type, info.key_size, info.value_size, info.max_entries, info.flags)
@@ -77,58 +48,108 @@ def open_or_create(spec: MapSpec, pin: Path) -> tuple[int, bool]:
 def load(config: LoaderConfig) -> Loaded:
     """Everything the child does; raises CiliateError or OSError with nothing replaced."""
     started = time.monotonic()
-    compiled, cached = compile_cached(config)
+    source_dir = Path(config.source_dir)
+    cache_dir = Path(config.cache_dir) if config.cache_dir else None
+    compiled = compile_units(units.present(source_dir), source_dir, cache_dir, (f"-DCT_MAP_FLAGS={CT_FLAGS}",))
     compile_s = time.monotonic() - started
     root = Path(config.root)
     ensure_bpffs(root)
-    maps, progs = root / "maps", root / "progs"
-    maps.mkdir(parents=True, exist_ok=True)
-    progs.mkdir(parents=True, exist_ok=True)
-    descriptors: dict[str, int] = {}
-    reused = []
-    for spec in compiled.maps:
-        sized = MapSpec(**{**asdict(spec), "max_entries": config.max_entries.get(spec.name, spec.max_entries)})
-        descriptors[spec.name], same = open_or_create(sized, maps / spec.name)
-        if same:
-            reused.append(spec.name)
-    programs = _verify(compiled, descriptors)
-    _fill_tail_calls(descriptors[TAILCALLS], programs)
-    # Old programs run until their filters are replaced, and a program array empties itself with its last pin.
-    if (maps / TAILCALLS).exists():
-        retire(maps / TAILCALLS)
-    for name, fd in descriptors.items():
-        if name not in reused:
-            repin(fd, maps / name)
-    for name, fd in programs.items():
-        repin(fd, progs / name)
+    for folder in ("maps", "progs", "links"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    node = _Node(root, config.max_entries)
+    for each in compiled:
+        node.add(each)
+    node.publish()
     return Loaded(
         root=config.root,
-        programs=sorted(programs),
-        maps=sorted(descriptors),
-        reused=sorted(reused),
-        cached=cached,
+        programs=sorted(node.programs),
+        maps=sorted(node.maps),
+        reused=sorted(node.reused),
+        refused=node.refused,
+        cached=all(each.cached for each in compiled),
         compile_s=round(compile_s, 3),
         total_s=round(time.monotonic() - started, 3),
     )
 
 
-def _verify(compiled: CompiledObject, descriptors: dict[str, int]) -> dict[str, int]:
-    loaded: dict[str, int] = {}
-    for prog in compiled.programs:
-        code = prog.link(descriptors)
+class _Node:
+    """What is being loaded for one node: descriptors by name, of which nothing is pinned before `publish`."""
+
+    def __init__(self, root: Path, max_entries: dict[str, int]) -> None:
+        self._root = root
+        self._max_entries = max_entries
+        self._specs: dict[str, MapSpec] = {}
+        self.maps: dict[str, int] = {}
+        self.programs: dict[str, int] = {}
+        self.reused: set[str] = set()
+        self.refused: dict[str, str] = {}
+
+    def add(self, compiled: CompiledUnit) -> None:
+        """A unit's maps and programs. Raises Internal, unless the unit is optional: then it is refused as a whole."""
         try:
-            loaded[prog.name] = syscall.prog_load(prog.name, code)
-        except OSError:
-            try:  # again, to have the verifier say why
-                syscall.prog_load(prog.name, code, log_size=1 << 24)
-            except OSError as error:
-                raise Internal(str(error)) from error
-            raise
-    return loaded
+            programs, specs, maps = self._load(compiled)
+        except Internal as error:
+            if not compiled.unit.optional:
+                raise
+            self.refused[compiled.unit.entry] = str(error)
+            return
+        self.programs |= programs
+        self._specs |= specs
+        self.maps |= {name: fd for name, (fd, _) in maps.items()}
+        self.reused |= {name for name, (_, same) in maps.items() if same}
+
+    def _load(self, compiled: CompiledUnit) -> tuple[dict[str, int], dict[str, MapSpec], dict[str, tuple[int, bool]]]:
+        if compiled.object is None:
+            raise Internal(compiled.error)
+        specs, added = {}, {}
+        for spec in compiled.object.maps:
+            if spec.name in self.maps:
+                if spec != self._specs[spec.name]:
+                    raise Internal(f"{compiled.unit.entry} declares the map {spec.name} otherwise than others do")
+                continue
+            specs[spec.name] = spec
+            sized = replace(spec, max_entries=self._max_entries.get(spec.name, spec.max_entries))
+            added[spec.name] = open_or_create(sized, self._root / "maps" / spec.name)
+        descriptors = self.maps | {name: fd for name, (fd, _) in added.items()}
+        programs = {}
+        for prog in compiled.object.programs:
+            if prog.name in self.programs:
+                raise Internal(f"{compiled.unit.entry} has a program {prog.name}, as another unit")
+            programs[prog.name] = _verify(prog.name, prog.link(descriptors), compiled.unit.kind(prog.name))
+        return programs, specs, added
+
+    def publish(self) -> None:
+        """Everything is verified: fill the program arrays, replace the pins."""
+        maps, progs = self._root / "maps", self._root / "progs"
+        for name, slots in TAIL_CALLS.items():
+            if name not in self.maps:
+                continue
+            _fill_tail_calls(self.maps[name], slots, self.programs)
+            # Old programs run until their filters are replaced, and a program array empties itself with its last pin.
+            if (maps / name).exists():
+                retire(maps / name)
+        for name, fd in self.maps.items():
+            if name not in self.reused:
+                repin(fd, maps / name)
+        for name, fd in self.programs.items():
+            repin(fd, progs / name)
+        for pin in progs.iterdir():
+            if pin.name not in self.programs:
+                pin.unlink()  # of an earlier version, or of a unit that this kernel refuses
 
 
-def _fill_tail_calls(array: int, programs: dict[str, int]) -> None:
-    for slot in TailCall:
+def _verify(name: str, code: bytes, kind: units.Kind) -> int:
+    try:
+        return syscall.prog_load(name, code, kind)
+    except OSError:
+        try:  # again, to have the verifier say why
+            return syscall.prog_load(name, code, kind, log_size=1 << 24)
+        except OSError as error:
+            raise Internal(str(error)) from error
+
+
+def _fill_tail_calls(array: int, slots: type[TailCall], programs: dict[str, int]) -> None:
+    for slot in slots:
         fd = programs.get(slot.program)
         if fd is not None:
             syscall.map_update(array, struct.pack("I", slot), struct.pack("I", fd))
@@ -136,18 +157,13 @@ def _fill_tail_calls(array: int, programs: dict[str, int]) -> None:
 
 def main() -> int:
     """Entry point of the child."""
-    # The compiler may print to standard output as it likes; the answer goes where it cannot.
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     try:
         result = asdict(load(LoaderConfig(**json.load(sys.stdin))))
     except (CiliateError, OSError) as error:
         result = {"error": str(error)}
-    with answer:
-        json.dump(result, answer)
+    json.dump(result, sys.stdout)
     return 1 if "error" in result else 0
 
 
 if __name__ == "__main__":
-    # BCC's tear-down of maps and LLVM takes longer than everything else: leave at once, the pins are in place.
-    os._exit(main())
+    raise SystemExit(main())

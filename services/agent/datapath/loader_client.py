@@ -35,7 +35,10 @@ class Loaded:
     maps: list[str]
     reused: list[str]
     """Maps whose contents were kept."""
+    refused: dict[str, str]
+    """Optional units that could not be loaded, and why."""
     cached: bool
+    """Nothing had to be compiled."""
     compile_s: float
     total_s: float
 

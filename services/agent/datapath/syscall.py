@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from services.agent.datapath.units import TC, Kind
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYSCALLS = {"x86_64": 321, "aarch64": 280}
 _NUMBER = _SYSCALLS[os.uname().machine]
 _ATTR_SIZE = 160
-
-PROG_TYPE_SCHED_CLS = 3
 
 
 class Cmd(IntEnum):
@@ -93,14 +93,14 @@ def map_update(fd: int, key: bytes, value: bytes) -> None:
     bpf(Cmd.MAP_UPDATE_ELEM, struct.pack("IIQQQ", fd, 0, address(k), address(v), 0))
 
 
-def prog_load(name: str, instructions: bytes, program_type: int = PROG_TYPE_SCHED_CLS, log_size: int = 0) -> int:
+def prog_load(name: str, instructions: bytes, kind: Kind = TC, log_size: int = 0) -> int:
     """Load a program. Raises OSError; with `log_size` its text ends with the verifier's last words."""
     code = ctypes.create_string_buffer(instructions, len(instructions))
     licence = ctypes.create_string_buffer(b"Dual BSD/GPL")
     log = ctypes.create_string_buffer(max(log_size, 1))
     attr = struct.pack(
-        "IIQQIIQII16s",
-        program_type,
+        "IIQQIIQII16sII",
+        kind.type,
         len(instructions) // 8,
         address(code),
         address(licence),
@@ -110,6 +110,8 @@ def prog_load(name: str, instructions: bytes, program_type: int = PROG_TYPE_SCHE
         0,
         0,
         name[:15].encode(),
+        0,
+        kind.attach,
     )
     try:
         return bpf(Cmd.PROG_LOAD, attr)
@@ -151,7 +153,8 @@ class RunResult:
 
 
 def prog_test_run(fd: int, packet: bytes, context: bytes = b"", repeat: int = 1) -> RunResult:
-    """Run a tc program over a packet (with its Ethernet header). `context` is a `struct __sk_buff` or empty."""
+    """Run a tc or XDP program over a packet (with its Ethernet header). `context`: `struct __sk_buff`, `struct xdp_md`
+    or empty."""
     data_in = ctypes.create_string_buffer(packet, len(packet))
     data_out = ctypes.create_string_buffer(len(packet) + 512)
     context_in = ctypes.create_string_buffer(context, max(len(context), 1))
