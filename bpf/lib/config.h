@@ -4,13 +4,22 @@
 #pragma once
 #include "types.h"
 
+/* What this node does; each bit belongs to one concern. */
+enum config_flags {
+	CONFIG_F_MASQUERADE = 1,  /* pods' packets to the outside leave with the node's address */
+	CONFIG_F_NORTH_SOUTH = 2, /* Services are reached from outside through this node */
+	/* Whose packets the hooks on the node's devices have to look at; the rest passes untouched. */
+	CONFIG_F_FROM_NETDEV = CONFIG_F_MASQUERADE | CONFIG_F_NORTH_SOUTH,
+	CONFIG_F_TO_NETDEV = CONFIG_F_MASQUERADE | CONFIG_F_NORTH_SOUTH,
+};
+
 struct datapath_config {
 	u64 update_interval_ns; /* between UPDATE events of a live connection; 0 = none */
 	u32 overlay_ifindex;    /* 0 = no overlay */
 	u32 world_ipv4;         /* identity of unknown IPv4 addresses; 0 = reserved:world */
 	u32 world_ipv6;
 	u16 tunnel_port; /* network order: pods may not speak it to nodes */
-	u16 flags;
+	u16 flags;       /* CONFIG_F_* */
 	struct addr hairpin_ipv4; /* source of a pod's packets to itself through its own Service */
 	struct addr hairpin_ipv6;
 };

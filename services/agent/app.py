@@ -83,6 +83,8 @@ class Kernel:
     maps: Mapping[str, PinnedMap]
     mtu: int
     overlay: int
+    devices: Sequence[int]
+    """The node's devices towards other nodes and the outside, the uplink's first."""
 
 
 @dataclass(slots=True)
@@ -133,6 +135,7 @@ async def run(config: Config) -> None:
         async def enforce() -> None:
             """The maps say what they should: now packets may meet the programs that read them."""
             await kernel.programs.attach_overlay(kernel.overlay)
+            await kernel.programs.attach_netdev(kernel.devices)
             await ends.manager.attach_all()
             kernel.programs.drop_earlier()
             await routes.sweep()
@@ -213,15 +216,15 @@ async def _object_sources(
 
 
 async def _kernel(config: Config, stack: AsyncExitStack) -> Kernel:
-    uplink = await node.find_uplink(config.device, config.addresses[0])
+    devices = await node.find_devices(config)
     node.enable_forwarding()
     loaded = await node.load_programs(config)
     maps = {name: PinnedMap(loaded.map(name)) for name in node.MAPS}
     for opened in maps.values():
         stack.callback(opened.close)
-    mtu = config.pod_mtu(uplink.mtu)
+    mtu = config.pod_mtu(devices[0].mtu)
     overlay = await node.ensure_overlay(config, mtu, maps)
-    return Kernel(loaded, node.Programs(loaded), maps, mtu, overlay)
+    return Kernel(loaded, node.Programs(loaded), maps, mtu, overlay, [device.ifindex for device in devices])
 
 
 async def _endpoints(

@@ -26,6 +26,9 @@ class Config(BaseConfig):
     device: str = Field(
         "", description="interface towards the other nodes; empty = the one with the first node_address"
     )
+    devices: list[str] = Field(
+        default_factory=list, description="further interfaces towards the outside; they get the same programs"
+    )
     pod_cidr4: str = Field("", description="this node's IPv4 pod range; empty = no IPv4")
     pod_cidr6: str = Field("", description="this node's IPv6 pod range; empty = no IPv6")
     cluster_pod_cidr: list[str] = Field(

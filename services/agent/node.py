@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +47,10 @@ _SYSCTLS = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
 @dataclass(frozen=True, slots=True)
 class Uplink:
-    """The interface towards the other nodes."""
+    """An interface towards the other nodes or the outside."""
 
     name: str
+    ifindex: int
     mtu: int
 
 
@@ -68,6 +69,12 @@ class Programs:
         """Both hooks of the overlay device."""
         await attach.attach_overlay(ifindex, self._progs)
 
+    async def attach_netdev(self, ifindexes: Collection[int]) -> None:
+        """Both hooks of the node's devices; devices that were among them earlier lose theirs."""
+        for ifindex in ifindexes:
+            await attach.attach_netdev(ifindex, self._progs)
+        await attach.detach_netdev(keep=ifindexes)
+
     def drop_earlier(self) -> None:
         """Let go of what earlier programs needed: every hook runs the present ones."""
         drop_retired(self._maps)
@@ -78,11 +85,22 @@ async def find_uplink(device: str, address: IPAddress) -> Uplink:
     async with AsyncIPRoute() as netlink:
         if not device:
             device = await _interface_with(netlink, address)
-        try:
-            link = (await netlink.link("get", ifname=device))[0]
-        except (NetlinkError, IndexError) as error:
-            raise NotFound(f"device: there is no interface {device!r} on this node") from error
-    return Uplink(device, int(link.get_attr("IFLA_MTU")))
+        return await _named(netlink, device, "device")
+
+
+async def find_devices(config: Config) -> list[Uplink]:
+    """All interfaces whose packets we look at, the uplink first; raises `NotFound` naming the setting."""
+    uplink = await find_uplink(config.device, config.addresses[0])
+    async with AsyncIPRoute() as netlink:
+        return [uplink, *[await _named(netlink, name, "devices") for name in config.devices if name != uplink.name]]
+
+
+async def _named(netlink: AsyncIPRoute, device: str, setting: str) -> Uplink:
+    try:
+        link = (await netlink.link("get", ifname=device))[0]
+    except (NetlinkError, IndexError) as error:
+        raise NotFound(f"{setting}: there is no interface {device!r} on this node") from error
+    return Uplink(device, int(link["index"]), int(link.get_attr("IFLA_MTU")))
 
 
 async def _interface_with(netlink: AsyncIPRoute, address: IPAddress) -> str:

@@ -7,7 +7,7 @@ from enum import IntEnum, IntFlag
 
 import pytest
 
-from services.agent.abi import conntrack, endpoints, events, metrics
+from services.agent.abi import config, conntrack, endpoints, events, metrics
 from services.agent.abi.tailcall import TailCall
 from services.agent.datapath.program import SOURCE_DIR
 from services.model.verdict import Direction, DropReason
@@ -37,6 +37,7 @@ def test_every_drop_reason_has_one_number() -> None:
         ("conntrack.h", "ct_flags", conntrack.CtFlags, "CT_F_", set()),
         ("events.h", "event_flags", events.EventFlags, "EVENT_F_", set()),
         ("endpoints.h", "endpoint_flags", endpoints.EndpointFlags, "ENDPOINT_F_", set()),
+        ("config.h", "config_flags", config.ConfigFlags, "CONFIG_F_", set()),
         ("types.h", "direction", Direction, "DIR_", set()),
         ("tailcall.h", "tail_call", TailCall, "TAIL_", {"TAIL_COUNT"}),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from enum import IntFlag
 
 from services.agent.abi.layout import Address, Struct
 from services.model.addresses import V4_MAPPED_PREFIX
@@ -10,6 +11,15 @@ from services.model.addresses import V4_MAPPED_PREFIX
 HAIRPIN_IPV4 = V4_MAPPED_PREFIX + bytes([169, 254, 42, 1])
 HAIRPIN_IPV6 = bytes.fromhex("fd63696c696174650000000000000001")
 """Source addresses of a pod's packets to itself through its own Service; they never leave the node."""
+
+
+class ConfigFlags(IntFlag):
+    """`enum config_flags`: what this node does."""
+
+    MASQUERADE = 1
+    """Pods' packets to the outside leave with the node's address."""
+    NORTH_SOUTH = 2
+    """Services are reached from outside through this node."""
 
 
 class DatapathConfig(Struct):

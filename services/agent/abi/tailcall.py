@@ -20,5 +20,5 @@ class TailCall(IntEnum):
         return self.name.removeprefix("TAIL_").lower()
 
 
-HOOKS = ("from_endpoint", "to_endpoint", "from_overlay", "to_overlay")
+HOOKS = ("from_endpoint", "to_endpoint", "from_overlay", "to_overlay", "from_netdev", "to_netdev")
 """Programs that are attached to devices."""

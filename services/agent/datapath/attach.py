@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,37 @@ async def attach_overlay(ifindex: int, progs: Path) -> None:
         await _clsact(ipr, ifindex)
         await _replace_filter(ipr, ifindex, EGRESS, progs / "to_overlay")
         await _replace_filter(ipr, ifindex, INGRESS, progs / "from_overlay")
+
+
+async def attach_netdev(ifindex: int, progs: Path) -> None:
+    """Put (or replace) the hooks on one of the node's own devices. The qdisc may be somebody else's already."""
+    async with netlink() as ipr:
+        await _clsact(ipr, ifindex)
+        await _replace_filter(ipr, ifindex, EGRESS, progs / "to_netdev")
+        await _replace_filter(ipr, ifindex, INGRESS, progs / "from_netdev")
+
+
+async def detach_netdev(keep: Collection[int] = ()) -> list[int]:
+    """Take our hooks from every device but those to `keep`; where they were. The qdisc and others' filters stay."""
+    found = []
+    async with netlink() as ipr:
+        for ifindex in [int(link["index"]) async for link in await ipr.link("dump")]:
+            if ifindex in keep:
+                continue
+            for parent, name in ((INGRESS, "from_netdev"), (EGRESS, "to_netdev")):
+                if await _has_filter(ipr, ifindex, parent, name):
+                    await ipr.tc("del-filter", "bpf", index=ifindex, handle=HANDLE, parent=parent, prio=PRIORITY)
+                    found.append(ifindex)
+    return sorted(set(found))
+
+
+async def _has_filter(ipr: Any, ifindex: int, parent: int, name: str) -> bool:
+    try:
+        filters = [message async for message in await ipr.get_filters(index=ifindex, parent=parent)]
+    except NetlinkError:
+        return False  # a device without queueing has none
+    options = [message.get_attr("TCA_OPTIONS") for message in filters]
+    return any(option and option.get_attr("TCA_BPF_NAME") == name for option in options)
 
 
 async def detach(ifindex: int) -> None:
