@@ -9,9 +9,9 @@
 #include "lib/hairpin.h"
 #include "lib/http_hook.h"
 #include "lib/ipcache.h"
-#include "lib/lb.h"
 #include "lib/link.h"
 #include "lib/overlay.h"
+#include "lib/service_path.h"
 #include "lib/tailcall.h"
 #include "lib/verdict.h"
 
@@ -134,7 +134,7 @@ INLINE int handle_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 
 	ct_key_set(ctx, true);
 	entry = ct.lookup(&ctx->key);
-	if (!is_settled(ctx, entry) && (ctx->protocol == PROTO_TCP || ctx->protocol == PROTO_UDP)) {
+	if (!is_settled(ctx, entry) && has_services(ctx->protocol)) {
 		hairpin = translate(ctx, src, &nat);
 		if (hairpin < 0)
 			return hairpin;

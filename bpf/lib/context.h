@@ -32,6 +32,7 @@ enum ctx_flags {
 	CTX_F_SYN = 16,           /* TCP SYN without ACK */
 	CTX_F_REVNAT = 32,        /* a reply: service_address and service_port are what the client knows */
 	CTX_F_AUDIT = 64,         /* to HTTP: the receiver is only audited */
+	CTX_F_REFUSE = 128,       /* dropped, and the sender is told at once (refuse.h) */
 };
 
 struct pkt_ctx {

@@ -4,7 +4,7 @@
  * from itself. Its end is reported by the collector. */
 #pragma once
 #include "deliver.h"
-#include "lb.h"
+#include "service_path.h"
 #include "trace.h"
 #include "verdict.h"
 

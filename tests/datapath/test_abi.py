@@ -7,7 +7,7 @@ from enum import IntEnum, IntFlag
 
 import pytest
 
-from services.agent.abi import config, conntrack, endpoints, events, metrics
+from services.agent.abi import config, conntrack, endpoints, events, lb, metrics
 from services.agent.abi.tailcall import TailCall
 from services.agent.datapath.program import SOURCE_DIR
 from services.model.verdict import Direction, DropReason
@@ -39,6 +39,10 @@ def test_every_drop_reason_has_one_number() -> None:
         ("endpoints.h", "endpoint_flags", endpoints.EndpointFlags, "ENDPOINT_F_", set()),
         ("config.h", "config_flags", config.ConfigFlags, "CONFIG_F_", set()),
         ("types.h", "direction", Direction, "DIR_", set()),
+        ("lb.h", "service_scope", lb.Scope, "SCOPE_", set()),
+        ("lb.h", "service_flags", lb.ServiceFlags, "SERVICE_F_", set()),
+        ("lb.h", "backend_flags", lb.BackendFlags, "BACKEND_F_", set()),
+        ("lb.h", "lb_client_kind", lb.ClientKind, "LB_CLIENT_", set()),
         ("tailcall.h", "tail_call", TailCall, "TAIL_", {"TAIL_COUNT"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

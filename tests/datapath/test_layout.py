@@ -49,6 +49,8 @@ VALUES: dict[str, Any] = {
     "services": lb.ServiceInfo,
     "backends": lb.Backend,
     "revnat": lb.Revnat,
+    "affinity": lb.AffinityEntry,
+    "lay_lb_client": lb.LbClient,
     "lay_metric": metrics.Metric,
     "ct": conntrack.CtEntry,
     "lay_ct_key": conntrack.CtKey,
@@ -66,6 +68,10 @@ KEYS: dict[str, Any] = {
     "refined": refined.RefinedKey,
     "services": lb.ServiceKey,
     "backends": lb.BackendKey,
+    "backend_slots": lb.BackendSlotKey,
+    "maglev": lb.MaglevKey,
+    "affinity": lb.AffinityKey,
+    "source_ranges": lb.SourceRangeKey,
 }
 
 

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Services packet by packet, for pods: what a connection was sent to is remembered in conntrack.
+ *
+ * A connection's entry remembers what the client addressed, so replies find their way back also when the Service
+ * has gone meanwhile. */
+#pragma once
+#include "conntrack.h"
+#include "drop_reasons.h"
+#include "lb.h"
+#include "nat.h"
+#include "trace.h"
+
+INLINE u64 service_timeout(const struct pkt_ctx *ctx)
+{
+	return ctx->protocol == PROTO_TCP ? CT_TIMEOUT_TCP : CT_TIMEOUT_OTHER;
+}
+
+/* Protocols that Services have. */
+INLINE bool has_services(u8 protocol)
+{
+	return protocol == PROTO_TCP || protocol == PROTO_UDP || protocol == PROTO_SCTP;
+}
+
+INLINE bool backend_is(const struct backend *b, const struct ct_entry *entry)
+{
+	return b && b->port == entry->nat_port && addr_equal(&b->address, &entry->nat_address);
+}
+
+/* May this packet keep the backend that was chosen for its tuple? ctx->key is the service's, and again afterwards.
+ * A packet inside a connection keeps it; one that may start a connection keeps it while the backend is still there
+ * and nothing was answered (a retransmitted SYN), or while the peer answers (UDP). */
+INLINE bool keeps_backend(struct pkt_ctx *ctx, const struct ct_entry *chosen)
+{
+	struct ct_entry *connection;
+	struct addr address = ctx->key.remote;
+	u16 port = ctx->key.remote_port;
+	bool answered = false, live = false;
+
+	if (ctx->now_ns > chosen->expires_ns)
+		return false;
+	if (ctx->protocol == PROTO_TCP && !(ctx->flags & CTX_F_SYN))
+		return true;
+	ctx->key.remote = chosen->nat_address;
+	ctx->key.remote_port = chosen->nat_port;
+	ctx->key.scope = CT_SCOPE_CONNECTION;
+	connection = ct.lookup(&ctx->key);
+	if (connection && !ct_is_over(connection, ctx)) {
+		live = true;
+		answered = connection->flags & CT_F_SEEN_REPLY;
+	}
+	ctx->key.remote = address;
+	ctx->key.remote_port = port;
+	ctx->key.scope = CT_SCOPE_SERVICE;
+	if (ctx->protocol != PROTO_TCP && answered)
+		return true;
+	return live && !answered && backend_is(backend_at(chosen->service_id, chosen->nat_slot), chosen);
+}
+
+/* Choose a backend and remember it under ctx->key. NULL and *reason when there is none. */
+INLINE struct ct_entry *choose_backend(struct pkt_ctx *ctx, const struct service_key *frontend,
+				       const struct service_info *service, int *reason)
+{
+	struct lb_client client = { .address = ctx->saddr, .port = ctx->sport, .now_ns = ctx->now_ns };
+	struct ct_entry *entry;
+	struct backend *b;
+	u32 slot = 0, zero = 0;
+
+	*reason = DROP_SERVICE_BACKEND_NOT_FOUND;
+	ctx->service_id = service->service_id;
+	b = lb_select(frontend, service, &client, &slot);
+	if (!b) {
+		if (service->flags & SERVICE_F_REFUSE)
+			ctx->flags |= CTX_F_REFUSE;
+		return NULL;
+	}
+	entry = ct_fresh.lookup(&zero);
+	if (!entry)
+		return NULL;
+	__builtin_memset(entry, 0, sizeof(*entry));
+	entry->created_ns = ctx->now_ns;
+	entry->expires_ns = ctx->now_ns + service_timeout(ctx);
+	entry->service_id = service->service_id;
+	entry->endpoint_id = ctx->src_endpoint;
+	entry->direction = DIR_EGRESS;
+	entry->nat_address = b->address;
+	entry->nat_port = b->port;
+	entry->nat_slot = slot;
+	*reason = DROP_CT_MAP_INSERTION_FAILED;
+	return ct.update(&ctx->key, entry) ? NULL : entry;
+}
+
+/* If the packet goes to a Service: ctx->service_* say to which, `*to` and `*port` to which backend instead. Returns 1
+ * for a Service, 0 for none, or a negative drop reason. ctx->key is spoilt.
+ *
+ * Packets that may open something ask the Services first, which is all that a connection to elsewhere pays; packets
+ * inside a TCP connection ask conntrack alone, so that they outlive their Service. */
+INLINE int service_backend(struct pkt_ctx *ctx, struct addr *to, u16 *port)
+{
+	struct service_key frontend = {
+		.address = ctx->daddr, .port = ctx->dport, .protocol = ctx->protocol, .scope = SCOPE_INTERNAL
+	};
+	bool inside = ctx->protocol == PROTO_TCP && !(ctx->flags & CTX_F_SYN);
+	struct service_info *service = NULL;
+	struct ct_entry *chosen;
+	int reason;
+
+	if (!inside) {
+		service = services.lookup(&frontend);
+		if (!service)
+			return 0;
+	}
+	ctx->key.scope = CT_SCOPE_SERVICE;
+	chosen = ct.lookup(&ctx->key);
+	if (chosen && keeps_backend(ctx, chosen)) {
+		ctx->service_id = chosen->service_id;
+		chosen->expires_ns = ctx->now_ns + service_timeout(ctx);
+	} else if (service) {
+		chosen = choose_backend(ctx, &frontend, service, &reason);
+		if (!chosen)
+			return -reason;
+	} else {
+		return 0;
+	}
+	ctx->service_address = ctx->daddr;
+	ctx->service_port = ctx->dport;
+	*to = chosen->nat_address;
+	*port = chosen->nat_port;
+	return 1;
+}
+
+/* A Service's address that was not translated: another port of it, or a packet inside a connection that nobody
+ * remembers. */
+INLINE bool is_service_address(const struct pkt_ctx *ctx)
+{
+	return service_has_address(&ctx->daddr, ctx->dport, ctx->protocol, SCOPE_INTERNAL);
+}
