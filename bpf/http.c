@@ -227,6 +227,10 @@ INLINE int http_inspected(struct __sk_buff *skb, struct pkt_ctx *ctx, struct htt
 			flow->marked = 1;
 		}
 	}
+	/* As http_without_data says. */
+	if ((ctx->tcp_flags & TCP_FIN) && ctx->l7_ruleset &&
+	    (http_unreported(&flow->now) || ctx->tcp_seq + ctx->payload_len != flow->now.seq))
+		return http_refuse(skb, ctx, w, DROP_HTTP_MALFORMED);
 	flow->strikes = 0;
 	return http_pass(skb, ctx, w);
 }
@@ -264,6 +268,21 @@ INLINE int http_inspect(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_
 	return http_overlong(skb, ctx, w);
 }
 
+/* No data; but a FIN ends what the server has read so far, and there are servers that take a head which ends there for
+ * a complete one. So it passes only where the server reads it behind something that was decided. */
+INLINE int http_without_data(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
+{
+	const struct http_parse *now = &w->flow.now;
+
+	if (!(ctx->tcp_flags & TCP_FIN) || !w->present || w->flow.mode != HTTP_FOLLOWED || !ctx->l7_ruleset ||
+	    (s32)(ctx->tcp_seq - w->acked) < 0)
+		return deliver(skb, ctx);
+	if (ctx->tcp_seq != now->seq)
+		return -DROP_HTTP_OUT_OF_ORDER;
+	w->expected = now->seq;
+	return http_unreported(now) ? http_refuse(skb, ctx, w, DROP_HTTP_MALFORMED) : deliver(skb, ctx);
+}
+
 INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
 {
 	struct http_config *cfg = http_configuration();
@@ -295,7 +314,7 @@ INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 	if (reason)
 		return !w->audit && (ctx->l7_ruleset || !conn) ? -reason : http_refuse(skb, ctx, w, reason);
 	if (!ctx->payload_len)
-		return deliver(skb, ctx);
+		return http_without_data(skb, ctx, w);
 	if (!conn || !cfg || w->flow.mode == HTTP_UNKNOWN || w->flow.grammar != cfg->grammar)
 		return http_stranger(skb, ctx, w);
 	w->expected = w->flow.now.seq;

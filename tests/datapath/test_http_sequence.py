@@ -146,6 +146,32 @@ def test_data_on_a_syn_and_urgent_data(node: HttpNode) -> None:
     assert connection.send(0, OK).passed
 
 
+def test_a_head_does_not_end_with_the_stream(node: HttpNode) -> None:
+    """Some servers take `GET /no` and a FIN for a complete request."""
+    connection = Connection(node).open()
+    assert connection.send(0, b"GET /n").passed
+    assert out_of_order(node, connection.send(7, b"", "FA"))  # ahead: the server would keep it until the hole is filled
+    assert connection.send(6, b"", "FA").reset
+    assert b"403" in bytes(node.answers()[0][TCP].payload)
+    for payload in (b"GET /n", OK + b"GET /ok HTTP/1.1", OK[:-2], b"\r"):
+        connection = Connection(node).open()
+        assert connection.send(0, payload, "FPA").reset
+    # Behind a complete head, and in a body whose request was decided.
+    body = b"POST /ok HTTP/1.1\r\nContent-Length: 100\r\n\r\nabc"
+    for payload in (OK, body, OK + OK):
+        connection = Connection(node).open()
+        assert connection.send(0, payload, "FPA").passed
+        connection = Connection(node).open()
+        assert connection.send(0, payload).passed
+        assert connection.send(len(payload), b"", "FA").passed
+    # Not in front of what passed already: the server may have lost it.
+    connection = Connection(node).open()
+    assert connection.send(0, OK[:6]).passed
+    assert connection.send(6, OK[6:]).passed
+    assert out_of_order(node, connection.send(6, b"", "FA"))
+    assert connection.send(0, OK[:6], "FA").reset
+
+
 def test_headers_that_lie(node: HttpNode) -> None:
     connection = Connection(node).open()
     assert connection.send(0, OK, dataofs=4).dropped
