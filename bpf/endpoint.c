@@ -7,6 +7,7 @@
  */
 #include "lib/deliver.h"
 #include "lib/hairpin.h"
+#include "lib/hostfw.h"
 #include "lib/http_hook.h"
 #include "lib/ipcache.h"
 #include "lib/link.h"
@@ -89,7 +90,7 @@ INLINE int send_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, const 
 		tailcalls.call(skb, TAIL_INGRESS);
 		return -DROP_MISSED_TAIL_CALL;
 	}
-	return remote ? encapsulate(skb, ctx, remote) : TC_ACT_OK;
+	return remote ? encapsulate(skb, ctx, remote) : to_host(skb, ctx);
 }
 
 /* A packet that may concern a Service: what has to become of it (nat->flags 0: nothing). 0, 1 when it goes back to the
@@ -222,6 +223,11 @@ INLINE int handle_to_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	from = ipcache_lookup(&ctx->saddr);
 	ctx->src_identity = from ? from->identity : world_identity(&ctx->saddr);
 	ctx->delivery = DELIVER_PASS;
+	if (ctx->src_identity == IDENTITY_HOST && unlikely(host_endpoint())) {
+		ctx->direction = DIR_EGRESS; /* the node's own turn comes first */
+		tailcalls.call(skb, TAIL_HOST_POLICY);
+		return -DROP_MISSED_TAIL_CALL;
+	}
 	tailcalls.call(skb, TAIL_INGRESS);
 	return -DROP_MISSED_TAIL_CALL;
 }

@@ -5,6 +5,7 @@
  * to_overlay   (tc egress):  the node's own packets to remote pods -> tunnel key; pods' packets have theirs already
  */
 #include "lib/deliver.h"
+#include "lib/hostfw.h"
 #include "lib/ipcache.h"
 #include "lib/overlay.h"
 #include "lib/tailcall.h"
@@ -32,8 +33,14 @@ INLINE int handle_from_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	if (skb->pkt_type != 0)
 		bpf_skb_change_type(skb, 0 /* PACKET_HOST */);
 	dst = endpoint_by_addr(&ctx->daddr);
-	if (!dst)
-		return speaks_vxlan(ctx) ? -DROP_INVALID_PACKET_DROPPED : TC_ACT_OK;
+	if (!dst) {
+		if (speaks_vxlan(ctx))
+			return -DROP_INVALID_PACKET_DROPPED;
+		if (likely(!host_endpoint()))
+			return TC_ACT_OK;
+		ctx->dst_identity = identity_of(&ctx->daddr);
+		return to_host(skb, ctx);
+	}
 	ctx->dst_endpoint = dst->id;
 	ctx->delivery = DELIVER_PEER;
 	tailcalls.call(skb, TAIL_INGRESS);
@@ -66,7 +73,13 @@ INLINE int handle_to_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 		return -DROP_NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT;
 	ctx->dst_identity = remote->identity;
 	reason = set_tunnel(skb, remote, ctx->src_identity);
-	return reason ? -reason : TC_ACT_OK;
+	if (reason)
+		return -reason;
+	if (ctx->src_identity != IDENTITY_HOST || likely(!host_endpoint()))
+		return TC_ACT_OK;
+	ctx->direction = DIR_EGRESS;
+	tailcalls.call(skb, TAIL_HOST_POLICY);
+	return -DROP_MISSED_TAIL_CALL;
 }
 
 int to_overlay(struct __sk_buff *skb)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Tail calls. Slots and program names are mirrored by services/agent/abi/tailcall.py, from which the loader fills
  * the array. A call that returns found no program: the caller drops with MISSED_TAIL_CALL.
- * Budget (33 in the kernel): hook -> ingress -> http_entry -> http_parse... -> http_deny. */
+ * Budget (33 in the kernel): hook -> host_policy -> ingress -> http_entry -> http_parse... -> http_deny. */
 #pragma once
 #include "types.h"
 
@@ -11,7 +11,8 @@ enum tail_call {
 	TAIL_HTTP_PARSE = 2,
 	TAIL_HTTP_DENY = 3,
 	TAIL_HTTP_SPARE = 4,
-	TAIL_COUNT = 8,
+	TAIL_HOST_POLICY = 5, /* the node's turn, of ctx->direction; then its stack or ctx->dst_endpoint */
+	TAIL_COUNT = 16,
 };
 
 BPF_F_TABLE("prog", u32, u32, tailcalls, TAIL_COUNT, 0);

@@ -25,11 +25,12 @@ INLINE struct decision decide_strictly(const struct pkt_ctx *ctx, const struct e
 	struct policy_entry *entry;
 	u16 port = ctx->dport;
 
-	/* The node may always reach its own pods (kubelet's probes). */
-	if (direction == DIR_INGRESS && peer == IDENTITY_HOST)
-		return d;
-	if (ctx->protocol == PROTO_ICMP || ctx->protocol == PROTO_ICMPV6)
+	if (ctx->protocol == PROTO_ICMP || ctx->protocol == PROTO_ICMPV6) {
+		/* "Fragmentation needed" is always allowed: without it paths of a smaller MTU swallow packets. */
+		if (ctx->protocol == PROTO_ICMP && ctx->icmp_type == 3 && ctx->icmp_code == 4)
+			return d;
 		port = ctx->sport; /* the type */
+	}
 	if (unlikely(ep->flags & (direction == DIR_INGRESS ? ENDPOINT_F_REFINE_INGRESS : ENDPOINT_F_REFINE_EGRESS)))
 		peer = refine(peer, &ctx->key.remote);
 	entry = policy_lookup(ep->policy_id, direction, peer, ctx->protocol, port, &d.match_type);

@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry
 
 import services
 from services.agent import node
-from services.agent.abi.endpoints import MAX_ENDPOINTS
+from services.agent.abi.endpoints import HOST_ENDPOINT
 from services.agent.calc.endpoints import Audit
 from services.agent.calc.engine import Engine
 from services.agent.config import Config
@@ -235,7 +235,7 @@ async def _endpoints(
     references = IdentityReferences(identities)
     registrar = Registrar(identities, config.node_name)
     manager = EndpointManager(
-        NodeIdentity(config.node_name, config.addresses[0], MAX_ENDPOINTS),
+        NodeIdentity(config.node_name, config.addresses[0], HOST_ENDPOINT),
         Ipam(config.pod_ranges),
         RecordStore(Path(config.place("", "endpoints"))),
         links,

@@ -23,7 +23,7 @@ import numpy as np
 
 from services.agent.abi.config import DatapathConfig
 from services.agent.abi.conntrack import CtEntry, CtKey
-from services.agent.abi.endpoints import EndpointInfo
+from services.agent.abi.endpoints import HOST_ENDPOINT, EndpointInfo
 from services.agent.abi.events import FLOW_EVENT
 from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.layout import be16
@@ -154,8 +154,8 @@ class Node:
             "endpoint_ifs",
         ):
             self.map(name).delete_batch([key for key, _ in self.map(name).items()])
-        for pod in self.pods.values():
-            self.map("endpoints").delete(u32(pod.id))
+        for number in (*self.pods, HOST_ENDPOINT):
+            self.map("endpoints").delete(u32(number))
         self.pods.clear()
         self.settings()
         self.events()
@@ -199,6 +199,13 @@ class Node:
             self.map("endpoint_addrs").update(ip(address), u32(pod.id))
             self.ipcache(address, pod.identity)
         self.map("endpoint_ifs").update(u32(pod.ifindex), u32(pod.id))
+
+    def host(self, revision: int = 1, flags: int = 0) -> Pod:
+        """The node itself, selected by a host policy."""
+        host = Pod(HOST_ENDPOINT, 0, "::", "::", "", HOST, HOST_ENDPOINT, revision, flags)
+        info = EndpointInfo(identity=HOST, policy_id=host.policy_id, policy_revision=revision, id=host.id, flags=flags)
+        self.map("endpoints").update(u32(host.id), info.pack())
+        return host
 
     def ipcache(self, prefix: str, identity: int, tunnel: str = "") -> None:
         length, raw = prefix_to_key(ipaddress.ip_network(prefix))

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scapy.all import ICMP, IP, TCP, UDP, ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
+from scapy.all import ICMP, IP, TCP, UDP, Ether, ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 
-from services.agent.abi.endpoints import EndpointFlags
+from services.agent.abi.endpoints import HOST_ENDPOINT, EndpointFlags
 from services.agent.abi.events import EventType
 from services.agent.calc.maps import refined_key
 from services.agent.datapath.fake import Outcome, Packet, ReferenceDatapath
+from services.agent.datapath.syscall import RunResult
 from services.model.addresses import from_bytes
 from services.model.verdict import Direction, DropReason
 from tests.datapath.node import HOST, TC_ACT_OK, TC_ACT_SHOT, Node, Pod, ip, u32
@@ -50,7 +51,7 @@ def rules(draw: st.DrawFn) -> Rule:
     bits = draw(st.sampled_from([0, 16, 16, 12, 4])) if protocol else 0
     port = draw(st.sampled_from([8, 80, 80, *PORTS])) & (0xFFFF << (16 - bits)) & 0xFFFF if bits else 0
     return Rule(
-        pod=draw(st.sampled_from([1, 2, 2, 3])),
+        pod=draw(st.sampled_from([1, 2, 2, 3, HOST_ENDPOINT])),
         direction=draw(st.sampled_from(list(Direction))),
         identity=draw(st.sampled_from(IDENTITIES)),
         protocol=protocol,
@@ -63,7 +64,7 @@ def rules(draw: st.DrawFn) -> Rule:
 
 @dataclass(frozen=True)
 class Send:
-    """A packet: from a pod, or (source 0) from the outside or the host to a pod."""
+    """A packet: from a pod, or (source 0) from the outside or the host to a pod, or between outside and host."""
 
     source: int
     target: str
@@ -81,6 +82,8 @@ class ChangePolicy:
     drop_all: bool
     flags: int = 0
     """Of pods 1 and 2: audit, parts of identities."""
+    hosted: bool = False
+    """Whether host policies select the node."""
 
 
 def sends() -> st.SearchStrategy[Send]:
@@ -99,7 +102,13 @@ FLAGS = st.sampled_from([0, 0, int(EndpointFlags.AUDIT), 6, 7])
 
 
 def changes() -> st.SearchStrategy[ChangePolicy]:
-    return st.builds(ChangePolicy, add=st.lists(rules(), max_size=4).map(tuple), drop_all=st.booleans(), flags=FLAGS)
+    return st.builds(
+        ChangePolicy,
+        add=st.lists(rules(), max_size=4).map(tuple),
+        drop_all=st.booleans(),
+        flags=FLAGS,
+        hosted=st.booleans(),
+    )
 
 
 class Twin:
@@ -109,6 +118,7 @@ class Twin:
         node.reset()
         self.node = node
         self.pods = {number: node.pod(number, 1000 + number) for number in PODS}
+        self.host = node.host()
         node.settings(overlay_ifindex=node.ifindexes[3])
         node.ipcache("0.0.0.0/0", 9)
         node.ipcache(HOST_ADDRESS, HOST)
@@ -127,7 +137,7 @@ class Twin:
     def write(self, added: tuple[Rule, ...]) -> None:
         for rule in added:
             self.node.rule(
-                self.pods[rule.pod],
+                self.pods.get(rule.pod, self.host),
                 rule.direction,
                 rule.identity,
                 rule.protocol,
@@ -146,6 +156,11 @@ class Twin:
         for pod in self.pods.values():
             pod.flags = change.flags if pod.id < 3 else 0
             self.node.change_policy(pod)
+        self.host.revision += 1
+        if change.hosted:
+            self.node.host(self.host.revision, change.flags)
+        else:
+            self.node.map("endpoints").delete(u32(HOST_ENDPOINT))
         self.reference.maps = self.maps()
 
     def send(self, step: Send) -> tuple[Outcome, Outcome] | None:
@@ -158,7 +173,7 @@ class Twin:
         }[step.protocol]
         if step.source == 0:
             if not step.target.isdigit():
-                return None
+                return self._at_device(target, layer4)
             pod = self.pods[int(step.target)]
             source = OUTSIDE if step.dport != 53 else HOST_ADDRESS
             return self._run("to_endpoint", self.reference.to_endpoint, pod, to_pod(pod, source, layer4))
@@ -169,20 +184,33 @@ class Twin:
             return None
         return self._run("from_endpoint", self.reference.from_endpoint, pod, from_pod(pod, target, layer4))
 
+    def _at_device(self, target: str, layer4: Any) -> tuple[Outcome, Outcome]:
+        """From the outside to the node, or from the node to elsewhere."""
+        arrives = target == HOST_ADDRESS
+        packet = Ether() / IP(src=OUTSIDE if arrives else HOST_ADDRESS, dst=target) / layer4
+        hook, model = (
+            ("from_netdev", self.reference.from_netdev) if arrives else ("to_netdev", self.reference.to_netdev)
+        )
+        expected = model(summary(bytes(packet)))
+        done = self.node.run(hook, bytes(packet), self.node.ifindexes[3])
+        return self._done(done, bytes(packet)), expected
+
     def _run(
         self, hook: str, model: Callable[[Packet, int], Outcome], pod: Pod, packet: bytes
     ) -> tuple[Outcome, Outcome]:
         expected = model(summary(packet), pod.ifindex)
-        done = self.node.run(hook, packet, pod.ifindex)
+        return self._done(self.node.run(hook, packet, pod.ifindex), packet), expected
+
+    def _done(self, done: RunResult, packet: bytes) -> Outcome:
         records = self.node.events()
         events = tuple((EventType(e["type"]), int(e["endpoint_id"]), int(e["rule_id"])) for e in records)
         if done.verdict == TC_ACT_SHOT:
-            return Outcome(summary(packet), reason=DropReason(int(records[-1]["drop_reason"])), events=events), expected
+            return Outcome(summary(packet), reason=DropReason(int(records[-1]["drop_reason"])), events=events)
         macs = {p.mac: p.id for p in self.pods.values()}
         to: int | bytes | None = macs.get(parse(done.packet).dst)
         if to is None and done.verdict != TC_ACT_OK:
             to = ip("192.168.77.2")
-        return Outcome(summary(done.packet), to=to, events=events), expected
+        return Outcome(summary(done.packet), to=to, events=events)
 
 
 def summary(raw: bytes) -> Packet:
@@ -233,7 +261,7 @@ def everything() -> st.SearchStrategy[list[Send | ChangePolicy]]:
     return steps
 
 
-OPEN = tuple(Rule(pod, direction, 0, 0, 0, 0, False, 1) for pod in PODS for direction in Direction)
+OPEN = tuple(Rule(pod, side, 0, 0, 0, 0, False, 1) for pod in (*PODS, HOST_ENDPOINT) for side in Direction)
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -223,12 +223,16 @@ def test_from_the_stack(node: Node, pods: Pods, v6: bool) -> None:
     _, webapp, _ = pods
     host, outside = ("fd00:77::1", "2001:db8::5") if v6 else ("192.168.77.1", "203.0.113.5")
     node.ipcache(host, HOST)
+    node.rule(webapp, INGRESS, HOST, rule_id=0)  # as calc writes it: the node reaches its pods
 
     def arrive(source: str, port: int = 80) -> int:
         verdict: int = node.run("to_endpoint", to_pod(webapp, source, tcp(5000, port)), webapp.ifindex).verdict
         return verdict
 
-    assert arrive(host, 8080) == TC_ACT_OK  # the node may always
+    assert arrive(host, 8080) == TC_ACT_OK
+    node.rule(webapp, INGRESS, HOST, 6, 81, deny=True, rule_id=9)
+    assert arrive(host, 81) == TC_ACT_SHOT  # a deny rule stops even the node
+    assert node.events()[-1]["rule_id"] == 9
     assert arrive(outside) == TC_ACT_SHOT
     event = node.events()[-1]
     assert (event["drop_reason"], event["src_identity"]) == (DropReason.POLICY_DENIED, 10 if v6 else 9)

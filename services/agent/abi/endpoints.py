@@ -14,6 +14,8 @@ from services.agent.abi.layout import Address, Struct
 Mac = ctypes.c_uint8 * 6
 
 MAX_ENDPOINTS = 4096
+HOST_ENDPOINT = MAX_ENDPOINTS - 1
+"""The node itself (`bpf/lib/hostfw.h`): there only while a host policy selects it."""
 
 
 class EndpointFlags(IntFlag):

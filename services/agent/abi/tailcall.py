@@ -13,6 +13,7 @@ class TailCall(IntEnum):
     TAIL_HTTP_PARSE = 2
     TAIL_HTTP_DENY = 3
     TAIL_HTTP_SPARE = 4
+    TAIL_HOST_POLICY = 5
 
     @property
     def program(self) -> str:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from services.agent.abi.endpoints import EndpointFlags, EndpointInfo
+from services.agent.abi.endpoints import HOST_ENDPOINT, EndpointFlags, EndpointInfo
 from services.agent.abi.events import EventType
 from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.layout import be16
@@ -26,7 +26,8 @@ SYN, FIN, RST, ACK = 2, 1, 4, 16
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """What matters of a packet. Addresses have 16 bytes; for ICMP `sport` is the type and `icmp_id` the id."""
+    """What matters of a packet. Addresses have 16 bytes; for ICMP `sport` is the type, `dport` the code and `icmp_id`
+    the id."""
 
     source: bytes
     destination: bytes
@@ -98,6 +99,14 @@ class ReferenceDatapath:
         """The node's stack sends this to a pod."""
         return self._walk(packet, lambda: self._to_endpoint(packet, ifindex))
 
+    def from_netdev(self, packet: Packet) -> Outcome:
+        """This arrives at one of the node's devices."""
+        return self._walk(packet, lambda: self._from_netdev(packet))
+
+    def to_netdev(self, packet: Packet) -> Outcome:
+        """This leaves by one of the node's devices."""
+        return self._walk(packet, lambda: self._to_netdev(packet))
+
     def _walk(self, packet: Packet, walk: Callable[[], tuple[Packet, int | bytes | None]]) -> Outcome:
         self._events = []
         try:
@@ -124,6 +133,8 @@ class ReferenceDatapath:
         if receiver is not None:
             return self._ingress(packet, receiver, sender.identity), int(receiver.id)
         tunnel = bytes(remote.tunnel_endpoint)
+        if not any(tunnel):
+            self._to_host(packet, identity, sender.identity)
         return packet, tunnel if any(tunnel) else None
 
     def _to_endpoint(self, packet: Packet, ifindex: int) -> tuple[Packet, int | bytes | None]:
@@ -132,7 +143,30 @@ class ReferenceDatapath:
             raise self._drop(DropReason.DROP_EP_NOT_READY, 0, 0)
         if packet.destination not in (bytes(receiver.ipv4), bytes(receiver.ipv6)):
             raise self._drop(DropReason.STALE_OR_UNROUTABLE_IP, receiver.id, 0)
-        return self._ingress(packet, receiver, self._ipcache(packet.source).identity), int(receiver.id)
+        identity = self._ipcache(packet.source).identity
+        host = self._host()
+        if host is not None and identity == Reserved.HOST:
+            self._police(packet, host, Direction.EGRESS, receiver.identity, None)
+        return self._ingress(packet, receiver, identity), int(receiver.id)
+
+    def _from_netdev(self, packet: Packet) -> tuple[Packet, None]:
+        identity = self._ipcache(packet.source).identity
+        if identity == Reserved.HOST:
+            identity = Reserved.WORLD  # nobody out there is this node
+        self._to_host(packet, self._ipcache(packet.destination).identity, identity)
+        return packet, None
+
+    def _to_netdev(self, packet: Packet) -> tuple[Packet, None]:
+        host = self._host()
+        if host is not None and self._ipcache(packet.source).identity == Reserved.HOST:
+            self._police(packet, host, Direction.EGRESS, self._ipcache(packet.destination).identity, None)
+        return packet, None
+
+    def _to_host(self, packet: Packet, destination: int, source: int) -> None:
+        """The node's own turn with what its stack gets."""
+        host = self._host()
+        if host is not None and destination == Reserved.HOST:
+            self._police(packet, host, Direction.INGRESS, source, None)
 
     def _ingress(self, packet: Packet, receiver: EndpointInfo, identity: int) -> Packet:
         connection = self._police(packet, receiver, Direction.INGRESS, identity, None)
@@ -223,8 +257,8 @@ class ReferenceDatapath:
         self, packet: Packet, endpoint: EndpointInfo, direction: Direction, identity: int
     ) -> tuple[int, DropReason | None, DropReason | None]:
         """(rule, why not, why not if it were not only audited)"""
-        if direction == Direction.INGRESS and identity == Reserved.HOST:
-            return 0, None, None  # the node may always reach its own pods
+        if (packet.protocol, packet.sport, packet.dport) == (Protocol.ICMP, 3, 4):
+            return 0, None, None  # fragmentation needed
         remote = packet.source if direction == Direction.INGRESS else packet.destination
         identity = self._refine(endpoint, direction, identity, remote)
         port = packet.sport if packet.protocol in (Protocol.ICMP, Protocol.ICMPV6) else packet.dport
@@ -244,6 +278,10 @@ class ReferenceDatapath:
         raw = self.maps["endpoints"].get(number) if number is not None else None
         info = EndpointInfo.unpack(raw) if raw is not None else None
         return info if info is not None and info.id else None
+
+    def _host(self) -> EndpointInfo | None:
+        """The node as an endpoint, while host policies select it."""
+        return self._endpoint(struct.pack("<I", HOST_ENDPOINT))
 
     def _ipcache(self, address: bytes) -> RemoteEndpointInfo:
         wanted = int.from_bytes(address, "big")
