@@ -13,7 +13,7 @@ import pytest
 from services.agent.abi.events import EventType
 from services.agent.datapath import attach
 from services.model.verdict import Direction, DropReason
-from tests.datapath.node import Pod, inside, sh
+from tests.datapath.node import HOST, Pod, inside, sh
 from tests.datapath.wire import WiredNode
 
 pytestmark = pytest.mark.root
@@ -188,6 +188,7 @@ def test_fragments(cluster: Cluster, far: bool) -> None:
 
 
 def test_the_node_reaches_its_own_pods_and_others_by_policy(cluster: Cluster) -> None:
+    cluster.one.rule(cluster.webapp, INGRESS, HOST, rule_id=0)  # as calc writes it
     sh("ping", "-c1", "-W1", cluster.webapp.ipv4, netns=cluster.one.name)
     with pytest.raises(AssertionError):
         sh("ping", "-c1", "-W1", cluster.far_webapp.ipv4, netns=cluster.one.name)
