@@ -38,6 +38,8 @@ class Cmd(IntEnum):
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
     MAP_DELETE_BATCH = 27
+    LINK_CREATE = 28
+    LINK_UPDATE = 29
 
 
 class MapType(IntEnum):
@@ -132,6 +134,33 @@ def obj_get(path: Path) -> int:
     """Open a pin."""
     name = ctypes.create_string_buffer(str(path).encode())
     return bpf(Cmd.OBJ_GET, struct.pack("QII", address(name), 0, 0))
+
+
+def link_create(program: int, target: int, kind: Kind) -> int:
+    """Attach a program to a cgroup (or device); returns the link, which holds it there while it is open or pinned."""
+    return bpf(Cmd.LINK_CREATE, struct.pack("IIII", program, target, kind.attach, 0))
+
+
+def link_update(link: int, program: int) -> None:
+    """Replace a link's program: no moment without one."""
+    bpf(Cmd.LINK_UPDATE, struct.pack("IIII", link, program, 0, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """What the kernel says of a link. `cgroup`: inode number of the directory, 0 when that is gone."""
+
+    program: int
+    cgroup: int
+    attach: int
+
+
+def cgroup_link_info(fd: int) -> LinkInfo:
+    """Ask the kernel where a cgroup link is."""
+    out = ctypes.create_string_buffer(128)
+    bpf(Cmd.OBJ_GET_INFO_BY_FD, struct.pack("IIQ", fd, len(out), address(out)))
+    _, _, program, cgroup, attach = struct.unpack_from("IIIxxxxQI", out)
+    return LinkInfo(program, cgroup, attach)
 
 
 def map_info(fd: int) -> MapInfo:

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What a socket was connected to, seen from the backend that it got (services/agent/abi/sock.py): so that it can be
+ * told the address that it asked for, so that flows name the Service, and so that it can be closed with its backend. */
+#pragma once
+#include "types.h"
+
+struct sock_key {
+	u64 cookie; /* of the socket */
+	struct addr backend;
+	u16 port; /* network order */
+	u8 protocol;
+	u8 pad[5];
+};
+_Static_assert(sizeof(struct sock_key) == 32, "sock_key");
+
+struct sock_entry {
+	struct addr address; /* the Service's, as the client gave it */
+	u64 netns;           /* cookie of the socket's network namespace */
+	u32 service_id;
+	u16 port; /* network order */
+	u16 pad;
+};
+_Static_assert(sizeof(struct sock_entry) == 32, "sock_entry");
+
+/* One entry per connected socket, and per backend of unconnected UDP; removed when the socket is closed. */
+BPF_F_TABLE("lru_hash", struct sock_key, struct sock_entry, sockets, 131072, 0);
+
+INLINE struct sock_entry *sock_find(u64 cookie, const struct addr *backend, u16 port, u8 protocol)
+{
+	struct sock_key key = { .cookie = cookie, .backend = *backend, .port = port, .protocol = protocol };
+
+	return sockets.lookup(&key);
+}

@@ -1,0 +1,31 @@
+"""What sockets were connected to (`bpf/lib/sock.h`): socket and backend -> the Service's address that it asked for."""
+
+from __future__ import annotations
+
+import ctypes
+
+from services.agent.abi.layout import Address, Struct
+
+
+class SockKey(Struct):
+    """`struct sock_key`, 32 bytes."""
+
+    _fields_ = [
+        ("cookie", ctypes.c_uint64),
+        ("backend", Address),
+        ("port", ctypes.c_uint16),
+        ("protocol", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 5),
+    ]
+
+
+class SockEntry(Struct):
+    """`struct sock_entry`, 32 bytes."""
+
+    _fields_ = [
+        ("address", Address),
+        ("netns", ctypes.c_uint64),
+        ("service_id", ctypes.c_uint32),
+        ("port", ctypes.c_uint16),
+        ("pad", ctypes.c_uint16),
+    ]

@@ -1,0 +1,113 @@
+"""Programs on a cgroup: Services at the socket, for everything that runs below it.
+
+Each hook is a link pinned under `<root>/links`: an agent that comes back finds it and replaces the program in it, so
+there is no moment without one; an agent that dies leaves it. Errors are ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from services.agent.datapath import syscall
+from services.agent.datapath.maps import translate
+from services.agent.datapath.units import SOCKET_HOOKS, Kind
+from services.common.errors import CiliateError, Denied, NotFound, Unavailable
+
+MOUNTS = Path("/proc/self/mounts")
+_ORDER = sorted(SOCKET_HOOKS, key=lambda name: ("connect" in name or "sendmsg" in name, name))
+"""Ways back first: nothing is translated that could not be translated back."""
+
+
+def find_cgroup2(mounts: Path = MOUNTS) -> Path:
+    """Where the cgroup2 tree is; raises `NotFound` where none is mounted."""
+    for line in mounts.read_text(encoding="utf-8").splitlines():
+        fields = line.split()
+        if fields[2] == "cgroup2":
+            return Path(fields[1].encode().decode("unicode_escape"))
+    raise NotFound("cgroup_root: no cgroup2 file system is mounted here")
+
+
+class SocketHooks:
+    """The hooks of one node: pinned programs of `root` on the cgroup directory `cgroup`."""
+
+    def __init__(self, root: Path, cgroup: Path) -> None:
+        self._progs, self._links, self._cgroup = root / "progs", root / "links", cgroup
+
+    def attach(self) -> None:
+        """Put or replace all of them. On failure those that were made by this call are taken away again.
+
+        Raises `NotFound` (no such cgroup), `Denied`, `Unavailable` (this kernel does not have it).
+        """
+        try:
+            directory = os.open(self._cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise NotFound(f"cgroup_root: {self._cgroup}: {error.strerror}") from error
+        made: list[Path] = []
+        try:
+            for name in (name for name in _ORDER if (self._progs / name).exists()):
+                if not self._replace(name, directory):
+                    made.append(self._links / name)
+                    self._create(name, SOCKET_HOOKS[name], directory)
+        except OSError as error:
+            for link in made:
+                link.unlink(missing_ok=True)
+            raise _error(error, self._cgroup) from error
+        finally:
+            os.close(directory)
+
+    def detach(self) -> None:
+        """Take all of them away; those that are not there are a success."""
+        if self._links.is_dir():
+            for name in reversed(_ORDER):
+                (self._links / name).unlink(missing_ok=True)
+
+    @property
+    def attached(self) -> list[str]:
+        """Names of the hooks that are in place."""
+        return sorted(name for name in _ORDER if (self._links / name).exists())
+
+    def _replace(self, name: str, directory: int) -> bool:
+        """The pinned link runs the present program now; False where there is none on this cgroup."""
+        pin = self._links / name
+        if not pin.exists():
+            return False
+        link = syscall.obj_get(pin)
+        try:
+            info = syscall.cgroup_link_info(link)
+            if (info.cgroup, info.attach) == (os.fstat(directory).st_ino, SOCKET_HOOKS[name].attach):
+                program = syscall.obj_get(self._progs / name)
+                try:
+                    syscall.link_update(link, program)
+                finally:
+                    os.close(program)
+                return True
+        finally:
+            os.close(link)
+        pin.unlink()  # of another cgroup, or of one that was removed
+        return False
+
+    def _create(self, name: str, kind: Kind, directory: int) -> None:
+        program = syscall.obj_get(self._progs / name)
+        try:
+            link = syscall.link_create(program, directory, kind)
+        finally:
+            os.close(program)
+        try:
+            self._links.mkdir(parents=True, exist_ok=True)
+            syscall.obj_pin(link, self._links / name)
+        finally:
+            os.close(link)
+
+
+def _error(error: OSError, cgroup: Path) -> CiliateError:
+    if error.errno == errno.EBADF:
+        return NotFound(f"cgroup_root: {cgroup} is not in a cgroup2 file system")
+    if error.errno == errno.EPERM:
+        return Denied(
+            f"cannot attach to {cgroup}: the agent needs root, and no program above it that does not allow others"
+        )
+    if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+        return Unavailable(f"this kernel has no links to cgroups: {error.strerror}")
+    return translate(error, f"cgroup {cgroup}")

@@ -1,0 +1,192 @@
+"""Services at the socket: real sockets below a cgroup with the hooks on it, both families and mapped addresses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from services.agent.abi.lb import ServiceFlags
+from services.agent.datapath import syscall
+from services.agent.datapath.cgroup import SocketHooks
+from services.common.errors import NotFound
+from tests.datapath.node import Node, sh
+from tests.datapath.socketed import Cgroup, Servers, Services, call, hooked
+
+pytestmark = pytest.mark.root
+
+VIP = {4: "10.96.0.1", 6: "fd00:96::1"}
+BACKENDS = {4: ["10.99.0.1", "10.99.0.2"], 6: ["fd00:99::1", "fd00:99::2"]}
+TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+
+
+@dataclass
+class Rig:
+    node: Node
+    cgroup: Cgroup
+    hooks: SocketHooks
+    services: Services
+
+    def run(self, work):  # type: ignore[no-untyped-def]
+        return self.cgroup.run(self.node.name, work)
+
+
+@pytest.fixture(scope="module")
+def rig(module_node: Node) -> Iterator[Rig]:
+    name = module_node.name
+    sh("ip", "link", "set", "lo", "up", netns=name)
+    for address in BACKENDS[4]:
+        sh("ip", "addr", "add", f"{address}/32", "dev", "lo", netns=name)
+    for address in BACKENDS[6]:
+        sh("ip", "addr", "add", f"{address}/128", "dev", "lo", "nodad", netns=name)
+    servers = Servers(name)
+    for address in BACKENDS[4] + BACKENDS[6]:
+        servers.add(address, 8080)
+        servers.add(address, 5353, udp=True)
+    with hooked(module_node.root, name) as (cgroup, hooks):
+        yield Rig(module_node, cgroup, hooks, Services(module_node.map))
+    servers.close()
+
+
+@pytest.fixture(autouse=True)
+def services(rig: Rig, node: Node) -> Services:
+    for name in ("sockets", "affinity"):
+        rig.node.map(name).delete_batch([key for key, _ in rig.node.map(name).items()])
+    number = 0
+    for family, vip in VIP.items():
+        for protocol, port, target in ((TCP, 80, 8080), (UDP, 53, 5353)):
+            number += 1
+            rig.services.put(number, (vip, port), [(b, target) for b in BACKENDS[family]], protocol)
+        rig.services.wildcard(vip)
+    return rig.services
+
+
+FORMS = [(4, VIP[4], socket.AF_INET), (6, VIP[6], socket.AF_INET6), (4, f"::ffff:{VIP[4]}", socket.AF_INET6)]
+IDS = ["ipv4", "ipv6", "mapped"]
+
+
+@pytest.mark.parametrize(("version", "address", "family"), FORMS, ids=IDS)
+@pytest.mark.parametrize("udp", [False, True], ids=["tcp", "udp"])
+def test_a_client_reaches_all_backends_and_never_learns_of_them(
+    rig: Rig, version: int, address: str, family: int, udp: bool
+) -> None:
+    target = (address, 53 if udp else 80)
+    results = rig.run(lambda: [call(target, family, udp) for _ in range(40)])
+    assert not [result for result in results if "error" in result]
+    assert {result["answer"].split()[0] for result in results} == set(BACKENDS[version])
+    assert {result["peer"] for result in results} == {target}
+    if udp:
+        assert {result["source"] for result in results} == {target}
+    assert not rig.services.sockets(), "sockets that were closed are forgotten"
+
+
+@pytest.mark.parametrize(("version", "address", "family"), FORMS, ids=IDS)
+def test_udp_without_connect_is_answered_by_the_service(rig: Rig, version: int, address: str, family: int) -> None:
+    def work() -> list[tuple[str, tuple[str, int]]]:
+        with socket.socket(family, socket.SOCK_DGRAM) as made:
+            made.settimeout(3)
+            found = []
+            for _ in range(40):
+                made.sendto(b"?", (address, 53))
+                answer, source = made.recvfrom(100)
+                found.append((answer.decode().split()[0], source[:2]))
+            return found
+
+    results = rig.run(work)
+    assert {source for _, source in results} == {(address, 53)}
+    assert {name for name, _ in results} == set(BACKENDS[version])
+
+
+@pytest.mark.parametrize(("version", "address", "family"), FORMS, ids=IDS)
+@pytest.mark.parametrize("udp", [False, True], ids=["tcp", "udp"])
+def test_what_is_no_service_is_left_alone(rig: Rig, version: int, address: str, family: int, udp: bool) -> None:
+    backend = BACKENDS[version][0]
+    target = (f"::ffff:{backend}" if address.startswith("::ffff:") else backend, 5353 if udp else 8080)
+    result = rig.run(lambda: call(target, family, udp))
+    assert (result["answer"].split()[0], result["peer"]) == (backend, target)
+
+
+@pytest.mark.parametrize(("version", "address", "family"), FORMS, ids=IDS)
+def test_no_backend_and_no_such_port_are_refused_at_once(rig: Rig, version: int, address: str, family: int) -> None:
+    for protocol, port in ((TCP, 81), (UDP, 54)):
+        rig.services.put(100 + port, (VIP[version], port), [], protocol)
+    local_only = {"protocol": TCP, "flags": int(ServiceFlags.LOCAL)}
+    rig.services.put(200, (VIP[version], 82), [], **local_only)
+
+    def work() -> list[int]:
+        tcp = [call((address, port), family)["errno"] for port in (81, 82, 999)]
+        udp = [call((address, port), family, udp=True)["errno"] for port in (54, 999)]
+        with socket.socket(family, socket.SOCK_DGRAM) as made:
+            for port in (54, 999):
+                try:
+                    made.sendto(b"?", (address, port))
+                except OSError as error:
+                    udp.append(error.errno or 0)
+        return tcp + udp
+
+    assert rig.run(work) == [errno.ECONNREFUSED] * 7
+
+
+def test_a_client_with_affinity_keeps_its_backend_until_the_time_is_over(rig: Rig) -> None:
+    backends = [(b, 8080) for b in BACKENDS[4]]
+    rig.services.put(50, (VIP[4], 83), backends, flags=ServiceFlags.AFFINITY, affinity_s=100)
+    rig.services.slots(50, backends)
+    names = rig.run(lambda: Counter(call((VIP[4], 83))["answer"].split()[0] for _ in range(30)))
+    assert len(names) == 1
+    assert rig.run(lambda: Counter(call((VIP[4], 83))["answer"].split()[0] for _ in range(30))) == names
+    # Another network namespace is another client; it may get the other backend, and keeps it likewise.
+    left = [b for b in backends if b[0] not in names]
+    rig.services.slots(50, backends, remove=True)
+    rig.services.put(50, (VIP[4], 83), left, flags=ServiceFlags.AFFINITY, affinity_s=100)
+    rig.services.slots(50, left)
+    assert set(rig.run(lambda: Counter(call((VIP[4], 83))["answer"].split()[0] for _ in range(10)))) == {left[0][0]}
+
+
+def test_sockets_outside_of_the_cgroup_are_not_touched(rig: Rig) -> None:
+    elsewhere = Cgroup(f"{rig.node.name}x")
+    try:
+        assert elsewhere.run(rig.node.name, lambda: call((VIP[4], 80)))["errno"] == errno.ENETUNREACH
+    finally:
+        elsewhere.close()
+
+
+def test_an_agent_that_comes_back_replaces_the_programs_in_place(rig: Rig, node: Node) -> None:
+    def links() -> dict[str, int]:
+        found = {}
+        for pin in (node.root / "links").iterdir():
+            fd = syscall.obj_get(pin)
+            found[pin.name] = syscall.cgroup_link_info(fd).program
+            os.close(fd)
+        return found
+
+    before = links()
+    again = SocketHooks(node.root, rig.cgroup.path)
+    assert again.attached == sorted(before)
+    again.attach()
+    assert links() == before, "the same programs: replaced by themselves"
+    assert rig.run(lambda: call((VIP[4], 80)))["peer"] == (VIP[4], 80)
+
+
+def test_links_to_a_cgroup_that_is_gone_are_made_anew(node: Node) -> None:
+    old = Cgroup(f"{node.name}old")
+    hooks = SocketHooks(node.root, old.path)
+    pinned = node.root / "links"
+    kept = node.root / "links_kept"
+    pinned.rename(kept)  # those of the rig
+    try:
+        hooks.attach()
+        old.close()
+        with pytest.raises(NotFound, match="cgroup_root"):
+            hooks.attach()
+        with hooked(node.root, f"{node.name}new") as (cgroup, again):
+            assert again.attached
+            assert cgroup.run(node.name, lambda: call((VIP[4], 80)))["peer"] == (VIP[4], 80)
+        assert not again.attached
+    finally:
+        pinned.rmdir()
+        kept.rename(pinned)
