@@ -12,6 +12,7 @@
 #include "lib/ipcache.h"
 #include "lib/link.h"
 #include "lib/overlay.h"
+#include "lib/sock_name.h"
 #include "lib/service_path.h"
 #include "lib/tailcall.h"
 #include "lib/verdict.h"
@@ -75,6 +76,8 @@ INLINE int send_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, const 
 		if (reason)
 			return -reason;
 	}
+	if (unlikely(!ctx->service_id && (!entry || ct_is_over(entry, ctx))))
+		name_service(skb, ctx);
 	reason = police(ctx, entry, src, DIR_EGRESS, ctx->dst_identity, dst ? dst->id : 0);
 	if (reason)
 		return -reason;

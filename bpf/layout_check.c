@@ -10,6 +10,7 @@ ARRAY_MAP(lay_metric, struct metric, 1);
 ARRAY_MAP(lay_ct_key, struct ct_key, 1);
 ARRAY_MAP(lay_policy_key, struct policy_key, 1);
 ARRAY_MAP(lay_ipcache_key, struct ipcache_key, 1);
+ARRAY_MAP(lay_sock_key, struct sock_key, 1);
 ARRAY_MAP(lay_service_key, struct service_key, 1);
 ARRAY_MAP(lay_backend_key, struct backend_key, 1);
 ARRAY_MAP(lay_lb_client, struct lb_client, 1);

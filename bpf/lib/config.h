@@ -8,6 +8,7 @@
 enum config_flags {
 	CONFIG_F_MASQUERADE = 1,  /* pods' packets to the outside leave with the node's address */
 	CONFIG_F_NORTH_SOUTH = 2, /* Services are reached from outside through this node */
+	CONFIG_F_SOCKET_LB = 256, /* sockets may have been connected to Services: flows name them */
 	/* Whose packets the hooks on the node's devices have to look at; the rest passes untouched. */
 	CONFIG_F_FROM_NETDEV = CONFIG_F_MASQUERADE | CONFIG_F_NORTH_SOUTH,
 	CONFIG_F_TO_NETDEV = CONFIG_F_MASQUERADE | CONFIG_F_NORTH_SOUTH,

@@ -57,7 +57,7 @@ struct ct_entry {
 	u8 tcp_flags;      /* all that were seen; ICMP: the type that opened it */
 	u8 match_type;
 	u8 drop_reason; /* of CT_F_DENIED or CT_F_AUDITED */
-	u16 nat_port;
+	u16 nat_port;            /* 0: with nothing to translate, as when the socket was connected to a Service */
 	struct addr nat_address; /* SERVICE: the backend. Others with a service_id: what the client addressed */
 	u16 nat_slot;            /* SERVICE: the backend's slot when it was chosen */
 	u16 pad;

@@ -12,4 +12,5 @@
 #include "parse.h"
 #include "policy.h"
 #include "refined.h"
+#include "sock.h"
 #include "tailcall.h"

@@ -202,7 +202,7 @@ INLINE bool is_related(struct pkt_ctx *ctx, bool sends)
 	}
 	ctx->ct_state = CT_RELATED;
 	ctx->rule_id = entry->rule_id;
-	if (!sends && entry->direction == DIR_EGRESS && entry->service_id) {
+	if (!sends && entry->direction == DIR_EGRESS && entry->nat_port) {
 		ctx->service_id = entry->service_id;
 		ctx->service_address = entry->nat_address;
 		ctx->service_port = entry->nat_port;
@@ -234,11 +234,12 @@ INLINE int police_original(struct pkt_ctx *ctx, struct ct_entry *entry, const st
 		ctx->flags |= CTX_F_HTTP;
 	if (unlikely(entry->flags & CT_F_DENIED))
 		return entry->drop_reason;
-	if (unlikely(ctx->service_id && !entry->service_id)) {
+	if (unlikely(ctx->service_id && !entry->nat_port)) {
 		entry->service_id = ctx->service_id;
 		entry->nat_address = ctx->service_address;
 		entry->nat_port = ctx->service_port;
 	}
+	ctx->service_id = entry->service_id;
 	follow_connection(ctx, entry, true, report);
 	return 0;
 }
@@ -252,7 +253,7 @@ INLINE void police_reply(struct pkt_ctx *ctx, struct ct_entry *entry, u8 directi
 	if (entry->flags & CT_F_HTTP)
 		ctx->flags |= CTX_F_HTTP;
 	ctx->service_id = entry->service_id;
-	if (direction == DIR_INGRESS && entry->service_id) {
+	if (direction == DIR_INGRESS && entry->nat_port) {
 		ctx->service_address = entry->nat_address;
 		ctx->service_port = entry->nat_port;
 		ctx->flags |= CTX_F_REVNAT;

@@ -131,7 +131,7 @@ class Services:
             value = Backend(address=ip(address), port=be16(port), protocol=protocol)
             self._map("backends").update(BackendKey(service_id=service_id, slot=slot).pack(), value.pack())
         key = ServiceKey(address=ip(frontend[0]), port=be16(frontend[1]), protocol=protocol)
-        flags |= 0 if backends else ServiceFlags.REFUSE
+        flags = flags or (0 if backends else ServiceFlags.REFUSE)
         value = ServiceInfo(
             service_id=service_id, backend_count=len(backends), flags=flags, affinity_timeout=affinity_s
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.agent.abi import config, conntrack, endpoints, events, ipcache, lb, metrics, policy, refined
+from services.agent.abi import config, conntrack, endpoints, events, ipcache, lb, metrics, policy, refined, sock
 
 pytestmark = pytest.mark.root
 
@@ -58,6 +58,8 @@ VALUES: dict[str, Any] = {
     "lay_ipcache_key": ipcache.IpcacheKey,
     "lay_service_key": lb.ServiceKey,
     "lay_backend_key": lb.BackendKey,
+    "sockets": sock.SockEntry,
+    "lay_sock_key": sock.SockKey,
     "lay_flow_event": events.FLOW_EVENT,
     "lay_http_event": events.HTTP_EVENT,
 }
@@ -68,6 +70,7 @@ KEYS: dict[str, Any] = {
     "refined": refined.RefinedKey,
     "services": lb.ServiceKey,
     "backends": lb.BackendKey,
+    "sockets": sock.SockKey,
     "backend_slots": lb.BackendSlotKey,
     "maglev": lb.MaglevKey,
     "affinity": lb.AffinityKey,

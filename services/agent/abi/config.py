@@ -20,6 +20,8 @@ class ConfigFlags(IntFlag):
     """Pods' packets to the outside leave with the node's address."""
     NORTH_SOUTH = 2
     """Services are reached from outside through this node."""
+    SOCKET_LB = 256
+    """Sockets may have been connected to Services: flows name them."""
 
 
 class DatapathConfig(Struct):

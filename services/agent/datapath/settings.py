@@ -21,6 +21,8 @@ class Settings:
     """Whether the outside is `world-ipv4` and `world-ipv6`, or just `world`."""
     update_interval_s: float = 10.0
     """Between two reports of a live connection; 0 = none."""
+    flags: int = 0
+    """`ConfigFlags`: what this node does."""
 
     def pack(self) -> bytes:
         """`struct datapath_config`."""
@@ -30,6 +32,7 @@ class Settings:
             world_ipv4=Reserved.WORLD_IPV4 if self.dual_stack else Reserved.WORLD,
             world_ipv6=Reserved.WORLD_IPV6 if self.dual_stack else Reserved.WORLD,
             tunnel_port=be16(self.tunnel_port),
+            flags=self.flags,
             hairpin_ipv4=HAIRPIN_IPV4,
             hairpin_ipv6=HAIRPIN_IPV6,
         ).pack()
