@@ -23,8 +23,10 @@ struct datapath_config {
 	u16 flags;       /* CONFIG_F_* */
 	struct addr hairpin_ipv4; /* source of a pod's packets to itself through its own Service */
 	struct addr hairpin_ipv6;
+	u32 ct_queue_mask; /* places per CPU in the queue of connections that have not settled, minus 1 */
+	u32 pad;
 };
-_Static_assert(sizeof(struct datapath_config) == 56, "datapath_config");
+_Static_assert(sizeof(struct datapath_config) == 64, "datapath_config");
 
 ARRAY_MAP(config, struct datapath_config, 1);
 

@@ -27,6 +27,7 @@ enum ct_flags {
 	CT_F_CLOSED = 32, /* CLOSE was emitted */
 	CT_F_HTTP = 64,   /* was under an L7 rule set once: HTTP follows it, so that rules may come back */
 	CT_F_AUDITED = 128, /* the current policy refuses it, but the endpoint is only audited */
+	CT_F_SETTLED = 256, /* has come to stay: see lib/ct_room.h */
 	CT_F_CLOSING = CT_F_RST | CT_F_CLOSED,
 	CT_F_REFUSED = CT_F_DENIED | CT_F_AUDITED,
 };
@@ -36,7 +37,8 @@ enum ct_flags {
 struct ct_entry {
 	u64 created_ns;
 	u64 expires_ns;
-	u64 last_event_ns;
+	u32 last_event;   /* coarse_time of the last NEW or UPDATE */
+	u32 queue_number; /* its place in the queue of CPU queue_cpu: see lib/ct_room.h */
 	u64 bytes[2];
 	u64 handshake_ns; /* when the SYN (or SYN-ACK) left that we wait an answer for; 0: none */
 	u32 packets[2];
@@ -60,12 +62,12 @@ struct ct_entry {
 	u16 nat_port;            /* 0: with nothing to translate, as when the socket was connected to a Service */
 	struct addr nat_address; /* SERVICE: the backend. Others with a service_id: what the client addressed */
 	u16 nat_slot;            /* SERVICE: the backend's slot when it was chosen */
-	u16 pad;
+	u16 queue_cpu;
 };
 _Static_assert(sizeof(struct ct_entry) == 128, "ct_entry");
 
 /* The real size comes from the agent's configuration; the compiler's copy is thrown away. */
-BPF_F_TABLE("lru_hash", struct ct_key, struct ct_entry, ct, 1024, CT_MAP_FLAGS);
+BPF_F_TABLE("hash", struct ct_key, struct ct_entry, ct, 1024, 0);
 
 /* An untouched zero entry to start from: 128 bytes are too many for the stack of a program that holds more. */
 PERCPU_MAP(ct_fresh, struct ct_entry, 1);
@@ -75,6 +77,12 @@ PERCPU_MAP(ct_fresh, struct ct_entry, 1);
 #define CT_TIMEOUT_SYN (60 * SECOND)
 #define CT_TIMEOUT_CLOSE (10 * SECOND)
 #define CT_TIMEOUT_OTHER (60 * SECOND)
+
+/* Units of 2^20 ns (a millisecond or so) in 32 bits: what a difference of less than 25 days needs. */
+INLINE u32 coarse_time(u64 ns)
+{
+	return ns >> 20;
+}
 
 INLINE bool ct_both_fins(const struct ct_entry *entry)
 {

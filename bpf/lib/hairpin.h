@@ -3,6 +3,7 @@
  * becomes the hairpin address on the way in and the Service's on the way back. No policy: a pod is never cut off
  * from itself. Its end is reported by the collector. */
 #pragma once
+#include "ct_room.h"
 #include "deliver.h"
 #include "service_path.h"
 #include "trace.h"
@@ -45,6 +46,7 @@ INLINE int hairpin_entry(struct pkt_ctx *ctx, const struct endpoint_info *ep)
 
 	if (entry && !ct_is_over(entry, ctx)) {
 		ct_account(ctx, entry, true);
+		ct_follow_room(ctx, entry, true);
 		return 0;
 	}
 	entry = ct_fresh.lookup(&zero);
@@ -53,7 +55,7 @@ INLINE int hairpin_entry(struct pkt_ctx *ctx, const struct endpoint_info *ep)
 	ctx->ct_state = CT_NEW;
 	/* As seen from the server's side, which is how the key looks. */
 	ct_fill(entry, ctx, ep, DIR_INGRESS, ep->identity, ep->id, &d);
-	if (ct.update(&ctx->key, entry))
+	if (ct_insert(ctx, entry))
 		return DROP_CT_MAP_INSERTION_FAILED;
 	emit_flow(ctx, entry, EVENT_NEW, 0);
 	return 0;
@@ -96,5 +98,6 @@ INLINE int hairpin_reply(struct pkt_ctx *ctx, struct nat *nat)
 	nat->dport = ctx->dport;
 	nat->flags = NAT_SOURCE | NAT_DESTINATION;
 	ct_account(ctx, entry, false);
+	ct_follow_room(ctx, entry, false);
 	return 0;
 }

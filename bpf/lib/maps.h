@@ -4,6 +4,7 @@
 #include "config.h"
 #include "conntrack.h"
 #include "context.h"
+#include "ct_room.h"
 #include "endpoints.h"
 #include "events.h"
 #include "ipcache.h"

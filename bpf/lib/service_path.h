@@ -5,14 +5,19 @@
  * has gone meanwhile. */
 #pragma once
 #include "conntrack.h"
+#include "ct_room.h"
 #include "drop_reasons.h"
 #include "lb.h"
 #include "nat.h"
 #include "trace.h"
 
-INLINE u64 service_timeout(const struct pkt_ctx *ctx)
+INLINE u64 service_timeout(const struct pkt_ctx *ctx, const struct ct_entry *chosen)
 {
-	return ctx->protocol == PROTO_TCP ? CT_TIMEOUT_TCP : CT_TIMEOUT_OTHER;
+	if (ctx->protocol != PROTO_TCP)
+		return CT_TIMEOUT_OTHER;
+	if (chosen->flags & CT_F_RST)
+		return CT_TIMEOUT_CLOSE;
+	return chosen->flags & CT_F_SETTLED ? CT_TIMEOUT_TCP : CT_TIMEOUT_SYN;
 }
 
 /* Protocols that Services have. */
@@ -78,15 +83,32 @@ INLINE struct ct_entry *choose_backend(struct pkt_ctx *ctx, const struct service
 		return NULL;
 	__builtin_memset(entry, 0, sizeof(*entry));
 	entry->created_ns = ctx->now_ns;
-	entry->expires_ns = ctx->now_ns + service_timeout(ctx);
+	entry->expires_ns = ctx->now_ns + service_timeout(ctx, entry);
 	entry->service_id = service->service_id;
 	entry->endpoint_id = ctx->src_endpoint;
 	entry->direction = DIR_EGRESS;
 	entry->nat_address = b->address;
 	entry->nat_port = b->port;
 	entry->nat_slot = slot;
-	*reason = DROP_CT_MAP_INSERTION_FAILED;
-	return ct.update(&ctx->key, entry) ? NULL : entry;
+	*reason = ct_insert(ctx, entry);
+	return *reason ? NULL : entry;
+}
+
+/* A packet uses the choice `chosen`. It has settled once a connection goes on behind it, and stays until its client
+ * has said that it is done; what is left of the connection then keeps it alive for a while. */
+INLINE void follow_choice(struct pkt_ctx *ctx, struct ct_entry *chosen)
+{
+	bool tcp = ctx->protocol == PROTO_TCP;
+
+	if (unlikely(tcp && (ctx->tcp_flags & (TCP_FIN | TCP_RST)))) {
+		if (chosen->flags & CT_F_SETTLED)
+			ct_leave(ctx, chosen);
+		chosen->flags |= ctx->tcp_flags & TCP_RST ? CT_F_RST : CT_F_FIN_ORIGINAL;
+	} else if (unlikely(!(chosen->flags & (CT_F_SETTLED | CT_F_RST | CT_F_FIN_ORIGINAL)))) {
+		if (tcp ? !(ctx->flags & CTX_F_SYN) : ctx->now_ns - chosen->created_ns > CT_SETTLE_OTHER)
+			ct_settle(chosen);
+	}
+	chosen->expires_ns = ctx->now_ns + service_timeout(ctx, chosen);
 }
 
 /* If the packet goes to a Service: ctx->service_* say to which, `*to` and `*port` to which backend instead. Returns 1
@@ -113,8 +135,10 @@ INLINE int service_backend(struct pkt_ctx *ctx, struct addr *to, u16 *port)
 	chosen = ct.lookup(&ctx->key);
 	if (chosen && keeps_backend(ctx, chosen)) {
 		ctx->service_id = chosen->service_id;
-		chosen->expires_ns = ctx->now_ns + service_timeout(ctx);
+		follow_choice(ctx, chosen);
 	} else if (service) {
+		if (chosen)
+			ct_unsettle(chosen);
 		chosen = choose_backend(ctx, &frontend, service, &reason);
 		if (!chosen)
 			return -reason;

@@ -4,6 +4,7 @@
 #pragma once
 #include "config.h"
 #include "conntrack.h"
+#include "ct_room.h"
 #include "deliver.h"
 #include "endpoints.h"
 #include "policy.h"
@@ -67,7 +68,7 @@ INLINE void ct_fill(struct ct_entry *entry, struct pkt_ctx *ctx, const struct en
 	bool tcp = ctx->protocol == PROTO_TCP;
 
 	entry->created_ns = now;
-	entry->last_event_ns = now;
+	entry->last_event = coarse_time(now);
 	entry->bytes[0] = ctx->ip_len;
 	entry->bytes[1] = 0;
 	entry->handshake_ns = (ctx->flags & CTX_F_SYN) && direction == DIR_EGRESS ? now : 0;
@@ -103,7 +104,6 @@ INLINE void ct_fill(struct ct_entry *entry, struct pkt_ctx *ctx, const struct en
 		entry->nat_port = 0;
 	}
 	entry->nat_slot = 0;
-	entry->pad = 0;
 	entry->expires_ns = now + ct_timeout(entry, ctx->protocol);
 }
 
@@ -120,6 +120,7 @@ INLINE int new_connection(struct pkt_ctx *ctx, const struct endpoint_info *ep, u
 	struct decision d = decide(ctx, ep, direction, peer_identity);
 	struct ct_entry *entry;
 	u32 zero = 0;
+	int reason;
 
 	ctx->ct_state = CT_NEW;
 	ctx->rule_id = d.rule_id;
@@ -129,12 +130,16 @@ INLINE int new_connection(struct pkt_ctx *ctx, const struct endpoint_info *ep, u
 	ctx->match_type = d.match_type;
 	if (d.drop_reason)
 		return d.drop_reason;
+	reason = ct_check_quota(ep->id);
+	if (unlikely(reason))
+		return reason;
 	entry = ct_fresh.lookup(&zero);
 	if (!entry)
 		return DROP_CT_MAP_INSERTION_FAILED;
 	ct_fill(entry, ctx, ep, direction, peer_identity, peer_endpoint, &d);
-	if (ct.update(&ctx->key, entry))
-		return DROP_CT_MAP_INSERTION_FAILED;
+	reason = ct_insert(ctx, entry);
+	if (unlikely(reason))
+		return reason;
 	report->entry = entry;
 	report->event = EVENT_NEW;
 	report->drop_reason = d.audited;
@@ -180,8 +185,9 @@ INLINE void follow_connection(struct pkt_ctx *ctx, struct ct_entry *entry, bool 
 		}
 		return;
 	}
-	if (cfg && cfg->update_interval_ns && ctx->now_ns > entry->last_event_ns + cfg->update_interval_ns) {
-		entry->last_event_ns = ctx->now_ns;
+	if (cfg && cfg->update_interval_ns &&
+	    (s32)(coarse_time(ctx->now_ns) - entry->last_event) > (s32)coarse_time(cfg->update_interval_ns)) {
+		entry->last_event = coarse_time(ctx->now_ns);
 		report->event = EVENT_UPDATE;
 	}
 }
@@ -218,6 +224,7 @@ INLINE struct ct_entry *ct_current(struct pkt_ctx *ctx, struct ct_entry *entry)
 		return entry;
 	if (!(entry->flags & CT_F_CLOSED))
 		emit_flow(ctx, entry, EVENT_CLOSE, 0);
+	ct_unsettle(entry);
 	return NULL;
 }
 
@@ -280,6 +287,8 @@ INLINE int police(struct pkt_ctx *ctx, struct ct_entry *entry, const struct endp
 		reason = police_original(ctx, entry, ep, direction, peer_identity, &report);
 	else
 		police_reply(ctx, entry, direction, &report);
+	if (likely(entry && !reason))
+		ct_follow_room(ctx, entry, entry->direction == direction);
 	if (unlikely(report.event && report.entry))
 		emit_flow(ctx, report.entry, report.event, report.drop_reason);
 	return reason;

@@ -12,11 +12,12 @@ from pathlib import Path
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from services.agent.abi.ct_room import queue_places
 from services.agent.abi.endpoints import EndpointInfo
 from services.agent.config import Config
 from services.agent.datapath import attach, loader_client, settings
 from services.agent.datapath.bpffs import drop_retired
-from services.agent.datapath.maps import PinnedMap
+from services.agent.datapath.maps import PinnedMap, possible_cpus
 from services.common.errors import Denied, NotFound
 from services.model.addresses import IPAddress
 from services.model.identity import NumericIdentity, Reserved
@@ -33,6 +34,9 @@ MAPS = (
     "backends",
     "revnat",
     "ct",
+    "ct_queue",
+    "ct_usage",
+    "ct_limit",
     "config",
     "events",
     "http_events",
@@ -130,7 +134,12 @@ async def load_programs(config: Config) -> loader_client.Loaded:
         loader_client.LoaderConfig(
             root=config.pins,
             cache_dir=config.cache_dir,
-            max_entries={"policy": config.policy_max, "ct": config.ct_max, "ipcache": config.ipcache_max},
+            max_entries={
+                "policy": config.policy_max,
+                "ct": config.ct_max,
+                "ct_queue": queue_places(config.ct_max, possible_cpus()),
+                "ipcache": config.ipcache_max,
+            },
         )
     )
 
@@ -141,7 +150,10 @@ async def ensure_overlay(config: Config, mtu: int, maps: Mapping[str, PinnedMap]
     settings.configure(
         maps["config"],
         settings.Settings(
-            overlay_ifindex=ifindex, tunnel_port=config.tunnel_port, update_interval_s=config.flow_interval
+            overlay_ifindex=ifindex,
+            tunnel_port=config.tunnel_port,
+            update_interval_s=config.flow_interval,
+            ct_queue_places=maps["ct_queue"].max_entries,
         ),
     )
     return ifindex

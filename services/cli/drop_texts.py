@@ -86,4 +86,5 @@ DROP_TEXTS: dict[int, str] = {
     225: "TLS where HTTP is expected",
     226: "HTTP/2 where HTTP/1 is expected",
     227: "HTTP connection closed by policy",
+    240: "Pod has too many connections",
 }

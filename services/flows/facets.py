@@ -25,6 +25,7 @@ DROPPED, AUDIT = 2, 4
 
 _REASONS = np.arange(256, dtype=np.uint8)
 _REASONS[220:] = DropReason.POLICY_DENIED
+_REASONS[DropReason.CT_QUOTA_EXCEEDED] = DropReason.CT_MAP_INSERTION_FAILED
 HUBBLE_REASON: Array = _REASONS
 """Our drop reason -> the nearest that Hubble's enum has: its clients know no numbers from 206 on."""
 

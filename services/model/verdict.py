@@ -57,3 +57,4 @@ class DropReason(IntEnum):
     HTTP_TLS = 225
     HTTP_HTTP2 = 226
     HTTP_CLOSED = 227
+    CT_QUOTA_EXCEEDED = 240

@@ -11,7 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.agent.abi import config, conntrack, endpoints, events, ipcache, lb, metrics, policy, refined, sock
+from services.agent.abi import (
+    config,
+    conntrack,
+    ct_room,
+    endpoints,
+    events,
+    ipcache,
+    lb,
+    metrics,
+    policy,
+    refined,
+    sock,
+)
 
 pytestmark = pytest.mark.root
 
@@ -24,7 +36,7 @@ with tempfile.TemporaryDirectory() as tree:
     bcc_backend._kernel_tree(Path(tree), program.SOURCE_DIR)
     os.environ["BCC_KERNEL_SOURCE"] = tree
     from bcc import BPF
-    flags = ["-w", "-D__LINUX_BPF_H__", "-DCT_MAP_FLAGS=0", f"-I{tree}/include", "-I/usr/include"]
+    flags = ["-w", "-D__LINUX_BPF_H__", f"-I{tree}/include", "-I/usr/include"]
     b = BPF(text=program.amalgamate(program.SOURCE_DIR, "layout_check.c"), cflags=flags)
     def fields(t, base=0, prefix=""):
         out = []
@@ -54,6 +66,7 @@ VALUES: dict[str, Any] = {
     "lay_metric": metrics.Metric,
     "ct": conntrack.CtEntry,
     "lay_ct_key": conntrack.CtKey,
+    "ct_usage": ct_room.CtUsage,
     "lay_policy_key": policy.PolicyKey,
     "lay_ipcache_key": ipcache.IpcacheKey,
     "lay_service_key": lb.ServiceKey,

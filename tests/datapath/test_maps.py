@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from services.agent.abi.config import DatapathConfig
 from services.agent.abi.conntrack import CtEntry, CtKey
 from services.agent.abi.tailcall import TailCall
 from services.agent.datapath import syscall
@@ -144,7 +146,8 @@ int from_wire(struct xdp_md *ctx)
 	return thing ? {verdict} : XDP_ABORTED;
 }}
 """
-SAME = 'struct thing { u64 x[7]; };\nBPF_F_TABLE("array", u32, struct thing, config, 1, 0);'
+THINGS = f"struct thing {{ u64 x[{ctypes.sizeof(DatapathConfig) // 8}]; }};"
+SAME = THINGS + '\nBPF_F_TABLE("array", u32, struct thing, config, 1, 0);'
 
 
 @pytest.fixture
@@ -174,7 +177,7 @@ def test_units_of_other_kinds_share_maps_by_name(node: Node, sources: Path, obje
 @pytest.mark.parametrize(
     ("table", "verdict", "message"),
     [
-        (SAME.replace("[7]", "[8]"), "0", "declares the map config otherwise"),
+        (SAME.replace("u64 x[", "u64 x[1 + "), "0", "declares the map config otherwise"),
         (SAME, "nonsense", r"does not compile"),
         (SAME, "*(int *)(long)ctx->data", r"verifier refused from_wire"),
     ],

@@ -25,7 +25,7 @@ class ConfigFlags(IntFlag):
 
 
 class DatapathConfig(Struct):
-    """`struct datapath_config`, 56 bytes, the only entry of map `config`."""
+    """`struct datapath_config`, 64 bytes, the only entry of map `config`."""
 
     _fields_ = [
         ("update_interval_ns", ctypes.c_uint64),
@@ -36,4 +36,6 @@ class DatapathConfig(Struct):
         ("flags", ctypes.c_uint16),
         ("hairpin_ipv4", Address),
         ("hairpin_ipv6", Address),
+        ("ct_queue_mask", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
     ]

@@ -38,6 +38,8 @@ class CtFlags(IntFlag):
     """Was under an L7 rule set once: HTTP follows it, so that rules may come back."""
     AUDITED = 128
     """The current policy refuses it, but the endpoint is only audited."""
+    SETTLED = 256
+    """Has come to stay: see `ct_room`."""
 
 
 class CtKey(Struct):
@@ -60,7 +62,8 @@ class CtEntry(Struct):
     _fields_ = [
         ("created_ns", ctypes.c_uint64),
         ("expires_ns", ctypes.c_uint64),
-        ("last_event_ns", ctypes.c_uint64),
+        ("last_event", ctypes.c_uint32),
+        ("queue_number", ctypes.c_uint32),
         ("bytes", ctypes.c_uint64 * 2),
         ("handshake_ns", ctypes.c_uint64),
         ("packets", ctypes.c_uint32 * 2),
@@ -83,7 +86,7 @@ class CtEntry(Struct):
         ("nat_port", ctypes.c_uint16),
         ("nat_address", Address),
         ("nat_slot", ctypes.c_uint16),
-        ("pad", ctypes.c_uint16),
+        ("queue_cpu", ctypes.c_uint16),
     ]
 
 
@@ -102,7 +105,8 @@ CT_ENTRY = np.dtype(
     [
         ("created_ns", "<u8"),
         ("expires_ns", "<u8"),
-        ("last_event_ns", "<u8"),
+        ("last_event", "<u4"),
+        ("queue_number", "<u4"),
         ("bytes", "<u8", (2,)),
         ("handshake_ns", "<u8"),
         ("packets", "<u4", (2,)),
@@ -125,7 +129,7 @@ CT_ENTRY = np.dtype(
         ("nat_port", "<u2"),
         ("nat_address", "u1", (16,)),
         ("nat_slot", "<u2"),
-        ("pad", "<u2"),
+        ("queue_cpu", "<u2"),
     ]
 )
 

@@ -27,9 +27,6 @@ from services.common.errors import CiliateError, Internal
 
 TAIL_CALLS: dict[str, type[TailCall]] = {"tailcalls": TailCall}
 """Program arrays, and which program goes where."""
-CT_FLAGS = 2
-"""BPF_F_NO_COMMON_LRU: every CPU evicts from a list of its own. Inserting into a full map costs 200-430 ns instead of
-290-620 (measured); the price is that a CPU can use only its share of the entries."""
 
 
 def open_or_create(spec: MapSpec, pin: Path) -> tuple[int, bool]:
@@ -50,7 +47,7 @@ def load(config: LoaderConfig) -> Loaded:
     started = time.monotonic()
     source_dir = Path(config.source_dir)
     cache_dir = Path(config.cache_dir) if config.cache_dir else None
-    compiled = compile_units(units.present(source_dir), source_dir, cache_dir, (f"-DCT_MAP_FLAGS={CT_FLAGS}",))
+    compiled = compile_units(units.present(source_dir), source_dir, cache_dir, ())
     compile_s = time.monotonic() - started
     root = Path(config.root)
     ensure_bpffs(root)

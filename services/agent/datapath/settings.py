@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.agent.abi.config import HAIRPIN_IPV4, HAIRPIN_IPV6, DatapathConfig
+from services.agent.abi.ct_room import QUEUE_MIN
 from services.agent.abi.layout import be16
 from services.agent.datapath.maps import PinnedMap
 from services.model.identity import Reserved
@@ -24,6 +25,9 @@ class Settings:
     flags: int = 0
     """`ConfigFlags`: what this node does."""
 
+    ct_queue_places: int = QUEUE_MIN
+    """Size of map `ct_queue`, a power of two."""
+
     def pack(self) -> bytes:
         """`struct datapath_config`."""
         return DatapathConfig(
@@ -35,6 +39,7 @@ class Settings:
             flags=self.flags,
             hairpin_ipv4=HAIRPIN_IPV4,
             hairpin_ipv6=HAIRPIN_IPV6,
+            ct_queue_mask=self.ct_queue_places - 1,
         ).pack()
 
 

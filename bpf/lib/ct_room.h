@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Room in the connection table: who may come in, and who has to leave for it (services/agent/abi/ct_room.py).
+ *
+ * A connection is *settled* (CT_F_SETTLED) from the end of its handshake to its end. Settled ones are never pushed out;
+ * an endpoint may have so many of them and no more. All others, half-open or over, stand in a queue of fixed length:
+ * each insertion takes the next place and removes whoever had it a lap ago, unless that one has settled. So a flood
+ * of connections that nobody completes turns the queue and nothing else, also while no agent collects.
+ *
+ * One queue per CPU: places need no locks. The table has room for all queues and as many settled connections. */
+#pragma once
+#include "config.h"
+#include "conntrack.h"
+#include "drop_reasons.h"
+#include "endpoints.h"
+
+struct ct_place {
+	struct ct_key key;
+	u32 number; /* of the entry that stands here; 0: nobody */
+	u32 pad;
+};
+_Static_assert(sizeof(struct ct_place) == 48, "ct_place");
+
+/* A cache line per endpoint. Only the kernel writes here. */
+struct ct_usage {
+	u32 settled; /* connections that settled minus those whose end was seen; what the agent collects is not in it */
+	u32 evicted; /* pushed out of the queue before they settled */
+	u32 refused; /* packets that would have opened a connection too many */
+	u32 pad[13];
+};
+_Static_assert(sizeof(struct ct_usage) == 64, "ct_usage");
+
+/* The real sizes come from the agent's configuration. */
+PERCPU_MAP(ct_queue, struct ct_place, 1024);
+ARRAY_MAP(ct_usage, struct ct_usage, MAX_ENDPOINTS);
+/* `settled` at which an endpoint gets no new connections, written by the agent: its quota and what was collected. 0:
+ * no quota. */
+ARRAY_MAP(ct_limit, u32, MAX_ENDPOINTS);
+
+#define CT_QUEUE_MIN_MASK 1023
+#define CT_PLACES_TRIED 16
+#define CT_SETTLE_OTHER (2 * SECOND)
+
+INLINE u32 ct_queue_mask(void)
+{
+	struct datapath_config *cfg = datapath_config();
+
+	return (cfg ? cfg->ct_queue_mask : 0) | CT_QUEUE_MIN_MASK;
+}
+
+INLINE struct ct_usage *ct_usage_of(u32 endpoint_id)
+{
+	return ct_usage.lookup(&endpoint_id);
+}
+
+/* May the endpoint open one more? 0 or a drop reason. Id 0 (no pod) has no quota. */
+INLINE int ct_check_quota(u32 endpoint_id)
+{
+	struct ct_usage *usage = ct_usage.lookup(&endpoint_id);
+	u32 *limit = ct_limit.lookup(&endpoint_id);
+
+	if (!usage || !limit || !*limit || likely((s32)(*limit - usage->settled) > 0))
+		return 0;
+	__sync_fetch_and_add(&usage->refused, 1);
+	return DROP_CT_QUOTA_EXCEEDED;
+}
+
+/* The connection is over, or about to be replaced. */
+INLINE void ct_unsettle(struct ct_entry *entry)
+{
+	struct ct_usage *usage;
+
+	if (!(entry->flags & CT_F_SETTLED))
+		return;
+	entry->flags &= ~CT_F_SETTLED;
+	usage = ct_usage_of(entry->endpoint_id);
+	if (usage)
+		__sync_fetch_and_add(&usage->settled, -1);
+}
+
+INLINE void ct_settle(struct ct_entry *entry)
+{
+	struct ct_usage *usage = ct_usage_of(entry->endpoint_id);
+
+	entry->flags |= CT_F_SETTLED;
+	if (usage)
+		__sync_fetch_and_add(&usage->settled, 1);
+}
+
+/* Remove whom the place was given to before, unless that one has settled or stands elsewhere by now. */
+INLINE bool ct_evict(struct ct_place *place)
+{
+	struct ct_usage *usage;
+	struct ct_entry *entry;
+
+	if (!place->number)
+		return false;
+	entry = ct.lookup(&place->key);
+	if (!entry || entry->queue_number != place->number || entry->queue_cpu != bpf_get_smp_processor_id() ||
+	    (entry->flags & CT_F_SETTLED))
+		return false;
+	if (!(entry->flags & CT_F_CLOSING)) {
+		usage = ct_usage_of(entry->endpoint_id);
+		if (usage)
+			__sync_fetch_and_add(&usage->evicted, 1);
+	}
+	ct.delete(&place->key);
+	return true;
+}
+
+/* A place in this CPU's queue for the connection ctx->key. */
+INLINE void ct_enqueue(struct pkt_ctx *ctx, struct ct_entry *entry)
+{
+	u32 index = (ctx->ct_queued + 1) & ct_queue_mask();
+	struct ct_place *place = ct_queue.lookup(&index);
+
+	ctx->ct_queued += 1;
+	entry->queue_number = ctx->ct_queued;
+	entry->queue_cpu = bpf_get_smp_processor_id();
+	if (!place)
+		return;
+	ct_evict(place);
+	place->key = ctx->key;
+	place->number = ctx->ct_queued;
+}
+
+/* The table is full, of settled connections then: one of the places that are next has to be enough. */
+INLINE void ct_make_room(struct pkt_ctx *ctx)
+{
+	u32 index, i, mask = ct_queue_mask();
+	struct ct_place *place;
+
+#pragma nounroll
+	for (i = 0; i < CT_PLACES_TRIED; i++) {
+		ctx->ct_queued += 1;
+		index = ctx->ct_queued & mask;
+		place = ct_queue.lookup(&index);
+		if (place && ct_evict(place))
+			return;
+	}
+}
+
+/* Put a new connection into the table under ctx->key and into the queue. `entry` is not the table's copy. 0 or a drop
+ * reason. */
+INLINE int ct_insert(struct pkt_ctx *ctx, struct ct_entry *entry)
+{
+	int i, error = 0;
+
+	ct_enqueue(ctx, entry);
+#pragma nounroll
+	for (i = 0; i < 2; i++) {
+		error = ct.update(&ctx->key, entry);
+		if (likely(!error))
+			return 0;
+		if (i == 0)
+			ct_make_room(ctx);
+	}
+	return DROP_CT_MAP_INSERTION_FAILED;
+}
+
+/* A settled connection is over: it stands in the queue again, if its place there has gone meanwhile. */
+INLINE void ct_leave(struct pkt_ctx *ctx, struct ct_entry *entry)
+{
+	ct_unsettle(entry);
+	if (entry->queue_cpu != bpf_get_smp_processor_id() || ctx->ct_queued - entry->queue_number > ct_queue_mask())
+		ct_enqueue(ctx, entry);
+}
+
+/* After a packet was counted: has the connection come to stay, or come to its end? The table's entry, under ctx->key.
+ * Half-open is who has not had an answer and gone on: a TCP handshake is complete with its third packet, others have
+ * to talk for a while. */
+INLINE void ct_follow_room(struct pkt_ctx *ctx, struct ct_entry *entry, bool original)
+{
+	u16 state = entry->flags & (CT_F_SETTLED | CT_F_CLOSING | CT_F_FIN_ORIGINAL | CT_F_FIN_REPLY);
+
+	if (likely(state == CT_F_SETTLED))
+		return;
+	if ((entry->flags & CT_F_CLOSING) || ct_both_fins(entry)) {
+		if (state & CT_F_SETTLED)
+			ct_leave(ctx, entry);
+		return;
+	}
+	if ((state & CT_F_SETTLED) || !original || !(entry->flags & CT_F_SEEN_REPLY))
+		return;
+	if (ctx->protocol != PROTO_TCP ? ctx->now_ns - entry->created_ns > CT_SETTLE_OTHER && ctx->now_ns > entry->created_ns :
+					 ctx->tcp_flags & TCP_ACK)
+		ct_settle(entry);
+}
