@@ -30,6 +30,9 @@ class Conflict:
     second_path: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.first} {self.first_path} and {self.second} {self.second_path}: {self.reason}"
+
     def seen_by(self, key: ObjectKey) -> tuple[str, str]:
         """(path of the policy's own rule, what people should know of the other one)."""
         mine, other, place = self.first_path, self.second, self.second_path

@@ -69,8 +69,12 @@ def explain(
     *,
     request: Request | None = None,
     meets: RequestMatcher | None = None,
+    host: bool = False,
 ) -> Explanation:
-    """Decide, and say what each rule of the direction had to do with it; with `request`, L7 rules have to meet it."""
+    """Decide, and say what each rule of the direction had to do with it; with `request`, L7 rules have to meet it.
+
+    `host`: the subject is a node.
+    """
     specs = list(specs)
     destination = subject if direction == Direction.INGRESS else peer
     considered = []
@@ -88,7 +92,8 @@ def explain(
                     if not any(permits(item, request, meets) for item in covering):
                         failed = (*failed, Part.L7)
                 considered.append(Considered(policy, rule, failed))
-    return Explanation(decide(specs, direction, subject, peer, protocol, port, mode=mode), tuple(considered))
+    decision = decide(specs, direction, subject, peer, protocol, port, mode=mode, host=host)
+    return Explanation(decision, tuple(considered))
 
 
 def permits(traffic: Traffic, request: Request, meets: RequestMatcher) -> bool:

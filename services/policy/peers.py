@@ -35,6 +35,8 @@ class Party:
     view: LabelView
     addresses: tuple[IPAddress, ...] = ()
     ports: PortNames = field(default_factory=dict)
+    node: LabelView | None = None
+    """Of a node: what host policies select it by (`nodes.node_view`)."""
 
 
 @dataclass(frozen=True, slots=True)

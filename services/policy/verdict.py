@@ -66,22 +66,33 @@ def applying(policies: Iterable[Policy], subject: Party, *, host: bool = False) 
     ]
 
 
-def is_enforced(specs: Iterable[tuple[Policy, Spec]], direction: Direction, subject: Party, mode: Mode) -> bool:
-    """Whether the endpoint's direction is policed: rules have a say, or the mode or a missing identity demand it."""
+def is_enforced(
+    specs: Iterable[tuple[Policy, Spec]], direction: Direction, subject: Party, mode: Mode, *, host: bool = False
+) -> bool:
+    """Whether the endpoint's direction is policed: rules have a say, or the mode or a missing identity demand it.
+
+    A node (`host`) is policed by rules alone: one that the mode closed could not be told anything any more.
+    """
     if mode is Mode.NEVER:
         return False
-    if mode is Mode.ALWAYS or subject.view.value(SOURCE_RESERVED, "init") is not None:
+    if _is_always_policed(subject, mode, host=host):
         return True
     return any(spec.touches(direction) for _, spec in specs)
 
 
-def is_closed(specs: Iterable[tuple[Policy, Spec]], direction: Direction, subject: Party, mode: Mode) -> bool:
+def is_closed(
+    specs: Iterable[tuple[Policy, Spec]], direction: Direction, subject: Party, mode: Mode, *, host: bool = False
+) -> bool:
     """Whether what no rule allows is dropped."""
     if mode is Mode.NEVER:
         return False
-    if mode is Mode.ALWAYS or subject.view.value(SOURCE_RESERVED, "init") is not None:
+    if _is_always_policed(subject, mode, host=host):
         return True
     return any(direction in spec.default_deny for _, spec in specs)
+
+
+def _is_always_policed(subject: Party, mode: Mode, *, host: bool) -> bool:
+    return not host and (mode is Mode.ALWAYS or subject.view.value(SOURCE_RESERVED, "init") is not None)
 
 
 def decide(
@@ -115,7 +126,7 @@ def decide(
     matches = _unique(match for match, _ in allowing)
     # The local host must reach its pods (health checks); only a deny rule can stop it.
     local_host = direction == Direction.INGRESS and peer.id == Reserved.HOST and not host
-    plain = local_host or not is_closed(specs, direction, subject, mode)
+    plain = local_host or not is_closed(specs, direction, subject, mode, host=host)
     if not allowing:
         return Decision(Outcome.ALLOW if plain else Outcome.DROP)
     narrowed = [traffic.l7 for _, traffic in allowing if traffic.l7 is not None]

@@ -14,6 +14,7 @@ from services.model.addresses import IPNetwork
 from services.model.identity import Reserved, is_cluster
 from services.model.labels import POD_NAMESPACE, SOURCE_CIDR, SOURCE_K8S, SOURCE_RESERVED, Label, Labels
 from services.model.verdict import Direction
+from services.policy.conflicts import Conflict, conflicts
 from services.policy.explain import Explanation, explain
 from services.policy.l7 import HTTP, Request, RequestMatcher
 from services.policy.peers import CidrPeer, IpBlockPeer, Party, cidr_key
@@ -36,11 +37,13 @@ class Fate(Enum):
     """A request that meets no HTTP rule, or a condition that is not enforced and so lets nobody in."""
     DENIED = "denied by a rule"
     DROPPED = "dropped by default"
+    CONFLICT = "rules conflict: whoever runs keeps what it had, others are closed"
+    """The subject's rules cannot be merged (`conflicts`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A fate; `requests` are the HTTP rules that requests must meet, as text."""
+    """A fate; `requests` are the HTTP rules that requests must meet, or why there is no better fate, as text."""
 
     fate: Fate
     requests: tuple[str, ...] = ()
@@ -74,12 +77,14 @@ class Question:
 
 
 class World:
-    """Policies and how they are enforced. `meets` decides whether a request meets an HTTP rule."""
+    """Policies and how they are enforced. `meets` decides whether a request meets an HTTP rule; without `hosts`
+    policies for nodes are not enforced."""
 
-    def __init__(self, policies: Iterable[Policy], mode: Mode, meets: RequestMatcher) -> None:
-        self._mode, self._meets = mode, meets
+    def __init__(self, policies: Iterable[Policy], mode: Mode, meets: RequestMatcher, *, hosts: bool = True) -> None:
+        self.mode, self._meets, self._hosts = mode, meets, hosts
         self.policies = tuple(sorted(policies, key=lambda policy: policy.key))
-        self._specs: dict[LabelView, Specs] = {}
+        self._specs: dict[tuple[LabelView, bool], Specs] = {}
+        self._conflicts: dict[tuple[LabelView, bool], tuple[Conflict, ...]] = {}
         self._by_namespace: dict[str, list[Policy]] = {}
         for policy in self.policies:
             self._by_namespace.setdefault(policy.key.namespace, []).append(policy)
@@ -96,14 +101,26 @@ class World:
         """Blocks may tell pods of one identity apart."""
 
     def specs(self, subject: Party) -> Specs:
-        """What selects a pod; nothing selects nodes and the outside."""
-        if not is_endpoint(subject):
+        """What selects a pod, or a node by its labels; nothing selects the outside."""
+        if not is_endpoint(subject) or (subject.node is not None and not self._hosts):
             return ()
-        found = self._specs.get(subject.view)
+        key = _subject_key(subject)
+        found = self._specs.get(key)
         if found is None:
-            namespace = subject.view.value(SOURCE_K8S, POD_NAMESPACE) or ""
+            view, host = key
+            namespace = "" if host else view.value(SOURCE_K8S, POD_NAMESPACE) or ""
             near = [policy for space in sorted({"", namespace}) for policy in self._by_namespace.get(space, ())]
-            found = self._specs[subject.view] = tuple(applying(near, subject))
+            found = self._specs[key] = tuple(applying(near, Party(subject.id, view), host=host))
+        return found
+
+    def conflicts(self, subject: Party) -> tuple[Conflict, ...]:
+        """The subject's rules that cannot be merged."""
+        if self.mode is Mode.NEVER:
+            return ()
+        key = _subject_key(subject)
+        found = self._conflicts.get(key)
+        if found is None:
+            found = self._conflicts[key] = conflicts(self.specs(subject))
         return found
 
     def outside(self, prefix: IPNetwork) -> Party:
@@ -129,18 +146,29 @@ class World:
             peer,
             question.protocol,
             question.port,
-            self._mode,
+            self.mode,
             request=question.request,
             meets=self._meets,
+            host=subject.node is not None,
         )
 
     def answer(self, question: Question, direction: Direction) -> Answer:
-        """What a direction says; pods alone have policy."""
+        """What a direction says; pods have policy, and nodes whose labels are known."""
         subject, peer = question.sides(direction)
         if not is_endpoint(subject):
             return ALLOWED
+        clashing = self.conflicts(subject)
+        if clashing:
+            return Answer(Fate.CONFLICT, tuple(dict.fromkeys(str(conflict) for conflict in clashing)))
         decision = decide(
-            self.specs(subject), direction, subject, peer, question.protocol, question.port, mode=self._mode
+            self.specs(subject),
+            direction,
+            subject,
+            peer,
+            question.protocol,
+            question.port,
+            mode=self.mode,
+            host=subject.node is not None,
         )
         return self.judge(decision, direction, question.request)
 
@@ -166,5 +194,9 @@ class World:
 
 
 def is_endpoint(party: Party) -> bool:
-    """Whether policy can select the party: pods, not nodes and not the outside."""
-    return is_cluster(party.id) or party.id == Reserved.INIT
+    """Whether policy can select the party: pods, and nodes whose labels are known, not the outside."""
+    return is_cluster(party.id) or party.id == Reserved.INIT or party.node is not None
+
+
+def _subject_key(subject: Party) -> tuple[LabelView, bool]:
+    return (subject.view, False) if subject.node is None else (subject.node, True)

@@ -9,7 +9,7 @@ from services.agent.calc import services as service_tables
 from services.agent.calc.binding import Capabilities
 from services.agent.calc.catalogue import Catalogue, RuleRef, make_ref
 from services.agent.calc.endpoints import EndpointTables
-from services.agent.calc.group import Group, GroupKey
+from services.agent.calc.group import HOST_KEY, Group, GroupKey
 from services.agent.calc.identities import Identities
 from services.agent.calc.ipcache import Ipcache
 from services.agent.calc.maps import MapName
@@ -18,6 +18,7 @@ from services.agent.calc.policy_maps import PolicyMaps
 from services.agent.calc.requests import meets
 from services.agent.calc.services import Services
 from services.model.addresses import IPAddress
+from services.model.identity import Reserved
 from services.model.labels import Labels
 from services.model.objects import LocalEndpoint, ObjectKey, PolicyObject
 from services.model.verdict import Direction
@@ -58,7 +59,7 @@ class Answers:
         capabilities: Capabilities,
         capacity: int,
     ) -> None:
-        self._mode = mode
+        self._mode, self._capabilities = mode, capabilities
         self._services = Services()
         self._policies = Policies(options, self._services, capabilities)
         self._identities = Identities()
@@ -102,17 +103,17 @@ class Answers:
         self, endpoint_id: int, direction: Direction, peer: int, protocol: int, port: int
     ) -> Explanation | None:
         """Why an endpoint's policy treats a peer's traffic as it does; None where either is not known."""
-        endpoint, party = self._endpoints.get(endpoint_id), self._identities.parties.get(peer)
-        subject = self._identities.parties.get(endpoint.identity) if endpoint else None
-        key = self._groups.get(endpoint_id)
+        party, key = self._identities.parties.get(peer), self._groups.get(endpoint_id)
+        subject = self._maps.subject(key) if key else None
         if subject is None or party is None or key is None:
             return None
-        subject = Party(subject.id, subject.view, subject.addresses, key.port_names())
-        return explain(self._maps.specs(key), direction, subject, party, protocol, port, self._mode)
+        subject = replace(subject, ports=key.port_names())
+        specs = self._maps.specs(key)
+        return explain(specs, direction, subject, party, protocol, port, self._mode, host=key.host)
 
     def world(self) -> World:
         """The policies in force and how they are enforced, to ask about any two parties."""
-        return World(self._policies.in_force().values(), self._mode, meets)
+        return self._world(self._policies.in_force().values())
 
     def world_with(self, changed: Iterable[PolicyObject], deleted: Iterable[ObjectKey]) -> World:
         """As `world`, were these documents applied and these deleted; raises `PolicyInvalid`. Nothing is applied."""
@@ -120,7 +121,10 @@ class Answers:
         policies = {key: policy for key, policy in self._policies.in_force().items() if key not in gone}
         for source in changed:
             policies[source.key] = self._policies.read(source)
-        return World(policies.values(), self._mode, meets)
+        return self._world(policies.values())
+
+    def _world(self, policies: Iterable[Policy]) -> World:
+        return World(policies, self._mode, meets, hosts=self._capabilities.host_policies)
 
     def rulesets(self) -> dict[int, tuple[HttpRule, ...]]:
         """Every HTTP rule set that entries may name."""
@@ -145,6 +149,11 @@ class Answers:
     def party_at(self, identity: int, address: IPAddress) -> Party | None:
         """Who has an address, as policy sees it: of an identity that rules divide, the part with the address."""
         return self._identities.parties.get(self._identities.refinements.part_of(identity, address))
+
+    def host(self) -> Party:
+        """This node as pods see it and as host policies select it."""
+        party, subject = self._identities.parties[int(Reserved.HOST)], self._maps.subject(HOST_KEY)
+        return replace(party, node=subject.node if subject else None)
 
     def parties(self) -> Mapping[int, Party]:
         """Every identity as policy sees it, as of the last flush: for explaining verdicts. Identities that rules divide

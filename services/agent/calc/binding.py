@@ -26,7 +26,7 @@ class Capabilities:
     http_egress: bool = False
     other_l7: bool = False
     authentication: bool = False
-    host_policies: bool = False
+    host_policies: bool = True
 
     def narrow(self, traffic: Traffic, direction: Direction) -> tuple[Traffic, bool]:
         """(traffic with L7 rules as far as they narrow anything, whether the rest must be refused)."""
@@ -49,7 +49,7 @@ ANY_RULE = Piece(0, Traffic())
 HOST_RULE = Piece(0, Traffic(), authentication="disabled")
 REQUIRING = frozenset({"required", "test-always-fail"})
 LOCAL_HOST = (reserved("host"),)
-ALL_CAPABILITIES = Capabilities(http_egress=True, other_l7=True, authentication=True, host_policies=True)
+ALL_CAPABILITIES = Capabilities(http_egress=True, other_l7=True, authentication=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +94,10 @@ def unenforceable(policy: Policy, capabilities: Capabilities) -> tuple[Problem, 
     found: list[Problem] = []
     for spec in policy.specs:
         if spec.host and not capabilities.host_policies:
-            found += [Problem(rule.path, "policies for nodes are not enforced yet") for rule in spec.rules]
+            found += [
+                Problem(rule.path, "policies for nodes are not enforced here: host_firewall is off")
+                for rule in spec.rules
+            ]
             continue
         for rule in spec.rules:
             kinds = {item.l7.kind for item in rule.traffic if item.l7 and capabilities.narrow(item, rule.direction)[1]}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.agent.abi.endpoints import EndpointFlags, EndpointInfo
+from services.agent.abi.endpoints import HOST_ENDPOINT, EndpointFlags, EndpointInfo
 from services.agent.calc.maps import Change, MapName, Put, u32
 from services.agent.calc.table import Table
 from services.model.addresses import to_bytes
+from services.model.identity import Reserved
 from services.model.objects import LocalEndpoint
 
 
@@ -41,6 +42,18 @@ class EndpointTables:
             return []
         info.flags |= flags
         return [Put("endpoints", u32(number), info.pack())]
+
+    def set_host(self, policy_id: int, revision: int, flags: EndpointFlags) -> None:
+        """Policies select the node, and it obeys these entries; with policy id 0 none does."""
+        if not policy_id:
+            self.tables["endpoints"].remove(u32(HOST_ENDPOINT))
+            return
+        if self._audit.everywhere:
+            flags |= EndpointFlags.AUDIT
+        info = EndpointInfo(
+            identity=Reserved.HOST, policy_id=policy_id, policy_revision=revision, id=HOST_ENDPOINT, flags=flags
+        )
+        self.tables["endpoints"].put(u32(HOST_ENDPOINT), info.pack())
 
     def set_endpoint(
         self,

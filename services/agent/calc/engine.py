@@ -7,14 +7,14 @@ Nothing comes out before every expected source has told all that exists: a half-
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import assert_never
 
-from services.agent.abi.endpoints import EndpointFlags
+from services.agent.abi.endpoints import HOST_ENDPOINT, EndpointFlags
 from services.agent.calc.answers import Answers
 from services.agent.calc.binding import Capabilities
 from services.agent.calc.endpoints import Audit, EndpointTables
-from services.agent.calc.group import GroupKey
+from services.agent.calc.group import HOST_KEY, GroupKey
 from services.agent.calc.ipcache import Ipcache
 from services.agent.calc.maps import Change
 from services.agent.calc.pressure import POLICY_CAPACITY
@@ -39,6 +39,7 @@ from services.model.objects import (
     Update,
     Upserted,
 )
+from services.policy.nodes import is_about_nodes, node_view
 from services.policy.options import PolicyOptions
 from services.policy.verdict import Mode
 
@@ -73,6 +74,7 @@ class Engine(Answers):
         self.revision = revision
         self._of_pod: dict[tuple[str, str], set[int]] = {}
         self._dirty: set[int] = set()
+        self._node, self._host_moved = node, False
 
     @property
     def in_sync(self) -> bool:
@@ -125,6 +127,8 @@ class Engine(Answers):
         references_moved = self._services.settle()
         for before, after in self._policies.settle(revision, references_moved=references_moved):
             self._maps.policy_changed(before, after, revision)
+            self._host_moved |= is_about_nodes((before, after))
+        dirty |= self._settle_host()
         changes, touched = self._maps.settle(revision)
         puts, removals, moved = self._ipcache.take()
         if moved:
@@ -163,6 +167,11 @@ class Engine(Answers):
                 assert thing is None or isinstance(thing, PolicyObject)
                 self._policies.set_document(key, thing)
 
+    def _set_node_labels(self, labels: Mapping[str, str]) -> None:
+        """This node's own labels: they decide which host policies select it."""
+        self._maps.set_host(node_view(labels))
+        self._host_moved = True
+
     def _set_endpoint(self, number: int, endpoint: LocalEndpoint | None) -> None:
         before = self._endpoints.pop(number, None)
         if before is not None:
@@ -186,6 +195,20 @@ class Engine(Answers):
         if before is not None and before != key:
             self._maps.leave(before, number)
 
+    def _settle_host(self) -> set[int]:
+        """The node is an endpoint while some policy selects it; its number if it is one no more."""
+        if not self._host_moved:
+            return set()
+        self._host_moved = False
+        selected = self._maps.selects_host()
+        if selected and HOST_ENDPOINT not in self._groups:
+            self._groups[HOST_ENDPOINT] = HOST_KEY
+            self._maps.join(HOST_KEY, HOST_ENDPOINT)
+        elif not selected and self._groups.pop(HOST_ENDPOINT, None) is not None:
+            self._maps.leave(HOST_KEY, HOST_ENDPOINT)
+            return {HOST_ENDPOINT}
+        return set()
+
     def _write_endpoints(self, numbers: set[int]) -> list[Change]:
         """Write endpoints' policy; what some of them must look at before that."""
         looking: list[Change] = []
@@ -193,6 +216,10 @@ class Engine(Answers):
             group = self._group(number)
             if group is not None:
                 looking += self._tables.look(number, group.policy_id, group.flags())
+            if number == HOST_ENDPOINT:
+                known = (group.policy_id, group.revision, group.flags()) if group else (0, 0, EndpointFlags(0))
+                self._tables.set_host(*known)
+                continue
             self._tables.set_endpoint(
                 number,
                 self._endpoints.get(number),

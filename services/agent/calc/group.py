@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from services.agent.abi.endpoints import EndpointFlags
 from services.agent.calc.binding import Bound, Program
 from services.agent.calc.peer_index import PeerIndex
-from services.model.identity import is_refined
+from services.model.identity import Reserved, is_refined
 from services.model.objects import ObjectKey
 from services.model.verdict import Direction
 from services.policy.compile import NOTHING, Piece, Template, function_of, slots
@@ -32,6 +32,13 @@ class GroupKey:
     identity: int
     ports: tuple[tuple[str, int, int], ...] = ()
     """(name, protocol, number) of named container ports, sorted: named ingress ports are the subject's own."""
+    host: bool = field(default=False, repr=False)
+    """The node itself. Not part of the representation, which numbers are made of: those of pods stay what they were."""
+
+    @property
+    def name(self) -> str:
+        """What its number is made of."""
+        return "host" if self.host else repr(self)
 
     def port_names(self) -> PortNames:
         """The ports arranged for look-ups."""
@@ -39,6 +46,10 @@ class GroupKey:
         for name, protocol, number in self.ports:
             found.setdefault((name, protocol), set()).add(number)
         return {key: frozenset(numbers) for key, numbers in found.items()}
+
+
+HOST_KEY = GroupKey(Reserved.HOST, host=True)
+"""The node's own group."""
 
 
 class Side:

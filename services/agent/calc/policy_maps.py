@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from services.agent.calc.binding import ANY_RULE, Capabilities, Program, bind, with_local_host
 from services.agent.calc.catalogue import Catalogue
-from services.agent.calc.group import ANY_IDENTITY, Group, GroupKey
+from services.agent.calc.group import ANY_IDENTITY, HOST_KEY, Group, GroupKey
 from services.agent.calc.identities import Identities, PrefixIdentities
 from services.agent.calc.ipcache import Ipcache
 from services.agent.calc.maps import policy_entry, policy_key
@@ -28,8 +28,10 @@ from services.model.verdict import Direction
 from services.policy.compile import Effect, Slot, Template
 from services.policy.conflicts import conflicts
 from services.policy.l7 import HttpRule
+from services.policy.nodes import node_view
 from services.policy.peers import CidrPeer, IpBlockPeer, Party, Peer
 from services.policy.rules import Policy, Spec
+from services.policy.selectors import LabelView
 from services.policy.verdict import Mode, applying, is_closed, is_enforced
 
 
@@ -57,12 +59,29 @@ class PolicyMaps:
         self._rebind: set[GroupKey] = set()
         self._changes = PolicyChanges()
         self._touched: set[GroupKey] = set()
+        self._host = node_view({})
+
+    def set_host(self, view: LabelView) -> None:
+        """The node has these labels."""
+        self._host = view
+        if HOST_KEY in self.groups:
+            self._rebind.add(HOST_KEY)
+
+    def selects_host(self) -> bool:
+        """Whether a policy selects the node itself."""
+        return self._mode is not Mode.NEVER and bool(self.specs(HOST_KEY))
+
+    def subject(self, key: GroupKey) -> Party | None:
+        """Who the endpoints of a group are to policy; None while their labels are not known."""
+        if key.host:
+            return Party(key.identity, self._host, node=self._host)
+        return self._identities.parties.get(key.identity)
 
     def join(self, key: GroupKey, endpoint: int) -> None:
         """An endpoint obeys this group from now on."""
         group = self.groups.get(key)
         if group is None:
-            number = self._policy_ids.take(repr(key))
+            number = self._policy_ids.take(key.name)
             assert number is not None
             group = self.groups[key] = Group(key, number)
             self._rebind.add(key)
@@ -160,15 +179,17 @@ class PolicyMaps:
 
     def specs(self, key: GroupKey) -> list[tuple[Policy, Spec]]:
         """The specs that select a group, in a fixed order."""
-        party = self._identities.parties.get(key.identity)
-        if party is None:
+        party = self.subject(key)
+        if party is None or (key.host and not self._capabilities.host_policies):
             return []
+        if key.host:
+            return applying(self._policies.candidates(None), party, host=True)
         namespace = party.view.value(SOURCE_K8S, POD_NAMESPACE)
         return applying(self._policies.candidates(namespace), party)
 
     def _bind(self, group: Group, released: list[Peer]) -> dict[Direction, Program]:
         """Look up the group's rules anew and count the peers they name; those it named before go to `released`."""
-        party = self._identities.parties.get(group.key.identity)
+        party = self.subject(group.key)
         specs = self.specs(group.key)
         former = [peer for side in group.sides.values() for peer in side.program.peers()]
         released += former
@@ -197,7 +218,7 @@ class PolicyMaps:
             return group.sides[direction].program
         group.enforced[direction] = True
         group.isolating[direction] = tuple(sorted({key for c in group.conflicts for key in (c.first, c.second)}))
-        return with_local_host(Program(), direction)
+        return Program() if group.key.host else with_local_host(Program(), direction)
 
     def conflicts(self) -> dict[ObjectKey, dict[tuple[str, str], set[int]]]:
         """Policy -> (path, what is wrong) -> endpoints that therefore do not obey it as it is."""
@@ -219,7 +240,8 @@ class PolicyMaps:
             # An identity that nobody has told about yet: closed, until it is known what it may do.
             group.enforced[direction], group.isolating[direction] = True, ()
             return with_local_host(Program(), direction)
-        group.enforced[direction] = is_enforced(specs, direction, party, self._mode)
+        host = group.key.host
+        group.enforced[direction] = is_enforced(specs, direction, party, self._mode, host=host)
         closing = [policy.key for policy, spec in specs if direction in spec.default_deny]
         group.isolating[direction] = tuple(dict.fromkeys(closing))
         if not group.enforced[direction]:
@@ -231,9 +253,9 @@ class PolicyMaps:
             if rule.direction == direction
         ]
         program = bind(rules, direction, group.key.port_names(), self._capabilities)
-        if not is_closed(specs, direction, party, self._mode):
+        if not is_closed(specs, direction, party, self._mode, host=host):
             program = Program((*program.anyone, ANY_RULE), program.bound)
-        return with_local_host(program, direction)
+        return program if host else with_local_host(program, direction)
 
     def _drop(self, group: Group) -> list[Peer]:
         """Remove a group that no endpoint obeys; the peers it named."""
@@ -245,7 +267,7 @@ class PolicyMaps:
         for peer in peers:
             self._users[peer].discard(group.key)
         self._watch_names(group, on=False)
-        self._policy_ids.give_back(repr(group.key))
+        self._policy_ids.give_back(group.key.name)
         return peers
 
     def _acquire(self, peer: Peer, key: GroupKey) -> None:
@@ -291,9 +313,11 @@ class PolicyMaps:
         """Whether a changed policy selects the group, or did."""
         if before is not None and before.key in group.applied:
             return True
-        party = self._identities.parties.get(group.key.identity)
+        party = self.subject(group.key)
         if after is None or party is None:
             return False
+        if group.key.host:
+            return bool(applying([after], party, host=True))
         if after.key.namespace not in {"", party.view.value(SOURCE_K8S, POD_NAMESPACE)}:
             return False
         return bool(applying([after], party))
