@@ -28,6 +28,7 @@ from prometheus_client import CollectorRegistry
 import services
 from services.agent import node
 from services.agent.abi.endpoints import HOST_ENDPOINT
+from services.agent.calc.binding import Capabilities
 from services.agent.calc.endpoints import Audit
 from services.agent.calc.engine import Engine
 from services.agent.config import Config
@@ -115,6 +116,7 @@ async def run(config: Config) -> None:
             mode=Mode(config.policy_enforcement),
             capacity=config.policy_max,
             audit=Audit(config.policy_audit_mode, frozenset(config.policy_audit_namespaces)),
+            capabilities=Capabilities(host_policies=config.host_firewall),
         )
         http = HttpPolicy(kernel.maps)
         mailbox, sink = Mailbox(), DatapathSink(kernel.maps, http.write)

@@ -64,6 +64,9 @@ class Config(BaseConfig):
     policy_audit_namespaces: list[str] = Field(
         default_factory=list, description="audit mode for the pods of these namespaces only"
     )
+    host_firewall: bool = Field(
+        True, description="enforce policies that select this node (nodeSelector); off: a way back into a closed node"
+    )
     policy_max: int = Field(262_144, description="entries of the policy map", ge=1024)
     ct_max: int = Field(262_144, description="entries of the connection table", ge=1024)
     ipcache_max: int = Field(524_288, description="entries of the address table", ge=1024)

@@ -72,6 +72,20 @@ class Namespace:
 
 
 @dataclass(frozen=True, slots=True)
+class KubeNode:
+    """A node of the cluster: labels that select it, the addresses it is reached by, the pod ranges it was given."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    addresses: tuple[IPAddress, ...] = ()
+    pod_ranges: tuple[IPNetwork, ...] = ()
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey("Node", "", self.name)
+
+
+@dataclass(frozen=True, slots=True)
 class ServicePort:
     """One port of a Service. `target_port` is a number or a container port's name."""
 
@@ -183,7 +197,7 @@ class LocalEndpoint:
     peer_ifname: str = "eth0"
 
 
-KubeObject = Pod | Namespace | Service | EndpointSlice | PolicyObject
+KubeObject = Pod | Namespace | KubeNode | Service | EndpointSlice | PolicyObject
 
 
 @dataclass(frozen=True, slots=True)

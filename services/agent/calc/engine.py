@@ -28,6 +28,7 @@ from services.model.objects import (
     IdentityUpserted,
     IpDeleted,
     IpUpserted,
+    KubeNode,
     KubeObject,
     LocalEndpoint,
     Namespace,
@@ -163,6 +164,10 @@ class Engine(Answers):
             case "Namespace":
                 # Namespace labels are part of identities' labels, which come from the identity service.
                 assert thing is None or isinstance(thing, Namespace)
+            case "Node":
+                assert thing is None or isinstance(thing, KubeNode)
+                if key.name == self._node:
+                    self._set_node_labels(thing.labels if thing else {})
             case _:
                 assert thing is None or isinstance(thing, PolicyObject)
                 self._policies.set_document(key, thing)

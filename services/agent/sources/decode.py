@@ -14,6 +14,7 @@ from services.model.addresses import IPAddress
 from services.model.objects import (
     ContainerPort,
     EndpointSlice,
+    KubeNode,
     KubeObject,
     Namespace,
     ObjectKey,
@@ -118,6 +119,21 @@ def _namespace_object(node: Node, _origin: str) -> Namespace:
     return Namespace(name, labels | {NAMESPACE_NAME_LABEL: name})
 
 
+def _kube_node(node: Node, _origin: str) -> KubeNode:
+    spec, addresses = node.get("spec"), node.at("status", "addresses")
+    ranges = list(spec.get("podCIDRs").items())
+    if not ranges and spec.get("podCIDR").value:
+        ranges = [spec.get("podCIDR")]
+    return KubeNode(
+        name=_name(node),
+        labels=node.at("metadata", "labels").strings(),
+        addresses=tuple(
+            item.get("address").address() for item in addresses.items() if item.get("type").text("") == "InternalIP"
+        ),
+        pod_ranges=tuple(item.network() for item in ranges),
+    )
+
+
 def _service(node: Node, _origin: str) -> Service:
     spec = node.get("spec")
     ips = [item for item in spec.get("clusterIPs").items() if item.value not in ("", "None")]
@@ -191,10 +207,11 @@ def _essence(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _KEPT_METADATA = frozenset({"name", "namespace", "uid", "labels", "annotations"})
-_CLUSTER_SCOPED = frozenset({"Namespace", "CiliumClusterwideNetworkPolicy"})
+_CLUSTER_SCOPED = frozenset({"Namespace", "Node", "CiliumClusterwideNetworkPolicy"})
 _DECODERS: dict[tuple[str, str], Decoder] = {
     ("", "Pod"): _pod,
     ("", "Namespace"): _namespace_object,
+    ("", "Node"): _kube_node,
     ("", "Service"): _service,
     ("discovery.k8s.io", "EndpointSlice"): _endpoint_slice,
     ("networking.k8s.io", "NetworkPolicy"): _policy,

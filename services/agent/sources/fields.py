@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from services.common.errors import Invalid
-from services.model.addresses import IPAddress
+from services.model.addresses import IPAddress, IPNetwork
 from services.model.verdict import Protocol
 
 Path = tuple[str | int, ...]
@@ -106,6 +106,13 @@ class Node:
             return ipaddress.ip_address(self.text())
         except ValueError as error:
             raise self.error(f"must be an IP address, not {self.value!r}") from error
+
+    def network(self) -> IPNetwork:
+        """A range of addresses."""
+        try:
+            return ipaddress.ip_network(self.text())
+        except ValueError as error:
+            raise self.error(f"must be a range such as 10.244.1.0/24, not {self.value!r}: {error}") from error
 
     def strings(self) -> dict[str, str]:
         """A mapping of strings to strings (labels, annotations); null or absent = empty."""

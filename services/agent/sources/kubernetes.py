@@ -42,6 +42,7 @@ class Resource:
 
 PODS = Resource("/api/v1/pods", "Pod", "v1")
 NAMESPACES = Resource("/api/v1/namespaces", "Namespace", "v1")
+NODES = Resource("/api/v1/nodes", "Node", "v1")
 SERVICES = Resource("/api/v1/services", "Service", "v1")
 SLICES = Resource("/apis/discovery.k8s.io/v1/endpointslices", "EndpointSlice", "discovery.k8s.io/v1")
 NETWORK_POLICIES = Resource("/apis/networking.k8s.io/v1/networkpolicies", "NetworkPolicy", "networking.k8s.io/v1")
@@ -55,7 +56,7 @@ CILIUM_CLUSTERWIDE_POLICIES = Resource(
     True,
     has_status=True,
 )
-RESOURCES = (PODS, NAMESPACES, SERVICES, SLICES, NETWORK_POLICIES, CILIUM_POLICIES, CILIUM_CLUSTERWIDE_POLICIES)
+RESOURCES = (PODS, NAMESPACES, NODES, SERVICES, SLICES, NETWORK_POLICIES, CILIUM_POLICIES, CILIUM_CLUSTERWIDE_POLICIES)
 
 
 class KubernetesSource:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from services.agent.abi.endpoints import EndpointFlags, EndpointInfo
+from services.agent.abi.endpoints import HOST_ENDPOINT, EndpointFlags, EndpointInfo
 from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.layout import be16
 from services.agent.abi.lb import Backend, BackendKey, ServiceInfo, ServiceKey
@@ -80,7 +80,8 @@ class Kernel:
         """What the endpoint's policy says about a packet from or to an identity, and the address that has it."""
         info = self.endpoint(endpoint)
         if info is None:
-            return "drop", (), 0
+            # The node is an endpoint while policies select it; a pod without an entry speaks to nobody.
+            return "allow" if endpoint == HOST_ENDPOINT else "drop", (), 0
         peer = self.refine(info, direction, peer, address)
         mine = self._longest(int(info.policy_id), direction, peer, protocol, port)
         common = self._longest(int(info.policy_id), direction, 0, protocol, port)

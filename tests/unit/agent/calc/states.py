@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from services.agent.abi.endpoints import HOST_ENDPOINT
 from services.agent.sources.base import subject
 from services.model.identity import Identity, NumericIdentity
 from services.model.labels import pod_identity_labels
@@ -25,6 +26,7 @@ from services.model.objects import (
     IpDeleted,
     IpEntry,
     IpUpserted,
+    KubeNode,
     LocalEndpoint,
     ObjectKey,
     Pod,
@@ -51,6 +53,7 @@ LABELS = {
     MOVED: {"app": "web", "moved": "yes"},
 }
 HOST, REMOTE, WORLD = NumericIdentity(1), NumericIdentity(6), NumericIdentity(9)
+NODE_ITSELF = HOST_ENDPOINT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,6 +324,59 @@ UNENFORCEABLE = (
     )
 ).expecting({FROM_FRONTEND: "deny", FROM_OTHER: "drop"})
 
+
+def ccnp(name: str, **spec: Any) -> State:
+    document = {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumClusterwideNetworkPolicy",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+    return state(Upserted(PolicyObject(ObjectKey("CiliumClusterwideNetworkPolicy", "", name), document)))
+
+
+def node_object(**node_labels: str) -> State:
+    return state(Upserted(KubeNode("node1", node_labels)))
+
+
+# The node itself: SSH from the world, everything from the client's pods; what it opens is nobody's business.
+HOST_OPEN = (NODE + node_object(zone="a")).expecting({Packet(NODE_ITSELF, IN, WORLD, TCP, 22): "allow"})
+HOST_RULES: list[dict[str, Any]] = [
+    {"fromEntities": ["world"], "toPorts": ports("22")},
+    {"fromEndpoints": [{"matchLabels": {"app": "client"}}]},
+]
+HOST_CLOSED = (HOST_OPEN + ccnp("nodes", nodeSelector={"matchLabels": {"zone": "a"}}, ingress=HOST_RULES)).expecting(
+    {
+        Packet(NODE_ITSELF, IN, WORLD, TCP, 22): "allow",
+        Packet(NODE_ITSELF, IN, WORLD, TCP, 80): "drop",
+        Packet(NODE_ITSELF, IN, CLIENT, TCP, 80): "allow",
+        Packet(NODE_ITSELF, IN, REMOTE, TCP, 80): "drop",
+        Packet(NODE_ITSELF, OUT, WORLD, TCP, 80): "allow",
+        # Pods have nothing to do with it, neither by this policy nor as the node's peers.
+        FROM_OTHER: "allow",
+        FROM_HOST: "allow",
+    }
+)
+HOST_ELSEWHERE = (HOST_CLOSED + node_object(zone="b")).expecting(
+    {packet: "allow" for packet in HOST_CLOSED.packets if packet.endpoint == NODE_ITSELF}
+)
+HOST_UNKNOWN = NODE + ccnp("nodes", nodeSelector={}, ingressDeny=[{"fromEntities": ["remote-node"]}])
+HOST_DENIED = HOST_UNKNOWN.expecting(
+    {
+        Packet(NODE_ITSELF, IN, REMOTE, TCP, 80): "deny",
+        Packet(NODE_ITSELF, IN, WORLD, TCP, 80): "drop",
+        # Unlike a pod's, the node's own group has nothing that lets the host in by itself.
+        Packet(NODE_ITSELF, IN, HOST, TCP, 80): "drop",
+    }
+)
+# A rule for endpoints is none for nodes, whatever it selects.
+NOT_FOR_NODES = (HOST_OPEN + ccnp("all", endpointSelector={}, ingress=[{}])).expecting(
+    {Packet(NODE_ITSELF, IN, WORLD, TCP, 22): "allow", FROM_OTHER: "drop", FROM_HOST: "allow"}
+)
+HOST_DENIED_AT_POD = (
+    NODE + cnp("not-host", ingressDeny=[{"fromEntities": ["host"], "toPorts": ports("80")}])
+).expecting({FROM_HOST: "deny", Packet(1, IN, HOST, TCP, 81): "allow"})
+
 SCENARIOS: dict[str, list[State]] = {
     "the web app": [EMPTY, OPEN, GUARDED, OPEN],
     "more rules": [OPEN, GUARDED, GUARDED_BUT_OTHER, NEUTRALISED, DENIED, DENY_ONLY, OPEN_DENY],
@@ -332,6 +388,8 @@ SCENARIOS: dict[str, list[State]] = {
     "local pods obey their own ports": [NAMED, LOCAL_TWINS, NAMED],
     "services in rules": [OPEN, TO_SERVICE, TO_SERVICE_UP, TO_SERVICE],
     "what cannot be enforced": [OPEN, UNENFORCEABLE, GUARDED],
+    "the node as an endpoint": [OPEN, HOST_OPEN, HOST_CLOSED, HOST_ELSEWHERE, HOST_CLOSED, HOST_DENIED, NOT_FOR_NODES],
+    "a deny rule stops even the node": [OPEN, HOST_DENIED_AT_POD, OPEN],
     "identities late": [HTTP_POLICY, HTTP_POLICY + pod(1, WEB), GUARDED],
 }
 
