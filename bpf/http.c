@@ -94,10 +94,10 @@ INLINE int http_check_segment(const struct pkt_ctx *ctx)
 }
 
 /* A head is complete: what follows it? 0 or a drop reason. */
-INLINE int http_head_done(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
+INLINE int http_head_done(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w, const struct http_table *table)
 {
 	struct http_parse *now = &w->flow.now;
-	bool denied = (now->flags & HTTP_F_PENDING) && !(now->state & HTTP_ACCEPT);
+	bool denied = unlikely(now->flags & HTTP_F_PENDING) && !http_fields_meet(now, table);
 
 	if (denied && !w->audit)
 		return DROP_HTTP_DENIED;
@@ -164,7 +164,7 @@ INLINE int http_step(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wor
 		if (step)
 			return step;
 	}
-	if (now->phase == HTTP_PHASE_VALUE)
+	if (now->phase == HTTP_PHASE_VALUE && !(now->flags & HTTP_F_PENDING))
 		http_skip_value(w);
 	action = http_walk(w, table, grammar, &c);
 	if (now->head > HTTP_HEAD_BYTES)
@@ -173,7 +173,7 @@ INLINE int http_step(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wor
 		return 0;
 	step = http_act(w, table, grammar, action, c, ctx->tcp_seq + w->pos - 1);
 	if (step == HTTP_HEAD_DONE)
-		return http_head_done(skb, ctx, w);
+		return http_head_done(skb, ctx, w, table);
 	if (step == HTTP_MESSAGE_DONE) {
 		http_next_message(now);
 		return 0;

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* The grammar of HTTP/1.x request streams is a table (services/agent/calc/http_grammar.py): 128 states x 256 bytes of
- * u16, low byte the next state, high byte what to do with the byte. Here is only what the table refers to. */
+ * u16, low byte the next state, high byte what to do with the byte; and once more for requests whose fields a rule
+ * looks at, with the fields' bytes fed to the policy automaton. Here is only what the table refers to. */
 #pragma once
 #include "types.h"
 
 #define HTTP_GRAMMAR_STATES 128
+#define HTTP_GRAMMAR_VIEWS 2
+#define HTTP_ATTENTIVE HTTP_GRAMMAR_STATES /* added to a phase: the second view */
 
 /* States that the code knows by name (services.agent.abi.http.HttpPhase). */
 enum http_phase {
@@ -48,10 +51,13 @@ enum http_action {
 	HTTP_ACT_REFUSE_HTTP2 = 23,
 	HTTP_ACT_VALUE = 24, /* such a value begins */
 	HTTP_ACT_TARGET_END = 25,
+	HTTP_ACT_LINE_END = 26, /* of a field, where rules look at fields */
+	HTTP_ACT_FOREIGN = 27,  /* a byte beyond ASCII in a value, likewise */
 };
 
 struct http_grammar {
-	char next[2 * HTTP_GRAMMAR_STATES * 256] __attribute__((aligned(8))); /* u16; BCC describes every element else */
+	/* u16; BCC describes every element else */
+	char next[2 * HTTP_GRAMMAR_VIEWS * HTTP_GRAMMAR_STATES * 256] __attribute__((aligned(8)));
 };
 
 ARRAY_MAP(http_grammar, struct http_grammar, 1);
@@ -65,7 +71,7 @@ INLINE struct http_grammar *http_grammar_table(void)
 
 INLINE u32 http_grammar_next(const struct http_grammar *grammar, u32 phase, u8 c)
 {
-	return ((const u16 *)grammar->next)[((phase & (HTTP_GRAMMAR_STATES - 1)) << 8) | c];
+	return ((const u16 *)grammar->next)[((phase & (HTTP_GRAMMAR_VIEWS * HTTP_GRAMMAR_STATES - 1)) << 8) | c];
 }
 
 INLINE u8 http_hex(u8 c)

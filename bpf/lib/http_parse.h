@@ -58,6 +58,9 @@ INLINE void http_next_message(struct http_parse *now)
 	now->begun = 0;
 	now->method_saved = 0;
 	now->path_saved = 0;
+	now->root = 0;
+	now->decided = 0;
+	now->met = 0;
 }
 
 /* The first byte of a request, number `at`, is at hand: from now on it is decided by these rules. */
@@ -95,14 +98,46 @@ INLINE int http_act_line(struct http_work *w, struct http_parse *now, const stru
 		now->path_len = at - HTTP_VERSION_BYTES - now->path_seq;
 	if (likely(now->state & HTTP_ACCEPT))
 		return HTTP_MORE;
-	http_feed(w, table, '\n');
-	if (w->audit && (now->flags & HTTP_F_ABSOLUTE))
-		now->state = HTTP_DENY_ALL;
-	/* Only a rule with a host is left, and an absolute target names one beside the Host field. */
-	if (!w->audit && ((now->state & (HTTP_STATES - 1)) == HTTP_DENY_ALL || (now->flags & HTTP_F_ABSOLUTE)))
+	/* What is left are rules that look at fields; not at Host, where an absolute target names one beside it. */
+	http_feed(w, table, now->flags & HTTP_F_ABSOLUTE ? '\r' : '\n');
+	if (!w->audit && (now->state & (HTTP_STATES - 1)) == HTTP_DENY_ALL)
 		return w->comparing ? HTTP_MORE : DROP_HTTP_DENIED;
 	now->flags |= HTTP_F_PENDING;
+	now->root = now->state;
 	return HTTP_MORE;
+}
+
+/* A line of the head has ended, where rules look at fields: what it meets counts, unless there was such a line before. */
+INLINE void http_act_field(struct http_work *w, const struct http_table *table)
+{
+	struct http_parse *now = &w->flow.now;
+	u16 decided, again;
+
+	http_feed(w, table, '\n');
+	decided = http_next(table, now->state, HTTP_RESULT_DECIDED);
+	again = now->decided & decided;
+	now->met = (now->met | http_next(table, now->state, HTTP_RESULT_MET)) & ~again;
+	now->decided |= decided;
+	now->state = http_next(table, now->state, HTTP_RESULT_ROOT);
+}
+
+/* The head is complete: do its fields meet what one of the rules asks for? */
+INLINE bool http_fields_meet(const struct http_parse *now, const struct http_table *table)
+{
+	u16 met = now->met, wanted;
+	int i;
+
+	if (!(now->flags & HTTP_F_HOST))
+		met |= http_next(table, now->root, HTTP_ROOT_HOSTLESS);
+#pragma clang loop unroll(disable)
+	for (i = HTTP_ROOT_ALTERNATIVES; i < HTTP_ROOT_COLUMNS; i++) {
+		wanted = http_next(table, now->root, i);
+		if (!wanted)
+			return false;
+		if ((met & wanted) == wanted)
+			return true;
+	}
+	return false;
 }
 
 /* A field that frames the body: once, and never beside another one. */
@@ -219,14 +254,28 @@ INLINE int http_act(struct http_work *w, const struct http_table *table, const s
 		if (now->flags & HTTP_F_HOST)
 			return DROP_HTTP_MALFORMED;
 		now->flags |= HTTP_F_HOST;
-		if (!(now->flags & HTTP_F_PENDING)) /* nothing depends on it */
+		if (now->flags & HTTP_F_PENDING)
+			http_feed(w, table, ':');
+		else /* nothing depends on it */
 			now->phase = HTTP_PHASE_VALUE;
 		return HTTP_MORE;
+	case HTTP_ACT_LINE_END:
+		http_act_field(w, table);
+		return HTTP_MORE;
+	case HTTP_ACT_FOREIGN:
+		http_feed(w, table, 0x7f);
+		return HTTP_MORE;
 	case HTTP_ACT_LENGTH_NAME:
+		if (now->flags & HTTP_F_PENDING)
+			http_feed(w, table, ':');
 		return http_act_framing(now, HTTP_F_LENGTH, HTTP_F_LENGTH | HTTP_F_CODING);
 	case HTTP_ACT_LENGTH_DIGIT:
+		if (now->flags & HTTP_F_PENDING)
+			http_feed(w, table, c);
 		return http_act_digit(now, 10, c - '0', HTTP_LENGTH_DIGITS);
 	case HTTP_ACT_CODING_NAME:
+		if (now->flags & HTTP_F_PENDING)
+			http_feed(w, table, ':');
 		return http_act_framing(now, HTTP_F_CODING, HTTP_F_LENGTH | HTTP_F_CODING | HTTP_F_VERSION_10);
 	case HTTP_ACT_HEAD_END:
 		return HTTP_HEAD_DONE;
@@ -289,6 +338,7 @@ INLINE u32 http_walk(struct http_work *w, const struct http_table *table, const 
 {
 	struct http_parse *now = &w->flow.now;
 	u32 phase = now->phase, state = now->state, at = w->buffer_at, have = w->buffer_have;
+	u32 view = now->flags & HTTP_F_PENDING ? HTTP_ATTENTIVE : 0;
 	u32 next, action = HTTP_ACT_NONE, i;
 	u64 hash = w->flow.hash, index;
 	u8 c = 0;
@@ -302,7 +352,7 @@ INLINE u32 http_walk(struct http_work *w, const struct http_table *table, const 
 		asm volatile("%0 &= %1" : "+r"(index) : "i"(HTTP_BUFFER - 1));
 		c = w->buffer[index];
 		at++;
-		next = http_grammar_next(grammar, phase, c);
+		next = http_grammar_next(grammar, phase | view, c);
 		phase = next & 0xff;
 		action = next >> 8;
 		if (action - HTTP_ACT_NONE > HTTP_ACT_FEED - HTTP_ACT_NONE)

@@ -25,7 +25,7 @@ enum http_flags {
 	HTTP_F_VERSION_10 = 4,
 	HTTP_F_HOST = 8,
 	HTTP_F_ABSOLUTE = 16,
-	HTTP_F_PENDING = 32, /* the target alone does not decide, the host must */
+	HTTP_F_PENDING = 32, /* the target alone does not decide, fields must */
 	HTTP_F_DECIDED = 64, /* the request line is complete */
 	HTTP_F_LINE = 128,   /* it has begun, and the request is not reported yet */
 };
@@ -49,7 +49,9 @@ struct http_parse {
 	u8 begun; /* generation, ruleset and state are set */
 	u8 method_saved; /* bytes that http_conn has of a line that began in an earlier packet */
 	u8 path_saved;
-	u8 pad[6];
+	u16 root;    /* with HTTP_F_PENDING: the state in which a line of the head begins ... */
+	u16 decided; /* ... conditions that the lines so far were about ... */
+	u16 met;     /* ... and those that they meet */
 };
 _Static_assert(sizeof(struct http_parse) == 48, "http_parse");
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* HTTP policy as one automaton over `METHOD SP target [LF host]` (services/agent/calc/http.py), in two generations.
+/* HTTP policy as one automaton over `METHOD SP target`, and where rules look at fields over the lines of the head
+ * (services/agent/calc/http_fields.py), in two generations.
  *
  * The agent writes the generation that is not in use, then flips `http_config.generation`; a request is decided by the
  * generation that it began with. Before a generation is overwritten `oldest` moves past it and the agent waits until
@@ -12,6 +13,16 @@
 #define HTTP_COLUMNS 128
 #define HTTP_ACCEPT 0x8000 /* in a next state: what was read so far is allowed */
 #define HTTP_DENY_ALL 0    /* the state without a way out */
+
+/* What the rows of some states hold in the columns of control characters. */
+enum http_column {
+	HTTP_RESULT_DECIDED = 0, /* end of a line: conditions that it is about */
+	HTTP_RESULT_MET = 1,     /* those that it meets */
+	HTTP_RESULT_ROOT = 2,    /* the state in which the next line begins */
+	HTTP_ROOT_HOSTLESS = 0,  /* there: conditions that a request without Host meets */
+	HTTP_ROOT_ALTERNATIVES = 1, /* up to the first 0: sets of conditions that suffice */
+	HTTP_ROOT_COLUMNS = 32,
+};
 
 struct http_config {
 	u32 generation; /* the active one; its table is generation & 1 */

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from typing import Any
+
+import re2
 
 from services.model.verdict import Direction
 from services.policy.cilium_peers import Scope, read_dns_name
@@ -18,8 +19,13 @@ HEADER_FIELDS = frozenset({"name", "value", "secret", "mismatch"})
 KAFKA_FIELDS = frozenset({"role", "apiKey", "apiVersion", "clientID", "topic"})
 ACTIONS = frozenset({"LOG", "ADD", "DELETE", "REPLACE"})
 KAFKA_TOPIC = re.compile(r"[a-zA-Z0-9._-]{0,255}\Z")
-UNSUPPORTED_REGEX = re.compile(r"\(\?(?:[=!>#(]|<[=!]|P=)|\\[1-9]|[*+?}]\+|\\[Zk]")
-"""What Python reads but linear-time engines do not: look-around, back-references, atomic and possessive parts."""
+REWRITING = ACTIONS - {"LOG"}
+REGEX_FIXES = (
+    (re.compile(r"\(\?<?[=!]"), "look-around is not part of it: write what may match as alternatives"),
+    (re.compile(r"\\[1-9]|\(\?P="), "back-references are not part of it: write the alternatives out"),
+    (re.compile(r"[*+?}]\+|\(\?>"), "possessive and atomic parts are not part of it: leave the second + or the ?> out"),
+)
+"""What other dialects have and RE2 has not, with what to write instead."""
 MAX_REGEX = 2048
 
 
@@ -101,8 +107,12 @@ def read_http(reader: Reader, document: Any, path: str) -> HttpRule | None:
             return None
         if action == "LOG":
             continue
-        if action:
-            reader.warn(join(at, "mismatch"), f"{action} is not done; requests that do not match are refused")
+        if action in REWRITING:
+            reader.report(
+                join(at, "mismatch"),
+                f"{action} would rewrite requests, and nothing here does; leave mismatch out to refuse requests that "
+                "do not match, or write LOG to let them pass",
+            )
         headers.append(HeaderMatch(name.lower(), value or None))
     return HttpRule(texts["method"], texts["path"], texts["host"], tuple(sorted(set(headers), key=repr)))
 
@@ -113,18 +123,15 @@ def _check_regex(reader: Reader, text: str, path: str, *, needed: bool) -> None:
     if len(text) > MAX_REGEX:
         reader.report(path, f"has {len(text)} characters; at most {MAX_REGEX} are allowed")
         return
-    report = reader.report if needed else reader.warn
-    unsupported = UNSUPPORTED_REGEX.search(text)
-    if unsupported:
-        report(path, f"{unsupported.group()!r} is not supported; no look-around, back-references or possessive parts")
-        return
+    options = re2.Options()
+    options.log_errors = False
     try:
-        with warnings.catch_warnings(action="ignore"):
-            re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:
-        # Escapes and flags differ between dialects; what nobody can compile is refused where the tables are made.
-        dialect = str(error).startswith(("bad escape", "global flags"))
-        (reader.warn if dialect else report)(path, f"is not a regular expression: {error}")
+        re2.compile(text, options)
+    except (re2.error, UnicodeEncodeError) as error:
+        said = error.args[0]
+        reason = said.decode(errors="replace") if isinstance(said, bytes) else "not UTF-8"
+        fix = next((f"; {fix}" for pattern, fix in REGEX_FIXES if pattern.search(text)), "")
+        (reader.report if needed else reader.warn)(path, f"is not a regular expression of RE2: {reason}{fix}")
 
 
 def _read_header(reader: Reader, document: Any, path: str) -> HeaderMatch:

@@ -11,8 +11,18 @@ from dataclasses import dataclass, field
 
 from services.model.verdict import DropReason
 
-Allow = Callable[[str, str, str | None], bool | None]
-"""(method, target, host) -> allowed. Host None: not known yet; the answer None: it depends on the host."""
+
+@dataclass(frozen=True)
+class Head:
+    """What is behind the request line: fields in order, names in lower case, values without blanks around them (none
+    before they are read). `absolute`: the target names a host itself."""
+
+    absolute: bool = False
+    fields: tuple[tuple[str, str], ...] | None = None
+
+
+Allow = Callable[[str, str, Head], bool | None]
+"""(method, target, head) -> allowed; None: it depends on fields that are not read yet."""
 
 UPPER = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTERS = UPPER + UPPER.lower()
@@ -115,11 +125,11 @@ def read_request(stream: Stream, request: Request, allow: Allow, result: Judgeme
         raise Refused
     absolute = read_target(stream, request)
     old = read_version(stream)
-    verdict = allow(request.method, request.target, None)
-    if verdict is False or (verdict is None and absolute):
+    verdict = allow(request.method, request.target, Head(absolute))
+    if verdict is False:
         raise Refused(DropReason.HTTP_DENIED)
-    length, chunked, host = read_fields(stream, old, strict_host=verdict is None)
-    if verdict is None and not allow(request.method, request.target, host or ""):
+    length, chunked, fields = read_fields(stream, old, strict_host=verdict is None)
+    if verdict is None and not allow(request.method, request.target, Head(absolute, fields)):
         raise Refused(DropReason.HTTP_DENIED)
     request.complete = True
     result.requests.append(request)
@@ -214,13 +224,14 @@ def read_version(stream: Stream) -> bool:
     return minor == ord("0")
 
 
-def read_fields(stream: Stream, old: bool, strict_host: bool) -> tuple[int, bool, str | None]:
-    """(content length, chunked, host). The host is read closely where something depends on it."""
+def read_fields(stream: Stream, old: bool, strict_host: bool) -> tuple[int, bool, tuple[tuple[str, str], ...]]:
+    """(content length, chunked, fields). The host is read closely where something depends on fields."""
     length: int | None = None
     chunked = False
-    host: str | None = None
+    fields: list[tuple[str, str]] = []
     while stream.peek() != 0x0D:
         name = read_name(stream)
+        start = stream.at
         if name == b"content-length":
             if length is not None or chunked:
                 raise Refused
@@ -236,20 +247,20 @@ def read_fields(stream: Stream, old: bool, strict_host: bool) -> tuple[int, bool
             stream.run(b" \t")
             stream.expect(b"\r\n")
         elif name == b"host":
-            if host is not None:
+            if any(other == "host" for other, _ in fields):
                 raise Refused
-            if not strict_host:
-                host = ""
+            if strict_host:
+                stream.run(b" \t")
+                stream.run(bytes(set(VISIBLE) - set(b'@/\\?#,"<>')))
+                stream.run(b" \t")
+                stream.expect(b"\r\n")
+            else:
                 read_value(stream)
-                continue
-            stream.run(b" \t")
-            host = stream.run(bytes(set(VISIBLE) - set(b'@/\\?#,"<>'))).decode()
-            stream.run(b" \t")
-            stream.expect(b"\r\n")
         else:
             read_value(stream)
+        fields.append((name.decode(), stream.data[start : stream.at - 2].decode("latin-1").strip(" \t")))
     stream.expect(b"\r\n")
-    return length or 0, chunked, host
+    return length or 0, chunked, tuple(fields)
 
 
 FRAMING = (b"content-length", b"transfer-encoding", b"host")
@@ -313,13 +324,21 @@ def read_chunks(stream: Stream) -> None:
 
 
 @dataclass(frozen=True)
+class Header:
+    """A header that must be there; exactly once, if with a value."""
+
+    name: str
+    value: str | None = None
+
+
+@dataclass(frozen=True)
 class Rule:
     """A policy's HTTP rule, for tests."""
 
     method: str | None = None
     path: str | None = None
     host: str | None = None
-    headers: tuple[str, ...] = ()
+    headers: tuple[Header, ...] = ()
 
 
 def allow_by(*rules: Rule) -> Allow:
@@ -328,12 +347,41 @@ def allow_by(*rules: Rule) -> Allow:
     def fits(pattern: str | None, text: str) -> bool:
         return pattern is None or re.fullmatch(pattern, text) is not None
 
-    def allow(method: str, target: str, host: str | None) -> bool | None:
+    def allow(method: str, target: str, head: Head) -> bool | None:
         matching = [rule for rule in rules if fits(rule.method, method) and fits(rule.path, target)]
-        if any(rule.host is None for rule in matching):
+        if any(rule.host is None and not rule.headers for rule in matching):
             return True
+        if head.absolute:
+            matching = [rule for rule in matching if not looks_at_host(rule)]
         if not matching:
             return False
-        return None if host is None else any(fits(rule.host, host) for rule in matching)
+        return None if head.fields is None else any(meets(rule, head.fields) for rule in matching)
 
     return allow
+
+
+def looks_at_host(rule: Rule) -> bool:
+    return rule.host is not None or any(header.name.lower() == "host" for header in rule.headers)
+
+
+def meets(rule: Rule, fields: tuple[tuple[str, str], ...]) -> bool:
+    """Do the fields meet the rule's host and headers?"""
+    hosts = [value for name, value in fields if name == "host"]
+    if rule.host is not None and re.fullmatch(rule.host, hosts[0] if hosts else "") is None:
+        return False
+    for header in rule.headers:
+        name = header.name.lower()
+        values = [value for other, value in fields if other == name]
+        if not values or (header.value is not None and (values != [header.value] or aliased(name, fields))):
+            return False
+    return True
+
+
+def aliased(name: str, fields: tuple[tuple[str, str], ...]) -> bool:
+    """Is there a field that gateways take for `name`, which has hyphens where it has underscores?"""
+    return any(
+        other != name
+        and len(other) == len(name)
+        and all(a == b or (a, b) == ("-", "_") for a, b in zip(name, other, strict=True))
+        for other, _ in fields
+    )

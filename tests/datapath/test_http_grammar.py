@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.model.verdict import DropReason
-from tests.datapath.http_model import Rule, allow_by, judge
+from tests.datapath.http_model import Header, Rule, allow_by, judge
 from tests.datapath.http_node import Connection, HttpNode
 
 pytestmark = pytest.mark.root
@@ -23,6 +23,9 @@ RULES = (
     Rule("GET", "/q[?]x=[0-9]+"),
     Rule("GET", "/hosted", "a[.]example(:80)?"),
     Rule("OPTIONS", r"\*"),
+    Rule("GET|POST", "/tagged", headers=(Header("X-Tag", "blue sky"),)),
+    Rule("GET|POST", "/tagged", "b[.]example", (Header("x-tag"),)),
+    Rule("GET", "/token", headers=(Header("x-token"), Header("Content-Length"))),
 )
 ALLOW = allow_by(*RULES)
 DENIED, MALFORMED = DropReason.HTTP_DENIED, DropReason.HTTP_MALFORMED
@@ -117,6 +120,41 @@ CASES: list[tuple[str, bytes, DropReason | None]] = [
     ("host rule, no host", get("/hosted"), DENIED),
     ("host rule, absolute form", get("http://a.example/hosted", "Host: a.example"), DENIED),
     ("ordinary names that begin alike", get("/ok", "Content-Lengthy: x", "Hos: y", "Transfer: z", "C: d"), None),
+    ("header", get("/tagged", "X-Tag: blue sky"), None),
+    ("header in other letters, blanks around", get("/tagged", "Host: x", "x-tAG:\t blue sky \t", "A: b"), None),
+    ("header, absolute form", get("http://h/tagged", "X-Tag: blue sky"), None),
+    ("header, other value", get("/tagged", "X-Tag: blue"), DENIED),
+    ("header, longer value", get("/tagged", "X-Tag: blue skyx"), DENIED),
+    ("header, other letters in the value", get("/tagged", "X-Tag: Blue sky"), DENIED),
+    ("header, no value", get("/tagged", "X-Tag:"), DENIED),
+    ("header missing", get("/tagged", "Host: x"), DENIED),
+    ("header, no fields at all", get("/tagged"), DENIED),
+    ("header twice", get("/tagged", "X-Tag: blue sky", "X-Tag: blue sky"), DENIED),
+    ("header twice, the first one other", get("/tagged", "X-Tag: red", "X-Tag: blue sky"), DENIED),
+    ("header three times", get("/tagged", "X-Tag: blue sky", "X-Tag: red", "X-Tag: blue sky"), DENIED),
+    ("header and its alias", get("/tagged", "X_Tag: red", "X-Tag: blue sky"), DENIED),
+    ("header and an alias behind it", get("/tagged", "X-Tag: blue sky", "x_tag: blue sky"), DENIED),
+    ("alias alone", get("/tagged", "X_Tag: blue sky"), DENIED),
+    ("header of a longer name", get("/tagged", "X-Tag-: blue sky", "XX-Tag: blue sky"), DENIED),
+    ("header with a byte beyond ASCII", get("/tagged", "X-Tag: blue sk\xf9"), DENIED),
+    ("header in the query only", get("/tagged?X-Tag:blue sky"), MALFORMED),
+    ("header presence with a host", get("/tagged", "X-Tag: \xe9", "Host: b.example"), None),
+    ("header presence with a host, twice", get("/tagged", "Host: b.example", "X-Tag: a", "X-Tag: b"), None),
+    ("header presence with a host, absolute form", get("http://b.example/tagged", "X-Tag: a"), DENIED),
+    ("header presence, other host", get("/tagged", "Host: c.example", "X-Tag: red"), DENIED),
+    ("two headers", get("/token", "Content-Length: 0", "X-Token: a"), None),
+    ("one of two headers", get("/token", "X-Token: a"), DENIED),
+    (
+        "header in a trailer does not count",
+        get("/tagged", CHUNKED, method="POST") + b"0\r\nX-Tag: blue sky\r\n\r\n",
+        DENIED,
+    ),
+    (
+        "chunks behind a header",
+        get("/tagged", CHUNKED, "X-Tag: blue sky", method="POST") + b"1\r\nx\r\n0\r\n\r\n" + get(),
+        None,
+    ),
+    ("pipelined headers", get("/tagged", "X-Tag: blue sky") + get("/tagged"), DENIED),
     ("denied path", get("/no"), DENIED),
     ("denied method", get("/ok", method="POST"), DENIED),
     ("prefix of an allowed path", get("/o"), DENIED),

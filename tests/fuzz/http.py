@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from tests.datapath.http_model import Rule
+from tests.datapath.http_model import Header, Rule, meets
 from tests.datapath.http_node import HttpNode
 from tests.datapath.node import inside
 from tests.fuzz.http_servers import Server, Understood, start_all
@@ -34,6 +34,8 @@ RULES = (
     Rule("GET", "/q[?]x=[0-9]+"),
     Rule("GET|POST", "/hosted", "a[.]example(:80)?"),
     Rule("OPTIONS", r"\*"),
+    Rule("GET|POST", "/tagged", headers=(Header("X-Tag", "blue"),)),
+    Rule("GET", "/token", "a[.]example", headers=(Header("X-Tag"), Header("X-Token", "t"))),
 )
 BATCH = 2000
 ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
@@ -54,16 +56,15 @@ def views(request: Understood) -> set[str]:
 
 def permitted(request: Understood, rules: Sequence[Rule] = RULES) -> bool:
     """Policy's answer to a request as a server understood it."""
-    hosts = [value for name, value in request.fields if name == "host"]
 
-    def meets(rule: Rule) -> bool:
+    def allows(rule: Rule) -> bool:
         return (
             re.fullmatch(rule.method or ".*", request.method) is not None
             and all(re.fullmatch(rule.path or ".*", view, re.DOTALL) for view in views(request))
-            and (rule.host is None or (len(hosts) == 1 and re.fullmatch(rule.host, hosts[0]) is not None))
+            and meets(rule, request.fields)
         )
 
-    return any(meets(rule) for rule in rules)
+    return any(allows(rule) for rule in rules)
 
 
 @dataclass

@@ -26,6 +26,8 @@ TARGETS = [
     b"/q?x=12",
     b"/hosted",
     b"/tagged",
+    b"/tagged",
+    b"/token",
     b"/ok/%20x",
     b"/%6fk",
     b"/ok/%C3%A9",

@@ -19,12 +19,21 @@ ACCEPT = 0x8000
 """Bit of a next state: the target (or host) read so far is allowed if it ends here."""
 DENY_ALL, ALLOW_ALL, FIRST_STATE = 0, 1, 2
 
+MAX_CONDITIONS = 16
+"""Headers or values that the rules for one path may look at: bits of a u16."""
+MAX_ALTERNATIVES = 31
+"""Ways to combine them: what fits into the columns of control characters."""
+RESULT_ROOT = 2
+"""Column of a line's result that names the state in which the next line begins (`calc/http_fields.py`)."""
+
 GRAMMAR_STATES = 128
+GRAMMAR_VIEWS = 2
+"""The same states twice: where no rule looks at fields, and where one does and all of them go to the automaton."""
 GRAMMAR_COLUMNS = 256
 GENERATIONS = 2
 
 TABLE_SIZE = 2 * MAX_RULESETS + 2 * MAX_STATES * COLUMNS
-GRAMMAR_SIZE = 2 * GRAMMAR_STATES * GRAMMAR_COLUMNS
+GRAMMAR_SIZE = 2 * GRAMMAR_VIEWS * GRAMMAR_STATES * GRAMMAR_COLUMNS
 
 
 class HttpAction(IntEnum):
@@ -63,6 +72,10 @@ class HttpAction(IntEnum):
     VALUE = 24
     """Such a value begins."""
     TARGET_END = 25
+    LINE_END = 26
+    """Of a field, where rules look at fields."""
+    FOREIGN = 27
+    """A byte beyond ASCII in a value, likewise."""
 
 
 class HttpPhase(IntEnum):
@@ -139,7 +152,9 @@ class HttpParse(Struct):
         ("begun", ctypes.c_uint8),
         ("method_saved", ctypes.c_uint8),
         ("path_saved", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 6),
+        ("root", ctypes.c_uint16),
+        ("decided", ctypes.c_uint16),
+        ("met", ctypes.c_uint16),
     ]
 
 

@@ -8,6 +8,7 @@ way to fail. What does not fit the table is likewise reported here, before anyth
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,9 +16,20 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from services.agent.abi.http import ACCEPT, ALLOW_ALL, COLUMNS, DENY_ALL, FIRST_STATE, MAX_RULESETS, MAX_STATES
-from services.agent.calc.http_dfa import Dfa, RuleFields, TooLarge, minimise, pattern_dfa, ruleset_dfa
+from services.agent.abi.http import (
+    ACCEPT,
+    ALLOW_ALL,
+    COLUMNS,
+    DENY_ALL,
+    FIRST_STATE,
+    MAX_RULESETS,
+    MAX_STATES,
+    RESULT_ROOT,
+)
+from services.agent.calc.http_dfa import BACK, Dfa, TooLarge, minimise, pattern_dfa
+from services.agent.calc.http_fields import HOST, Field, RuleFields, ruleset_dfa
 from services.agent.calc.http_regex import RegexError, parse
+from services.agent.calc.http_tree import ALPHABET, chars
 
 ANYTHING: Final = ".*"
 
@@ -32,7 +44,16 @@ class HttpRule(Protocol):
     @property
     def host(self) -> str | None: ...
     @property
-    def headers(self) -> Sequence[object]: ...
+    def headers(self) -> Sequence[Header]: ...
+
+
+class Header(Protocol):
+    """A header that must be there, with exactly that value if one is given."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def value(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +108,14 @@ def check_rule(rule: HttpRule) -> str | None:
     return _compile_rule(_fields(rule))[1]
 
 
-_Fields = tuple[str, str, str | None, bool]
+_Fields = tuple[str, str, str | None, tuple[tuple[str, str | None], ...]]
+NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 
 
 def _fields(rule: HttpRule) -> _Fields:
-    """A rule by value: (method, path, host or None, has headers). Empty means any, as in the policy language."""
-    return rule.method or ANYTHING, rule.path or ANYTHING, rule.host or None, bool(rule.headers)
+    """A rule by value: (method, path, host or None, headers). Empty means any, as in the policy language."""
+    headers = tuple((header.name.lower(), header.value) for header in rule.headers)
+    return rule.method or ANYTHING, rule.path or ANYTHING, rule.host or None, headers
 
 
 @lru_cache(maxsize=4096)
@@ -103,8 +126,10 @@ def _compile_pattern(pattern: str) -> Dfa:
 @lru_cache(maxsize=4096)
 def _compile_rule(fields: _Fields) -> tuple[RuleFields | None, str | None]:
     method, path, host, headers = fields
-    if headers:
-        return None, "rules.http[].headers: header matches are not enforced yet; the rule allows nothing"
+    for header, value in headers:
+        wrong = _check_header(header, value)
+        if wrong:
+            return None, f"rules.http[].headers {header!r}: {wrong}"
     compiled: list[Dfa] = []
     for name, pattern in (("method", method), ("path", path), ("host", host)):
         if pattern is None:
@@ -113,7 +138,21 @@ def _compile_rule(fields: _Fields) -> tuple[RuleFields | None, str | None]:
             compiled.append(_compile_pattern(pattern))
         except (RegexError, TooLarge) as error:
             return None, f"rules.http[].{name} {pattern!r}: {error}"
-    return RuleFields(compiled[0], compiled[1], compiled[2] if host is not None else None), None
+    conditions = [Field(name, value) for name, value in headers]
+    if host is not None:
+        conditions.append(Field(HOST, host=compiled[2]))
+    return RuleFields(compiled[0], compiled[1], tuple(dict.fromkeys(conditions))), None
+
+
+def _check_header(name: str, value: str | None) -> str | None:
+    """What makes a header match impossible; None: nothing."""
+    if not NAME.fullmatch(name):
+        return "no request can have a header of that name"
+    if value is not None and (not value or value != value.strip(" \t")):
+        return "blanks around a value are not part of it; the rule would never match"
+    if value is not None and not all(ord(char) < 128 and chars(char) & (ALPHABET | chars(" \t")) for char in value):
+        return f"the value {value!r} is not printable ASCII, which is all that is compared"
+    return None
 
 
 @lru_cache(maxsize=2048)
@@ -133,7 +172,10 @@ def _rows(dfa: Dfa, offset: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint
     rows = np.zeros((len(dfa.edges), COLUMNS), np.uint16)
     for state, edges in enumerate(dfa.edges):
         for mask, target in edges:
-            rows[state, _columns(mask)] = (offset + target) | (ACCEPT if target in dfa.accepting else 0)
+            column = RESULT_ROOT if mask == BACK else _columns(mask)
+            rows[state, column] = (offset + target) | (ACCEPT if target in dfa.accepting else 0)
+    for state, note in dfa.notes:
+        rows[state, : len(note)] = note
     return rows
 
 

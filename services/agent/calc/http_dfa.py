@@ -1,21 +1,19 @@
-"""Finite automata over ASCII: syntax tree -> NFA -> DFA of one pattern -> DFA of a rule set.
+"""Finite automata over ASCII: syntax tree -> NFA -> DFA of one pattern; `http_fields` makes rule sets of them.
 
-A pattern becomes its own small DFA first, so that anchors mean the ends of that field. The DFAs of a rule's fields are
-then chained by separators that cannot occur inside a field (` ` behind the method, newline behind the target), and
-the rules of a set are run side by side. Acceptance sits at the end of the target, or, for rules with a host, at the
-end of the host. Sizes are bounded while building: `TooLarge` says so before memory does.
+A pattern becomes its own small DFA, so that anchors mean the ends of that field. Sizes are bounded while building:
+`TooLarge` says so before memory does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from services.agent.calc.http_tree import ALPHABET, Alternate, Anchor, Chars, Concat, Mask, Node, Repeat
 
-METHOD_END: Final = 1 << ord(" ")
-TARGET_END: Final = 1 << ord("\n")
+BACK: Final = 1 << 128
+"""No character: the edge from the end of a line to where the next one begins (`http_fields`)."""
 MAX_NFA_STATES = 20_000
 MAX_WORK = 1_000_000
 """Edges looked at while one automaton is built: about a second. Patterns in use need a few thousand."""
@@ -25,7 +23,7 @@ class TooLarge(ValueError):
     """The automaton does not fit its bound."""
 
 
-class _Budget:
+class Budget:
     """Ends a construction that would take too long, whatever it is that grows."""
 
     def __init__(self) -> None:
@@ -43,6 +41,8 @@ class Dfa:
 
     edges: tuple[tuple[tuple[Mask, int], ...], ...]
     accepting: frozenset[int]
+    notes: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """Numbers that some states carry."""
 
     def matches(self, text: str) -> bool:
         """Full match, one character after the other: the definition that the tables are tested against."""
@@ -57,7 +57,7 @@ class Dfa:
 
 
 class _Nfa:
-    def __init__(self, budget: _Budget) -> None:
+    def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self.edges: list[list[tuple[Mask, int]]] = []
         self.empty: list[list[int]] = []
@@ -172,7 +172,7 @@ def determinise(start: S, step: Callable[[S], Iterable[tuple[Mask, S]]], limit: 
 
 def pattern_dfa(node: Node, limit: int) -> Dfa:
     """The DFA of one field's pattern; raises TooLarge."""
-    budget = _Budget()
+    budget = Budget()
     nfa = _Nfa(budget)
     first = nfa.state()
     final = nfa.build(node, first)
@@ -190,53 +190,6 @@ def pattern_dfa(node: Node, limit: int) -> Dfa:
     return Dfa(dfa.edges, accepting)
 
 
-@dataclass(frozen=True, slots=True)
-class RuleFields:
-    """One rule, its fields compiled; a host of None is not looked at."""
-
-    method: Dfa
-    path: Dfa
-    host: Dfa | None
-
-
-# A state of the rules run side by side: which rule, which of its fields (0 method, 1 path, 2 host), state in there.
-_Position = tuple[int, int, int]
-
-
-def ruleset_dfa(rules: Sequence[RuleFields], limit: int) -> Dfa:
-    """The DFA over `METHOD SP target [LF host]` of rules of which any may accept; raises TooLarge."""
-
-    budget = _Budget()
-
-    def outgoing(position: _Position) -> Iterable[tuple[Mask, _Position]]:
-        rule, field, state = position
-        fields = rules[rule]
-        dfa = (fields.method, fields.path, fields.host)[field]
-        assert dfa is not None
-        for mask, target in dfa.edges[state]:
-            yield mask, (rule, field, target)
-        if state in dfa.accepting:
-            if field == 0:
-                yield METHOD_END, (rule, 1, 0)
-            elif field == 1 and fields.host is not None:
-                yield TARGET_END, (rule, 2, 0)
-
-    def step(positions: frozenset[_Position]) -> Iterable[tuple[Mask, frozenset[_Position]]]:
-        edges = [edge for position in sorted(positions) for edge in outgoing(position)]
-        budget.spend(len(edges))
-        return split(edges)
-
-    def accepts(position: _Position) -> bool:
-        rule, field, state = position
-        host = rules[rule].host
-        if host is None:
-            return field == 1 and state in rules[rule].path.accepting
-        return field == 2 and state in host.accepting
-
-    order, dfa = determinise(frozenset((rule, 0, 0) for rule in range(len(rules))), step, limit)
-    return Dfa(dfa.edges, frozenset(n for n, positions in enumerate(order) if any(map(accepts, positions))))
-
-
 def minimise(dfa: Dfa) -> Dfa:
     """The smallest DFA of the same language (Moore): states stay together while nothing tells them apart.
 
@@ -245,7 +198,11 @@ def minimise(dfa: Dfa) -> Dfa:
     """
     left = MAX_WORK
     size = sum(len(edges) for edges in dfa.edges)
-    block = [int(state in dfa.accepting) for state in range(len(dfa.edges))]
+    notes = dict(dfa.notes)
+    kinds: dict[Hashable, int] = {}
+    block = [
+        kinds.setdefault((state in dfa.accepting, notes.get(state)), len(kinds)) for state in range(len(dfa.edges))
+    ]
     count = 0
     while True:
         left -= size
@@ -268,4 +225,5 @@ def minimise(dfa: Dfa) -> Dfa:
         for mask, target in edges:
             merged[block[target]] = merged.get(block[target], 0) | mask
         edges_of[block[state]] = tuple((mask, target) for target, mask in merged.items())
-    return Dfa(tuple(edges_of), frozenset(block[state] for state in dfa.accepting))
+    noted = tuple(sorted({(block[state], note) for state, note in dfa.notes}))
+    return Dfa(tuple(edges_of), frozenset(block[state] for state in dfa.accepting), noted)

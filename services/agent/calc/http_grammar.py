@@ -5,6 +5,9 @@ length and coding, signs, spaces before a colon, dot segments, doubled or encode
 in refusal, because what the server does with it is not known. Row 0 refuses everything, so does a table of zeros.
 
 A target is matched as `path[?query]`: escapes of characters that need none are decoded, all others stay as sent.
+
+The table has all states twice: in the second view, for requests whose fields a rule looks at, the fields' bytes go to
+the policy automaton too.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ LETTERS: Final = UPPER + UPPER.lower()
 UNRESERVED: Final = LETTERS + DIGITS + b"-._~"
 TOKEN: Final = LETTERS + DIGITS + b"!#$%&'*+-.^_`|~"
 VISIBLE: Final = bytes(range(0x21, 0x7F))
-FIELD_VALUE: Final = b"\t " + VISIBLE + bytes(range(0x80, 0x100))
+TEXT: Final = b"\t " + VISIBLE
+FOREIGN: Final = bytes(range(0x80, 0x100))
 BLANK: Final = b"\t "
 PATH_PLAIN: Final = bytes(c for c in VISIBLE if c not in b"%?#\\/.;")
 ESCAPE_KEPT: Final = bytes(c for c in range(0x20, 0x100) if c not in b"/\\%;\x7f")
@@ -34,9 +38,15 @@ Table = np.ndarray[tuple[int, int], np.dtype[np.uint16]]
 
 
 class Grammar:
-    """The table under construction: states get numbers in order of their first mention."""
+    """A view under construction: states get numbers in order of their first mention, so both views have the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, attentive: bool) -> None:
+        self.heard = HttpAction.FEED if attentive else HttpAction.NONE
+        """What becomes of a field's bytes ..."""
+        self.foreign = HttpAction.FOREIGN if attentive else HttpAction.NONE
+        self.colon = HttpAction.FEED if attentive else HttpAction.VALUE
+        self.line = HttpAction.LINE_END if attentive else HttpAction.NONE
+        """... and of its end."""
         self._numbers: dict[str, int] = {phase.name: phase.value for phase in HttpPhase}
         self._table: Table = np.full((GRAMMAR_STATES, GRAMMAR_COLUMNS), HttpAction.REFUSE << 8, np.uint16)
 
@@ -74,8 +84,12 @@ class Grammar:
 
 
 def build() -> Table:
-    """The whole grammar."""
-    g = Grammar()
+    """The whole grammar, one view behind the other."""
+    return np.concatenate([_view(attentive) for attentive in (False, True)])
+
+
+def _view(attentive: bool) -> Table:
+    g = Grammar(attentive)
     _request_line(g)
     _path(g)
     _absolute_form(g)
@@ -154,11 +168,12 @@ def _version(g: Grammar) -> None:
 def _headers(g: Grammar) -> None:
     """Any field; the three that frame or route a request are spelt out by `_framing_headers`."""
     g.line_end("FIELD", "START", HttpAction.HEAD_END)
-    g.on("FIELD", TOKEN, "name")
-    g.on("name", TOKEN, "name")
-    g.on("name", b":", "VALUE", HttpAction.VALUE)
-    g.on("VALUE", FIELD_VALUE, "VALUE")
-    g.line_end("VALUE", "FIELD")
+    g.on("FIELD", TOKEN, "name", g.heard)
+    g.on("name", TOKEN, "name", g.heard)
+    g.on("name", b":", "VALUE", g.colon)
+    g.on("VALUE", TEXT, "VALUE", g.heard)
+    g.on("VALUE", FOREIGN, "VALUE", g.foreign)
+    g.line_end("VALUE", "FIELD", g.line)
 
 
 def _field_name(g: Grammar, name: bytes, value: str, action: HttpAction) -> None:
@@ -169,14 +184,14 @@ def _field_name(g: Grammar, name: bytes, value: str, action: HttpAction) -> None
     state = "FIELD"
     for i, char in enumerate(name):
         if i:
-            g.on(state, TOKEN, "name")
-            g.on(state, b":", "VALUE", HttpAction.VALUE)
+            g.on(state, TOKEN, "name", g.heard)
+            g.on(state, b":", "VALUE", g.colon)
         following = f"name:{name[: i + 1].decode()}"
-        g.on(state, bytes((char,)) + bytes((char,)).upper(), following)
+        g.on(state, bytes((char,)) + bytes((char,)).upper(), following, g.heard)
         if char == ord("-"):
             g.refuse(state, b"_", HttpAction.REFUSE)
         state = following
-    g.on(state, TOKEN, "name")
+    g.on(state, TOKEN, "name", g.heard)
     g.on(state, b":", value, action)
 
 
@@ -191,24 +206,24 @@ def _framing_headers(g: Grammar) -> None:
     g.on("coding:0", BLANK, "coding:0")
     for i, char in enumerate(b"chunked"):
         following = "coding" if i == len(b"chunked") - 1 else f"coding:{i + 1}"
-        g.on(f"coding:{i}", bytes((char,)) + bytes((char,)).upper(), following)
+        g.on(f"coding:{i}", bytes((char,)) + bytes((char,)).upper(), following, g.heard)
     _field_end(g, "coding")
 
     _field_name(g, b"host", "host.before", HttpAction.HOST_NAME)
     g.on("host.before", BLANK, "host.before")
-    g.line_end("host.before", "FIELD")
+    g.line_end("host.before", "FIELD", g.line)
     for state in ("host.before", "host"):
-        g.on(state, HOST_VALUE, "host", HttpAction.FEED)
+        g.on(state, HOST_VALUE, "host", g.heard)
     _field_end(g, "host")
 
 
 def _field_end(g: Grammar, state: str) -> None:
     """Blanks behind a value, then the end of the line."""
     after = f"{state}.after"
-    g.line_end(state, "FIELD")
+    g.line_end(state, "FIELD", g.line)
     g.on(state, BLANK, after)
     g.on(after, BLANK, after)
-    g.line_end(after, "FIELD")
+    g.line_end(after, "FIELD", g.line)
 
 
 def _bodies(g: Grammar) -> None:
@@ -224,5 +239,5 @@ def _bodies(g: Grammar) -> None:
     g.on("TRAILER", TOKEN, "trailer.name")
     g.on("trailer.name", TOKEN, "trailer.name")
     g.on("trailer.name", b":", "trailer.value")
-    g.on("trailer.value", FIELD_VALUE, "trailer.value")
+    g.on("trailer.value", TEXT + FOREIGN, "trailer.value")
     g.line_end("trailer.value", "TRAILER")

@@ -14,7 +14,8 @@ from services.policy.l7 import HttpRule, Request
 
 
 def meets(rule: HttpRule, request: Request) -> bool:
-    """Every given field matches as a whole; what the datapath cannot compile (header matches too) allows nothing."""
+    """Every given field matches as a whole; what the datapath cannot compile allows nothing, and
+    of recorded requests the headers are not known."""
     if rule.headers:
         return False
     fields = ((rule.method, request.method), (rule.path, request.path), (rule.host, request.host))

@@ -215,6 +215,27 @@ CILIUM_REFUSED: list[tuple[str, Any, str, str]] = [
         "look-around",
     ),
     (
+        "back-reference",
+        ingress(toPorts=ports(rules={"http": [{"method": "(A)\\1"}]})),
+        f"{IN0}.toPorts[0].rules.http[0].method",
+        "write the alternatives out",
+    ),
+    (
+        "possessive",
+        ingress(toPorts=ports(rules={"http": [{"path": "/a++"}]})),
+        f"{IN0}.toPorts[0].rules.http[0].path",
+        "leave the second + ",
+    ),
+    *(
+        (
+            f"mismatch {action}",
+            ingress(toPorts=ports(rules={"http": [{"headerMatches": [{"name": "X", "mismatch": action}]}]})),
+            f"{IN0}.toPorts[0].rules.http[0].headerMatches[0].mismatch",
+            "would rewrite requests",
+        )
+        for action in ("ADD", "DELETE", "REPLACE")
+    ),
+    (
         "sni and rules",
         egress(toPorts=ports(serverNames=["a.b"], rules={"http": [{}]})),
         f"{OUT0}.toPorts[0].serverNames",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import re2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,6 +62,36 @@ def test_agrees_with_python(pattern: str, texts: list[str]) -> None:
     for text in texts:
         # Python's $ also matches before a last newline; there are none here.
         assert dfa.matches(text) == (re.fullmatch(pattern, text) is not None), (pattern, text)
+
+
+SYNTAX = st.text(alphabet="ab/1.*+?|()[]{}\\^$-,:=!<>PiszAQEdwx2", max_size=10)
+
+
+@given(st.one_of(SYNTAX, PATTERNS), st.lists(TEXTS, min_size=1, max_size=6))
+@settings(max_examples=3000, deadline=None, derandomize=True)
+def test_agrees_with_re2(pattern: str, texts: list[str]) -> None:
+    """What compiles here compiles there and means the same; some of what compiles there does not here, and says why."""
+    oracle = by_re2(pattern)
+    try:
+        dfa = compiled(pattern)
+    except (RegexError, TooLarge) as error:
+        dfa, why = None, str(error)
+    if dfa is None:
+        named = ("word boundaries", "Unicode", "multi-line", "repetition of a repetition", "no character")
+        assert oracle is None or any(word in why for word in named), (pattern, why)
+        return
+    assert oracle is not None, pattern
+    for text in texts:
+        assert dfa.matches(text) == (oracle.fullmatch(text) is not None), (pattern, text)
+
+
+def by_re2(pattern: str) -> re2._Regexp | None:
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        return re2.compile(pattern, options)
+    except re2.error:
+        return None
 
 
 @given(PATTERNS)
