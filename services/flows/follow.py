@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
 import numpy as np
 
@@ -13,8 +14,9 @@ from services.common.pb.observer import observer_pb2 as pb
 from services.flows.columns import Array, Columns, Kind, take
 from services.flows.entries import NodeRef
 from services.flows.filters import Filters
+from services.flows.history.stored import BrokenFile, StoredSegment
 from services.flows.render import NANOSECONDS, Renderer, set_time
-from services.flows.select import Window, appended, select
+from services.flows.select import Held, Window, appended, select
 from services.flows.store import FlowStore, Segment
 
 CHUNK = 256
@@ -25,16 +27,41 @@ GAP_SECONDS = 1.0
 Now = Callable[[], int]
 
 
+class Archive(Protocol):
+    """What lies on disk (`history.History`); agents have none."""
+
+    def pinned(self) -> AbstractContextManager[list[tuple[StoredSegment, int]]]:
+        """(segment, rows) of what memory does not hold, oldest first."""
+        ...
+
+    def set_aside(self, segment: StoredSegment, error: BrokenFile) -> None:
+        """A segment could not be read."""
+        ...
+
+
+class NoArchive:
+    """Memory is all there is."""
+
+    def pinned(self) -> AbstractContextManager[list[tuple[StoredSegment, int]]]:
+        """Nothing."""
+        return nullcontext([])
+
+    def set_aside(self, segment: StoredSegment, error: BrokenFile) -> None:
+        """Never called."""
+        raise error
+
+
 async def past(
-    store: FlowStore, renderer: Renderer, filters: Filters, window: Window
+    store: FlowStore, archive: Archive, renderer: Renderer, filters: Filters, window: Window
 ) -> AsyncIterator[pb.GetFlowsResponse]:
-    """What is held now and was asked for, in the order of time."""
-    with store.pinned() as held:
-        selection = await select(held, store.dictionaries, filters, window)
-        for columns, facets in selection.chunks(CHUNK):
-            for response in renderer.responses(columns, facets):
-                yield response
-            await asyncio.sleep(0)
+    """What is held now, on disk and in memory, and was asked for, in the order of time."""
+    with archive.pinned() as older, store.pinned() as newer:
+        held: Held = [*older, *newer]
+        async for selection in select(held, store.dictionaries, filters, window, archive.set_aside):
+            for columns, facets in selection.chunks(CHUNK):
+                for response in renderer.responses(columns, facets):
+                    yield response
+                await asyncio.sleep(0)
 
 
 class Follower:

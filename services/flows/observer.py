@@ -23,7 +23,7 @@ from services.common.tls import peer_identity
 from services.flows import mask
 from services.flows.entries import NodeRef
 from services.flows.filters import FilterError, Filters
-from services.flows.follow import Follower, Now, past
+from services.flows.follow import Archive, Follower, NoArchive, Now, past
 from services.flows.render import NANOSECONDS, Renderer, set_time
 from services.flows.select import Window
 from services.flows.store import FlowStore
@@ -80,11 +80,13 @@ class Observer(observer_pb2_grpc.ObserverServicer):
         nodes: Nodes | None = None,
         authorize: Callable[[Any], None] = may_read,
         now: Now = time.time_ns,
+        archive: Archive | None = None,
     ) -> None:
         """`authorize` gets the servicer context and raises `Denied`."""
         self._store, self._server, self._nodes = store, server, nodes
         self._version_text, self._version = version_text, version
         self._authorize, self._now = authorize, now
+        self._archive = archive or NoArchive()
         self._started = now()
         self._streams = 0
 
@@ -105,7 +107,7 @@ class Observer(observer_pb2_grpc.ObserverServicer):
             renderer = Renderer(self._store.dictionaries, self._version, fields)
             cursor = self._store.end
             if not window.only_new:
-                async for response in past(self._store, renderer, filters, window):
+                async for response in past(self._store, self._archive, renderer, filters, window):
                     yield response
             if window.follow:
                 follower = Follower(self._store, self._server, cursor, self._now)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,19 @@ import numpy as np
 from services.flows.columns import STORED, Array, Columns, Kind
 from services.flows.dictionary import Dictionaries
 from services.flows.filters import Filters
+from services.flows.history.stored import BrokenFile, StoredSegment
 from services.flows.store import Segment
 
-Held = list[tuple[Segment, int]]
+Held = Sequence[tuple[Segment | StoredSegment, int]]
+Broken = Callable[[StoredSegment, BrokenFile], None]
+
+STREAM_ROWS = 65_536
+"""Rows that wait for their turn before the early ones among them are given out."""
+
+
+def _keep(segment: StoredSegment, error: BrokenFile) -> None:
+    """A reader without a history meets no stored segments."""
+    raise error
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +45,28 @@ class Window:
         return self.follow and not self.number and self.since_ns is None
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of a segment, and the facets they are shown as."""
+
+    columns: Columns
+    rows: Array
+    facets: Array
+
+    def times(self) -> Array:
+        """Of the rows."""
+        return self.columns["time_ns"][self.rows]
+
+
 class Selection:
     """Rows of pinned segments, in the order of time."""
 
-    def __init__(self, parts: list[tuple[Segment, Array, Array]]) -> None:
-        """`parts`: (segment, rows, facets)."""
-        self._segments = [segment for segment, _, _ in parts]
-        sizes = [len(rows) for _, rows, _ in parts]
-        self._part = np.repeat(np.arange(len(parts)), sizes)
-        self._row = _joined([rows for _, rows, _ in parts], np.dtype(np.intp))
-        self._facet = _joined([facets for _, _, facets in parts], np.dtype(np.uint8))
-        times = _joined([segment.columns["time_ns"][rows] for segment, rows, _ in parts], np.dtype(np.int64))
-        self._order = np.argsort(times, kind="stable")
+    def __init__(self, parts: list[Part]) -> None:
+        self._parts = parts
+        self._part = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
+        self._row = _joined([part.rows for part in parts], np.dtype(np.intp))
+        self._facet = _joined([part.facets for part in parts], np.dtype(np.uint8))
+        self._order = np.argsort(_joined([part.times() for part in parts], np.dtype(np.int64)), kind="stable")
 
     def __len__(self) -> int:
         return len(self._order)
@@ -60,7 +80,7 @@ class Selection:
             for part in np.unique(parts).tolist():
                 here = parts == part
                 for name, values in columns.items():
-                    values[here] = self._segments[part].columns[name][rows[here]]
+                    values[here] = self._parts[part].columns[name][rows[here]]
             yield columns, self._facet[order]
 
 
@@ -68,32 +88,94 @@ def _joined(arrays: list[Array], kind: np.dtype[np.generic]) -> Array:
     return np.concatenate(arrays) if arrays else np.zeros(0, kind)
 
 
-async def select(held: Held, dictionaries: Dictionaries, filters: Filters, window: Window) -> Selection:
-    """The rows of the past; other tasks have a turn after every segment."""
-    newest_first = not window.first and window.since_ns is None
+async def select(
+    held: Held, dictionaries: Dictionaries, filters: Filters, window: Window, broken: Broken = _keep
+) -> AsyncIterator[Selection]:
+    """The rows of the past, in order of time; other tasks have a turn after every segment.
+
+    Oldest first, they come as soon as no later segment can hold an earlier row, so a request for everything keeps a
+    few segments in memory, not all. `broken` is told which stored segment could not be read; its rows are left out.
+    """
+    newest_first = window.number > 0 and not window.first and window.since_ns is None
     limit = 0 if window.follow and not newest_first else window.number
     budget = _Budget(limit, [number for number, _ in dictionaries.nodes.contents()])
-    parts: list[tuple[Segment, Array, Array]] = []
-    for segment, rows in reversed(held) if newest_first else held:
+    wanted = [each for each in held if not _outside(each[0], window, newest_first=newest_first)]
+    earliest = _earliest_after(wanted)
+    parts: list[Part] = []
+    touched: set[str] = set()
+    for place, (segment, rows) in enumerate(reversed(wanted) if newest_first else wanted):
         if budget.spent:
             break
-        if _outside(segment, window, newest_first=newest_first):
+        try:
+            if isinstance(segment, StoredSegment):
+                await segment.prepare(touched)
+            part = _part(segment, rows, dictionaries, filters, window, budget, newest_first=newest_first)
+        except BrokenFile as error:
+            assert isinstance(segment, StoredSegment)
+            broken(segment, error)
             continue
-        columns = {name: values[:rows] for name, values in segment.columns.items()}
-        found, facets = _matching(columns, dictionaries, filters, window, newest_first=newest_first)
-        kept = found[
-            budget.take(columns["node"][found], columns["kind"][found] != Kind.LOST, newest_first=newest_first)
-        ]
-        if newest_first and window.until_ns is not None:
-            # Counted first, cut afterwards: the newest N of everything, as far as they are not later than `until`.
-            kept = kept[columns["time_ns"][kept] <= window.until_ns]
-        if len(kept):
-            parts.append((segment, kept, facets[kept]))
+        if isinstance(segment, StoredSegment):
+            touched.update(segment.columns)
+        if part is not None:
+            parts.append(part)
+        if not newest_first and sum(len(each.rows) for each in parts) >= STREAM_ROWS:
+            ready, parts = _split(parts, earliest[place])
+            if ready:
+                yield Selection(ready)
         await asyncio.sleep(0)
-    return Selection(parts[::-1] if newest_first else parts)
+    if parts:
+        yield Selection(parts[::-1] if newest_first else parts)
 
 
-def _outside(segment: Segment, window: Window, *, newest_first: bool) -> bool:
+def _earliest_after(held: Held) -> list[int]:
+    """For each segment: the earliest time in any later one."""
+    times = [segment.min_time for segment, _ in held]
+    earliest, lowest = [], int(np.iinfo(np.int64).max)
+    for each in reversed(times):
+        earliest.append(lowest)
+        lowest = min(lowest, each)
+    return earliest[::-1]
+
+
+def _split(parts: list[Part], before_ns: int) -> tuple[list[Part], list[Part]]:
+    """(rows earlier than `before_ns`, the others)."""
+    ready: list[Part] = []
+    waiting: list[Part] = []
+    for part in parts:
+        early = part.times() < before_ns
+        for chosen, target in ((early, ready), (~early, waiting)):
+            if chosen.any():
+                target.append(Part(part.columns, part.rows[chosen], part.facets[chosen]))
+    return ready, waiting
+
+
+def _part(
+    segment: Segment | StoredSegment,
+    rows: int,
+    dictionaries: Dictionaries,
+    filters: Filters,
+    window: Window,
+    budget: _Budget,
+    *,
+    newest_first: bool,
+) -> Part | None:
+    """The rows of one segment that the request means."""
+    columns = segment.view(rows)
+    found, facets = _matching(columns, dictionaries, filters, window, newest_first=newest_first)
+    if not len(found):
+        return None
+    kept = found[budget.take(columns["node"][found], columns["kind"][found] != Kind.LOST, newest_first=newest_first)]
+    if newest_first and window.until_ns is not None:
+        # Counted first, cut afterwards: the newest N of everything, as far as they are not later than `until`.
+        kept = kept[columns["time_ns"][kept] <= window.until_ns]
+    if not len(kept):
+        return None
+    if isinstance(segment, StoredSegment):  # its rows alone; the file's columns need not stay
+        return Part({name: columns[name][kept] for name in STORED}, np.arange(len(kept)), facets[kept])
+    return Part(segment.columns, kept, facets[kept])
+
+
+def _outside(segment: Segment | StoredSegment, window: Window, *, newest_first: bool) -> bool:
     if newest_first:
         return False
     return (window.since_ns is not None and segment.max_time < window.since_ns) or (
@@ -119,13 +201,13 @@ class _Budget:
     """How many flows of each node may still be taken; rows that tell of losses are free, within the flows' range."""
 
     def __init__(self, number: int, nodes: list[int]) -> None:
-        self._unlimited = number == 0
+        self._unlimited, self._number = number == 0, number
         self._left = dict.fromkeys(nodes, number)
 
     @property
     def spent(self) -> bool:
         """Nothing may be taken any more."""
-        return not self._unlimited and not any(self._left.values())
+        return not self._unlimited and bool(self._left) and not any(self._left.values())
 
     def take(self, nodes: Array, flows: Array, *, newest_first: bool) -> Array:
         """Which of these rows (in insertion order) are taken."""
@@ -135,13 +217,13 @@ class _Budget:
         direction = -1 if newest_first else 1
         for node in np.unique(nodes).tolist():
             rows = np.flatnonzero(nodes == node)[::direction]
-            count, left = np.cumsum(flows[rows]), self._left.get(node, 0)
+            count, left = np.cumsum(flows[rows]), self._left.get(node, self._number)
             taken[rows] = np.where(flows[rows], count <= left, count < left)
             self._left[node] = left - min(left, int(count[-1]))
         return taken
 
 
-def appended(held: Held, start: int) -> Iterator[tuple[Segment, int, int]]:
+def appended(held: Sequence[tuple[Segment, int]], start: int) -> Iterator[tuple[Segment, int, int]]:
     """(segment, first row, end row) of what was appended from position `start` on."""
     for segment, rows in held:
         begin = max(0, start - segment.base)

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from services.flows.columns import DICTIONARY_OF, STORED, Columns, Kind, length, zeros
+from services.flows.columns import DICTIONARY_OF, STORED, Array, Columns, Kind, length, zeros
 from services.flows.dictionary import Dictionaries, Uses
 from services.flows.entries import NodeRef
 
-MAX_SEGMENT_ROWS = 65_536
+MAX_SEGMENT_ROWS = 262_144
 MIN_SEGMENT_ROWS = 256
 RATE_SECONDS = 60
 
@@ -54,10 +54,22 @@ class Segment:
         self.rows += count
         return count
 
+    def view(self, rows: int) -> Columns:
+        """The first `rows` rows."""
+        return {name: values[:rows] for name, values in self.columns.items()}
+
     def seal(self) -> None:
-        """No more rows: columns that are all zeros give their memory back."""
+        """No more rows: each column takes the narrowest type that holds its values, zeros take nothing."""
         for name, values in self.columns.items():
-            self.columns[name] = values[: self.rows] if values[: self.rows].any() else zeros(name, self.rows)
+            self.columns[name] = _narrow(name, values[: self.rows])
+
+
+def _narrow(name: str, values: Array) -> Array:
+    highest = int(values.max(initial=0))
+    if not highest:
+        return zeros(name, len(values))
+    kind = np.min_scalar_type(highest) if name != "time_ns" else values.dtype
+    return values.astype(kind)
 
 
 class FlowStore:

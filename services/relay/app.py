@@ -1,6 +1,7 @@
 """The relay's wiring.
 
     agents --FlowIngest.Push--> FlowIngest --> FlowStore --> Observer --> hubble, ciliate, UI
+                                    |              +-- History (Parquet) --+
                                     |
                                 NodeTable --> GetNodes, node status messages, ServerStatus
 
@@ -24,11 +25,12 @@ from services.common.pb.observer import observer_pb2_grpc
 from services.common.runner import GrpcServer
 from services.common.tls import TlsFiles, peer_identity, server_credentials
 from services.flows.entries import NodeRef
+from services.flows.history.history import History, open_history
 from services.flows.observer import HEALTH_NAME, SERVICE_NAME, Observer
 from services.flows.store import FlowStore
 from services.relay import ingest
 from services.relay.config import Config
-from services.relay.metrics import IngestMetrics
+from services.relay.metrics import IngestMetrics, watch_history
 from services.relay.nodes import NodeTable
 
 log = get_logger("relay")
@@ -38,12 +40,17 @@ log = get_logger("relay")
 async def serving(config: Config, registry: CollectorRegistry) -> AsyncIterator[GrpcServer]:
     """The relay, listening: yields its `GrpcServer`."""
     store = FlowStore(config.capacity)
+    history = open_history(config.history_dir, store, max_mb=config.history_max_mb, max_age_s=config.history_max_age)
     nodes = NodeTable(tls=not config.insecure)
     metrics = IngestMetrics(registry, store)
+    if history is not None:
+        watch_history(registry, history)
     metrics.connected.set_function(lambda: sum(status.connected for status in nodes.statuses()))
     servicer = ingest.FlowIngest(store, nodes, metrics, peer_identity, insecure=config.insecure)
     version = services.__version__
-    observer = Observer(store, NodeRef(config.node_name), f"ciliate-relay v{version}", version, nodes=nodes)
+    observer = Observer(
+        store, NodeRef(config.node_name), f"ciliate-relay v{version}", version, nodes=nodes, archive=history
+    )
 
     def register(server: grpc.aio.Server) -> None:
         ingest_pb2_grpc.add_FlowIngestServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
@@ -56,7 +63,23 @@ async def serving(config: Config, registry: CollectorRegistry) -> AsyncIterator[
         config.listen, credentials, register, [SERVICE_NAME, ingest.SERVICE_NAME], [HEALTH_NAME]
     ) as server:
         log.info("relay ready", addresses=config.listen, ports=server.ports)
-        yield server
+        async with writing(history, config.history_flush):
+            yield server
+
+
+@contextlib.asynccontextmanager
+async def writing(history: History | None, flush_s: float) -> AsyncIterator[None]:
+    """Flows go to disk while the context is open; what is left is written at its end."""
+    if history is None:
+        yield
+        return
+    task = asyncio.create_task(history.run(flush_s), name="flow history")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await history.flush()
 
 
 async def run(config: Config) -> None:

@@ -18,4 +18,10 @@ class Config(BaseConfig):
     node_name: str = Field(
         default_factory=socket.gethostname, description="this relay's own name in node status messages"
     )
-    capacity: int = Field(1_000_000, ge=1024, le=1 << 28, description="flows kept in memory, about 90 bytes each")
+    history_dir: str = Field(
+        "", description="folder for flows on disk (Parquet), read by queries and by SQL; empty = memory only"
+    )
+    history_max_mb: int = Field(4096, ge=16, description="disk space for flows, MiB; the oldest go first")
+    history_max_age: float = Field(14 * 86_400, gt=0, description="seconds after which flows on disk are removed")
+    history_flush: float = Field(10, gt=0, description="seconds between writes: what a killed relay may lose")
+    capacity: int = Field(1_000_000, ge=1024, le=1 << 28, description="flows kept in memory, about 50 bytes each")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from services.common.pb.flow import flow_pb2
 from services.common.pb.ingest.v1 import ingest_pb2 as pb
+from services.flows.history.history import Figures, History
 from services.flows.render import LOST_SOURCES
 from services.flows.store import FlowStore
 
@@ -39,3 +45,31 @@ class IngestMetrics:
     def refused(self, node: str) -> None:
         """A batch could not be read."""
         self._refused.labels(node).inc()
+
+
+def watch_history(registry: CollectorRegistry, history: History) -> None:
+    """Gauges and counters of the flows on disk."""
+    figures = history.figures
+    for name, text in (("files", "Files of flows"), ("rows", "Flows on disk"), ("bytes", "Size of the flows on disk")):
+        gauge = Gauge(f"ciliate_relay_history_{name}", text, registry=registry)
+        gauge.set_function(partial(getattr, figures, name))
+    registry.register(_Counters(figures))
+
+
+class _Counters(Collector):
+    """What only grows, kept elsewhere."""
+
+    _TEXTS = {
+        "unwritten": "Flows thrown out of memory before they were on disk",
+        "failures": "Writes that failed; they are tried again",
+        "broken": "Files that could not be read and were set aside",
+        "expired": "Files removed for their age or the space",
+    }
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """One sample each."""
+        for name, text in self._TEXTS.items():
+            yield CounterMetricFamily(f"ciliate_relay_history_{name}", text, value=getattr(self._figures, name))

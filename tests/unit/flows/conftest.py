@@ -15,7 +15,7 @@ from services.flows.columns import STORED, Kind
 from services.flows.entries import Decision, HttpRequest, NodeRef, Party, PolicyRef, ServiceRef
 from services.flows.filters import Filters
 from services.flows.render import Renderer
-from services.flows.select import Selection
+from services.flows.select import Part, Selection
 from services.flows.store import FlowStore
 from services.model.addresses import to_bytes
 
@@ -107,7 +107,7 @@ class Flows:
             columns = {name: values[: segment.rows] for name, values in segment.columns.items()}
             passed, facets = filters.match(columns, self.store.dictionaries)
             rows = np.flatnonzero(passed | (columns["kind"] == Kind.LOST))
-            parts.append((segment, rows, facets[rows]))
+            parts.append(Part(columns, rows, facets[rows]))
         renderer = Renderer(self.store.dictionaries, "1.2.3", fields)
         return [
             response

@@ -19,13 +19,13 @@ OTHER = NodeRef("node2")
 async def chosen(flows: Any, window: Window, *allow: pb.FlowFilter) -> list[int]:
     """Milliseconds after the start of the rows that are selected; losses as negative counts."""
     with flows.store.pinned() as held:
-        selection = await select(held, flows.store.dictionaries, Filters(allow), window)
         found: list[int] = []
-        for columns, _ in selection.chunks(10):
-            for time, kind, lost in zip(
-                columns["time_ns"].tolist(), columns["kind"].tolist(), columns["bytes"].tolist(), strict=True
-            ):
-                found.append(-lost if kind == 255 else (time - START) // MS)
+        async for selection in select(held, flows.store.dictionaries, Filters(allow), window):
+            for columns, _ in selection.chunks(10):
+                for time, kind, lost in zip(
+                    columns["time_ns"].tolist(), columns["kind"].tolist(), columns["bytes"].tolist(), strict=True
+                ):
+                    found.append(-lost if kind == 255 else (time - START) // MS)
         return found
 
 
