@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from services import __version__
-from services.cli import bpf, inspection, observe, policy, sandbox, status
+from services.cli import bpf, history, inspection, observe, policy, sandbox, status
 from services.cli import identity as identity_commands
 from services.cli.connect import Settings
 
@@ -54,6 +54,7 @@ def settings(
 
 app.command("status")(status.status)
 app.command("observe")(observe.command())
+app.add_typer(history.app, name="flows")
 app.add_typer(inspection.endpoints, name="endpoint")
 app.add_typer(identity_commands.identities, name="identity")
 app.add_typer(policy.app, name="policy")

@@ -50,6 +50,8 @@ class Servers:
     agents: tuple[tuple[str, str], ...]
     tls: TlsFiles | None
     sandbox: str = ""
+    history: str = ""
+    """The relay's folder of flows, where it is on this machine."""
 
 
 def find(settings: Settings) -> Servers:
@@ -69,6 +71,7 @@ def find(settings: Settings) -> Servers:
         agents=agents,
         tls=_tls(settings, found),
         sandbox=found.name if found else "",
+        history=found.history if found else "",
     )
 
 

@@ -96,7 +96,8 @@ async def select(
     Oldest first, they come as soon as no later segment can hold an earlier row, so a request for everything keeps a
     few segments in memory, not all. `broken` is told which stored segment could not be read; its rows are left out.
     """
-    newest_first = window.number > 0 and not window.first and window.since_ns is None
+    few = 0 < window.number < sum(rows for _, rows in held)  # more than there is means everything
+    newest_first = few and not window.first and window.since_ns is None
     limit = 0 if window.follow and not newest_first else window.number
     budget = _Budget(limit, [number for number, _ in dictionaries.nodes.contents()])
     wanted = [each for each in held if not _outside(each[0], window, newest_first=newest_first)]

@@ -80,6 +80,7 @@ async def writing(history: History | None, flush_s: float) -> AsyncIterator[None
         task.cancel()
         await asyncio.wait([task])
         await history.flush()
+        history.close()
 
 
 async def run(config: Config) -> None:

@@ -86,6 +86,7 @@ class Cluster:
             claimed,
             identity=self.identity_target,
             relay=self.relay_target,
+            history=str(self._paths.flows),
             tls_ca=self.client.ca,
             tls_cert=self.client.cert,
             tls_key=self.client.key,
@@ -157,6 +158,9 @@ class Cluster:
             **self._tls("relay"),
             "node_name": "relay",
             "listen": [self.relay_target, self.relay_tcp],
+            "history_dir": str(self._paths.flows),
+            "history_max_mb": 256,
+            "history_flush": 2,
         }
         return self._part("relay", "services.relay", config, lambda: self._healthy(self.relay_target, "relay"))
 

@@ -67,6 +67,10 @@ class Paths:
         return self.root / "objects"
 
     @property
+    def flows(self) -> Path:
+        return self.root / "flows"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 
@@ -116,6 +120,7 @@ class SandboxState:
     identity: str = ""
     relay: str = ""
     relay_tcp: str = ""
+    history: str = ""
     tls_ca: str = ""
     tls_cert: str = ""
     tls_key: str = ""

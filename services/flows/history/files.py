@@ -7,6 +7,7 @@ renamed. The growing last segment of a process is written again and again; the c
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from services.common.errors import Unavailable
 NAME = re.compile(r"flows-(\d{1,19})-(\d{1,19})-(\d{1,19})-(\d{1,19})-(\d{1,10})\.parquet")
 TEMPORARY = ".part"
 BROKEN = ".broken"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +58,42 @@ def read_name(path: Path) -> SegmentFile | None:
     return SegmentFile(path, first, last, epoch, base, rows, size) if rows and last >= first else None
 
 
-def scan(folder: Path) -> list[SegmentFile]:
-    """The files of a folder in order of time. Leftovers of writers that were killed are removed.
+def listing(folder: Path) -> list[SegmentFile]:
+    """The files of a folder in order of time, each segment once. Raises OSError."""
+    best: dict[tuple[int, int], SegmentFile] = {}
+    for found in sorted(filter(None, map(read_name, folder.iterdir())), key=lambda each: each.rows):
+        best[found.segment] = found
+    return ordered(best.values())
 
-    Raises `Unavailable` naming the folder if it cannot be made or read.
+
+def claim(folder: Path) -> int:
+    """Make the folder ours, until the descriptor that is returned is closed or the process ends.
+
+    What writers that were killed left behind is removed. Raises `Unavailable` naming the folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        names = list(folder.iterdir())
-        for path in names:
-            if path.name.endswith(TEMPORARY):
-                path.unlink(missing_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _tidy(folder)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except BlockingIOError as error:
+        raise Unavailable(f"history_dir {folder}: another relay writes there; give each its own folder") from error
     except OSError as error:
-        raise Unavailable(
-            f"history_dir {folder}: {os.strerror(error.errno or 0)}; give a folder that is ours"
-        ) from error
-    best: dict[tuple[int, int], SegmentFile] = {}
-    for found in sorted(filter(None, map(read_name, names)), key=lambda each: each.rows):
-        shorter = best.get(found.segment)
-        if shorter is not None:
-            shorter.path.unlink(missing_ok=True)
-        best[found.segment] = found
-    return ordered(best.values())
+        reason = os.strerror(error.errno or 0)
+        raise Unavailable(f"history_dir {folder}: {reason}; give a folder that may be written") from error
+    return descriptor
+
+
+def _tidy(folder: Path) -> None:
+    whole = {found.path for found in listing(folder)}
+    for path in folder.iterdir():
+        superseded = read_name(path) is not None and path not in whole
+        if superseded or path.name.endswith(TEMPORARY):
+            path.unlink(missing_ok=True)
 
 
 def ordered(files: Iterable[SegmentFile]) -> list[SegmentFile]:

@@ -51,12 +51,17 @@ class History:
         self._folder, self._store, self._now = folder, store, now
         self._max_bytes, self._max_age_ns = max_bytes, int(max_age_s * 1e9)
         self._epoch = now()
-        self._files = {each.segment: each for each in files.scan(folder)}
+        self._claim = files.claim(folder)
+        self._files = {each.segment: each for each in files.listing(folder)}
         self._open: dict[files.SegmentFile, StoredSegment] = {}
         self._written = 0
         """Position up to which every row is on disk, or counted as unwritten."""
         self.figures = Figures()
         self._measure()
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        os.close(self._claim)
 
     async def run(self, flush_s: float) -> None:
         """Write what is new, every `flush_s` seconds, until cancelled. Failures are counted and tried again."""

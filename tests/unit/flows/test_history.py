@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,13 @@ def history(folder: Path, flows: Any, epoch: int = START + HOUR, **limits: Any) 
     """A history as a process that began at `epoch` has it; its clock stands still."""
     values: dict[str, Any] = {"max_bytes": 1 << 30, "max_age_s": 1e6} | limits
     return History(folder, flows.store, now=lambda: epoch, **values)
+
+
+async def written(folder: Path, flows: Any, epoch: int) -> None:
+    """What a process leaves that ran at `epoch`."""
+    archive = history(folder, flows, epoch)
+    await archive.flush()
+    archive.close()
 
 
 async def answer(flows: Any, archive: History, *allow: pb.FlowFilter, window: Window | None = None) -> list[bytes]:
@@ -69,6 +77,7 @@ async def test_a_restarted_process_answers_as_the_first_did(tmp_path: Path, new_
     expected = await answer(before, first)
     assert len(expected) == 900
     await first.flush()
+    first.close()
     after = new_flows(1 << 16)
     again = history(tmp_path, after, START + 2 * HOUR)
     assert await answer(after, again) == expected
@@ -99,7 +108,7 @@ async def test_the_growing_segment_has_one_file(tmp_path: Path, flows: Any) -> N
     for _ in range(3):
         flows.add()
         await archive.flush()
-    assert [found.rows for found in files.scan(tmp_path)] == [3]
+    assert [found.rows for found in files.listing(tmp_path)] == [3]
     await archive.flush()  # nothing is new: nothing is written
     assert archive.figures.rows == 3
 
@@ -118,14 +127,13 @@ async def test_rows_that_memory_lost_before_they_were_written_are_counted(
 
 async def test_a_write_cut_short_leaves_nothing_and_is_done_again(tmp_path: Path, flows: Any) -> None:
     flows.add()
-    archive = history(tmp_path, flows)
     (tmp_path / "flows-1-2-3-4-5.parquet.part").write_bytes(b"half")
-    assert not history(tmp_path, flows).figures.files
-    assert not list(tmp_path.iterdir())
-    tmp_path.rmdir()  # the disk is away
+    archive = history(tmp_path, flows)
+    assert [path.name for path in tmp_path.iterdir()] == [files.LOCK]
+    away = tmp_path.rename(tmp_path.with_name("away"))  # the disk is gone for a while
     await archive.flush()
     assert (archive.figures.failures, archive.figures.files) == (1, 0)
-    tmp_path.mkdir()
+    away.rename(tmp_path)
     await archive.flush()
     assert (archive.figures.failures, archive.figures.rows) == (1, 1)
 
@@ -134,8 +142,9 @@ def test_of_two_copies_of_a_segment_the_longer_counts(tmp_path: Path) -> None:
     for rows in (3, 9, 5):
         (tmp_path / files.name_of(10, 20, 1, 0, rows)).write_bytes(b"")
     (tmp_path / "notes.txt").write_text("kept")
-    assert [found.rows for found in files.scan(tmp_path)] == [9]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["flows-10-20-1-0-9.parquet", "notes.txt"]
+    assert [found.rows for found in files.listing(tmp_path)] == [9]
+    os.close(files.claim(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [files.LOCK, "flows-10-20-1-0-9.parquet", "notes.txt"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign", "numbers"])
@@ -144,10 +153,10 @@ async def test_a_damaged_file_is_set_aside_and_the_others_answer(
 ) -> None:
     first, second = new_flows(4096), new_flows(4096)
     fill(first, 200)
-    await history(tmp_path, first, START + HOUR).flush()
+    await written(tmp_path, first, START + HOUR)
     fill(second, 40, seed=8)
-    await history(tmp_path, second, START + 2 * HOUR).flush()
-    path = files.scan(tmp_path)[0].path
+    await written(tmp_path, second, START + 2 * HOUR)
+    path = files.listing(tmp_path)[0].path
     content = bytearray(path.read_bytes())
     match damage:
         case "cut":
@@ -179,11 +188,13 @@ async def test_the_oldest_go_first_by_age_and_by_size(tmp_path: Path, new_flows:
     for seed in range(8):
         fill(flows, 250, seed)
         await archive.flush()
-    present = files.scan(tmp_path)
+    present = files.listing(tmp_path)
+    archive.close()
     sizes = sum(found.size for found in present)
     limited = history(tmp_path, new_flows(1024), max_bytes=sizes // 2)
     await limited.flush()
-    left = files.scan(tmp_path)
+    limited.close()
+    left = files.listing(tmp_path)
     assert left == present[-len(left) :]
     assert (
         sum(found.size for found in left)
@@ -192,7 +203,7 @@ async def test_the_oldest_go_first_by_age_and_by_size(tmp_path: Path, new_flows:
     )
     aged = history(tmp_path, new_flows(1024), START + 2 * HOUR, max_age_s=3600)
     await aged.flush()
-    assert not files.scan(tmp_path)
+    assert not files.listing(tmp_path)
     assert aged.figures.expired == len(left)
 
 
@@ -200,7 +211,7 @@ async def test_people_and_other_tools_find_words_in_the_file(tmp_path: Path, flo
     flows.drop()
     flows.http("/api/v1/users", service=ServiceRef("default", "web"))
     await history(tmp_path, flows).flush()
-    rows = pq.read_table(files.scan(tmp_path)[0].path).to_pylist()
+    rows = pq.read_table(files.listing(tmp_path)[0].path).to_pylist()
     assert [row["verdict"] for row in rows] == ["DROPPED", "FORWARDED"]
     assert [row["drop_reason"] for row in rows] == ["POLICY_DENIED", None]
     assert [row["http_path"] for row in rows] == [None, "/api/v1/users"]
@@ -228,4 +239,9 @@ def test_a_folder_that_cannot_be_used_is_an_error_with_its_name(tmp_path: Path, 
         open_history(str(tmp_path / "file"), flows.store, max_mb=16, max_age_s=1)
     with pytest.raises(Unavailable, match="no absolute path"):
         open_history("flows", flows.store, max_mb=16, max_age_s=1)
+    first = open_history(str(tmp_path / "ours"), flows.store, max_mb=16, max_age_s=1)
+    with pytest.raises(Unavailable, match="another relay writes there"):
+        open_history(str(tmp_path / "ours"), flows.store, max_mb=16, max_age_s=1)
+    assert first is not None
+    first.close()
     assert open_history("", flows.store, max_mb=16, max_age_s=1) is None
