@@ -14,6 +14,10 @@ TIME_MASK = (1 << 60) - 1
 """The bits of a row's time that its uuid holds: unique for 36 years."""
 
 
+UUID_COLUMNS = ("time_ns", "node", "source", "destination", "source_port", "destination_port", "kind", "direction")
+"""What a row's uuid is made of."""
+
+
 def request_url(request: HttpRequest, server: Party, port: int) -> str:
     """`http://<address>[:port]<path>`: the datapath sees the path, not which name the client used."""
     address = from_bytes(server.address)
@@ -26,9 +30,8 @@ def row_uuids(columns: Columns, dictionaries: Dictionaries) -> list[str]:
 
     The same row has the same uuid on the node and on the relay, and none is stored.
     """
-    fields = ("time_ns", "node", "source", "destination", "source_port", "destination_port", "kind", "direction")
     found = []
-    for time, node, source, destination, *rest in zip(*(columns[name].tolist() for name in fields), strict=True):
+    for time, node, source, destination, *rest in zip(*(columns[name].tolist() for name in UUID_COLUMNS), strict=True):
         sides = [dictionaries.parties[number] for number in (source, destination)]
         where = dictionaries.nodes[node]
         text = f"{where.absolute if where else ''}|{'|'.join(p.address.hex() if p else '' for p in sides)}|{rest}"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from services.common.pb.flow import flow_pb2
 from services.flows.entries import Party
 from services.flows.filters.base import Condition, FilterError, Rows, party
-from services.model.addresses import IPNetwork, from_bytes
+from services.model.addresses import V4_MAPPED_PREFIX, IPNetwork, from_bytes, prefix_to_key, to_bytes
 
 
 def build(given: flow_pb2.FlowFilter) -> list[Condition]:
@@ -26,19 +26,28 @@ def build(given: flow_pb2.FlowFilter) -> list[Condition]:
 
 def _matcher(values: list[str], field: str) -> Callable[[Party], bool]:
     texts: set[str] = set()
-    networks: list[IPNetwork] = []
+    addresses: set[bytes] = set()
+    networks: list[tuple[int, int, bool]] = []
     for value in values:
         try:
             if "/" in value:
-                networks.append(ipaddress.ip_network(value, strict=False))
+                networks.append(_mapped(ipaddress.ip_network(value, strict=False)))
             else:
-                ipaddress.ip_address(value)
+                addresses.add(to_bytes(ipaddress.ip_address(value)))
                 texts.add(value)
         except ValueError as error:
             raise FilterError(f"{field}: {value!r} is neither an address nor a CIDR") from error
 
     def matches(entry: Party) -> bool:
-        address = from_bytes(entry.address)
-        return str(address) in texts or any(address in network for network in networks)
+        if entry.address in addresses and str(from_bytes(entry.address)) in texts:
+            return True
+        number, v4 = int.from_bytes(entry.address), entry.address.startswith(V4_MAPPED_PREFIX)
+        return any(number & mask == first and v4 == wants_v4 for first, mask, wants_v4 in networks)
 
     return matches
+
+
+def _mapped(network: IPNetwork) -> tuple[int, int, bool]:
+    """(first address, mask, is IPv4) in the 16-byte form that rows have; ::/0 holds no IPv4."""
+    length, raw = prefix_to_key(network)
+    return int.from_bytes(raw), (1 << 128) - (1 << (128 - length)), network.version == 4

@@ -26,8 +26,12 @@ def build(given: flow_pb2.FlowFilter) -> list[Condition]:
 
 def _of_party(column: str, values: list[str]) -> Condition:
     selects = selector(values, f"{column}_label")
+    known: dict[tuple[str, ...], bool] = {}  # replicas share their labels
 
     def has(entry: Party) -> bool:
-        return selects(entry.labels)
+        answer = known.get(entry.labels)
+        if answer is None:
+            answer = known[entry.labels] = selects(entry.labels)
+        return answer
 
     return party(column, has)

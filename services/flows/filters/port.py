@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from services.common.pb.flow import flow_pb2
-from services.flows.filters.base import Condition, FilterError
+from services.flows.filters.base import Condition, FilterError, isin
 from services.model.verdict import Protocol
 
 WITH_PORTS = np.array([Protocol.TCP, Protocol.UDP, Protocol.SCTP])
@@ -22,4 +22,4 @@ def _of(column: str, values: list[str]) -> Condition:
         if not (value.isascii() and value.isdigit() and int(value) <= 65535):
             raise FilterError(f"{column}: {value!r} is not a port (0 to 65535)")
     wanted = np.array([int(value) for value in values])
-    return lambda rows: np.isin(rows["protocol"], WITH_PORTS) & np.isin(rows[column], wanted)
+    return lambda rows: isin(rows[column], wanted) & isin(rows["protocol"], WITH_PORTS)

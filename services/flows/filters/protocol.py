@@ -6,7 +6,7 @@ import numpy as np
 
 from services.common.pb.flow import flow_pb2
 from services.flows.columns import Kind
-from services.flows.filters.base import Condition, FilterError
+from services.flows.filters.base import Condition, FilterError, isin
 
 L4: dict[str, tuple[int, ...]] = {
     "icmp": (1, 58),
@@ -34,4 +34,4 @@ def build(given: flow_pb2.FlowFilter) -> list[Condition]:
         numbers |= set(L4.get(name, ()))
         http |= name == "http"
     wanted = np.array(sorted(numbers), np.int64)
-    return [lambda rows: np.isin(rows["protocol"], wanted) | (http & (rows["kind"] == Kind.HTTP))]
+    return [lambda rows: isin(rows["protocol"], wanted) | (http & (rows["kind"] == Kind.HTTP))]

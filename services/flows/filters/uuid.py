@@ -7,7 +7,7 @@ import numpy as np
 from services.common.pb.flow import flow_pb2
 from services.flows.columns import Array
 from services.flows.filters.base import Condition, Rows
-from services.flows.names import TIME_MASK, row_uuids, time_of
+from services.flows.names import TIME_MASK, UUID_COLUMNS, row_uuids, time_of
 
 
 def build(given: flow_pb2.FlowFilter) -> list[Condition]:
@@ -20,7 +20,7 @@ def build(given: flow_pb2.FlowFilter) -> list[Condition]:
     def condition(rows: Rows) -> Array:
         mask = rows.none()
         index = np.flatnonzero(np.isin(rows["time_ns"] & TIME_MASK, times))
-        columns = {name: values[index] for name, values in rows.columns.items()}
+        columns = {name: rows[name][index] for name in UUID_COLUMNS}
         uuids = row_uuids(columns, rows.dictionaries) if len(index) else []
         mask[index] = [text in wanted for text in uuids]
         return mask

@@ -21,6 +21,9 @@ from services.flows.store import FlowStore, Segment
 
 log = get_logger("history")
 
+MAX_OPEN = 256
+"""Files whose entries stay known between queries: reading them anew costs more than the columns."""
+
 
 @dataclass(slots=True)
 class Figures:
@@ -61,6 +64,7 @@ class History:
 
     def close(self) -> None:
         """Let others have the folder."""
+        self._trim(0)
         os.close(self._claim)
 
     async def run(self, flush_s: float) -> None:
@@ -99,6 +103,8 @@ class History:
         gone = files.expired(self._files.values(), max_bytes=self._max_bytes, before_ns=before)
         for each in gone:
             del self._files[each.segment]
+            if each in self._open and not self._open[each].pins:
+                self._open.pop(each).close()
             each.path.unlink(missing_ok=True)
         self.figures.expired += len(gone)
 
@@ -125,8 +131,16 @@ class History:
             for segment in held:
                 segment.pins -= 1
                 if not segment.pins:
-                    del self._open[segment.file]
-                    segment.close()
+                    segment.rest()
+                    self._open[segment.file] = self._open.pop(segment.file)  # the last one used
+            self._trim(MAX_OPEN)
+
+    def _trim(self, most: int) -> None:
+        """Close what was not read for longest: its entries' numbers may be given to others."""
+        idle = [segment for segment in self._open.values() if not segment.pins]
+        for segment in idle[: max(0, len(idle) - most)]:
+            del self._open[segment.file]
+            segment.close()
 
     def _in_memory(self, each: files.SegmentFile) -> bool:
         return each.epoch == self._epoch and each.base >= self._store.first

@@ -102,6 +102,10 @@ class StoredSegment:
         self._dictionaries.nodes.retain(self._nodes)
         self._numbers = {name: _table(numbers) for name, numbers in learnt.items()} | {"nodes": _table(nodes)}
 
+    def rest(self) -> None:
+        """Nobody reads it now: columns are let go, entries stay known."""
+        self.columns.clear()
+
     def close(self) -> None:
         """Nobody reads it any more: its numbers may be given to others."""
         if self._reader is None:

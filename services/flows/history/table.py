@@ -71,7 +71,7 @@ def save(table: pa.Table, path: Path) -> None:
         table,
         path,
         compression=COMPRESSION,
-        use_dictionary=[name for name in table.column_names if name != TIME],
+        use_dictionary=[field.name for field in table.schema if pa.types.is_dictionary(field.type)],
         column_encoding={TIME: "DELTA_BINARY_PACKED"},
         write_page_checksum=True,
         store_schema=True,

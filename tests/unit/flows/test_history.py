@@ -84,6 +84,7 @@ async def test_a_restarted_process_answers_as_the_first_did(tmp_path: Path, new_
     drops = pb.FlowFilter(verdict=[pb.DROPPED], source_pod=["default/client"])
     assert await answer(after, again, drops) == await answer(before, first, drops)
     assert await answer(after, again, window=Window(number=20)) == await answer(before, first, window=Window(number=20))
+    again.close()
     assert not after.store.dictionaries.parties, "what only a query needed is forgotten after it"
 
 
