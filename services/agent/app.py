@@ -115,6 +115,8 @@ async def run(config: Config) -> None:
             revision=node.last_revision(kernel.maps["endpoints"]),
             mode=Mode(config.policy_enforcement),
             capacity=config.policy_max,
+            addresses=config.addresses,
+            lb=config.load_balancing,
             audit=Audit(config.policy_audit_mode, frozenset(config.policy_audit_namespaces)),
             capabilities=Capabilities(host_policies=config.host_firewall),
         )

@@ -8,6 +8,7 @@ from typing import Literal
 import pydantic
 from pydantic import Field
 
+from services.agent.calc.services.options import MAGLEV_SIZES, Algorithm, Forwarding, LbOptions
 from services.agent.endpoints.ipam import parse_ranges
 from services.common.config import BaseConfig
 from services.model.addresses import IPAddress, IPNetwork
@@ -70,6 +71,22 @@ class Config(BaseConfig):
     policy_max: int = Field(262_144, description="entries of the policy map", ge=1024)
     ct_max: int = Field(262_144, description="entries of the connection table", ge=1024)
     ipcache_max: int = Field(524_288, description="entries of the address table", ge=1024)
+    lb_algorithm: Algorithm = Field(Algorithm.RANDOM, description="backend of a new connection from outside")
+    lb_mode: Forwarding = Field(Forwarding.SNAT, description="how the outside reaches backends of other nodes")
+    lb_annotations: bool = Field(False, description="Services may choose algorithm and mode by annotation")
+    lb_topology: bool = Field(True, description="follow the hints of EndpointSlices (zones, nodes)")
+    lb_external_cluster_ip: bool = Field(False, description="the outside may use cluster addresses of Services")
+    lb_source_ranges_all: bool = Field(
+        False, description="loadBalancerSourceRanges guard node ports and external addresses, too"
+    )
+    lb_proxy_name: str = Field(
+        "", description="serve Services with this label service-proxy-name; empty = those without the label"
+    )
+    lb_frontends_max: int = Field(131_072, description="entries of the table of Services' addresses", ge=1024)
+    lb_backends_max: int = Field(262_144, description="entries of the table of Services' backends", ge=1024)
+    node_port_range: str = Field("30000-32767", description="ports that Services may have on nodes: first-last")
+    maglev_size: int = Field(16381, description=f"entries of a look-up table: one of {MAGLEV_SIZES}")
+    maglev_seed: int = Field(0x43494C49, description="makes the look-up tables; the same on every node", ge=0)
     flow_capacity: int = Field(131_072, description="flows kept on the node", ge=1024)
     flow_buffer_bytes: int = Field(32 << 20, description="bound of what waits for the relay", ge=1 << 20)
     flow_interval: float = Field(10.0, description="seconds between records of a live connection", ge=0.1)
@@ -86,6 +103,7 @@ class Config(BaseConfig):
         # Both are parsed here so that a typo is an error of the configuration, not of a later moment.
         assert self.addresses is not None
         assert self.cluster_ranges is not None
+        assert self.load_balancing is not None
         return self
 
     @property
@@ -107,6 +125,30 @@ class Config(BaseConfig):
             return tuple(ipaddress.ip_address(text) for text in self.node_address)
         except ValueError as error:
             raise ValueError(f"node_address: {error}") from error
+
+    @property
+    def load_balancing(self) -> LbOptions:
+        """How Services are served."""
+        if self.maglev_size not in MAGLEV_SIZES:
+            raise ValueError(f"maglev_size must be one of {', '.join(map(str, MAGLEV_SIZES))}")
+        first, _, last = self.node_port_range.partition("-")
+        ports = (int(first), int(last)) if first.isdigit() and last.isdigit() else (0, 0)
+        if not 0 < ports[0] <= ports[1] < 65536:
+            raise ValueError("node_port_range must be first-last, like 30000-32767")
+        return LbOptions(
+            algorithm=self.lb_algorithm,
+            maglev_size=self.maglev_size,
+            maglev_seed=self.maglev_seed,
+            forwarding=self.lb_mode,
+            annotations=self.lb_annotations,
+            topology=self.lb_topology,
+            external_cluster_ips=self.lb_external_cluster_ip,
+            source_ranges_everywhere=self.lb_source_ranges_all,
+            node_ports=ports,
+            proxy_name=self.lb_proxy_name,
+            max_frontends=self.lb_frontends_max,
+            max_backends=self.lb_backends_max,
+        )
 
     def place(self, value: str, default: str) -> str:
         """A path below `run_dir` unless `value` says otherwise."""

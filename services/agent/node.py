@@ -32,6 +32,10 @@ MAPS = (
     "endpoint_ifs",
     "services",
     "backends",
+    "backend_slots",
+    "maglev",
+    "source_ranges",
+    "affinity",
     "revnat",
     "ct",
     "ct_queue",
@@ -139,6 +143,9 @@ async def load_programs(config: Config) -> loader_client.Loaded:
                 "ct": config.ct_max,
                 "ct_queue": queue_places(config.ct_max, possible_cpus()),
                 "ipcache": config.ipcache_max,
+                "services": config.lb_frontends_max,
+                "backends": config.lb_backends_max,
+                "revnat": config.lb_frontends_max,
             },
         )
     )

@@ -12,18 +12,8 @@ from typing import Any
 
 from services.model.addresses import IPAddress, IPNetwork
 from services.model.identity import Identity, NumericIdentity
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class ObjectKey:
-    """Kind, namespace ('' for cluster scope) and name: what makes a Kubernetes object unique."""
-
-    kind: str
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+from services.model.keys import ObjectKey
+from services.model.services import EndpointSlice, HostPort, Service, ServicePort, SliceEndpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +38,7 @@ class Pod:
     service_account: str = "default"
     addresses: tuple[IPAddress, ...] = ()
     ports: tuple[ContainerPort, ...] = ()
+    host_ports: tuple[HostPort, ...] = ()
     host_network: bool = False
     phase: str = "Pending"
     """Succeeded and Failed pods are no peers any more: their address may be used again."""
@@ -83,61 +74,6 @@ class KubeNode:
     @property
     def key(self) -> ObjectKey:
         return ObjectKey("Node", "", self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class ServicePort:
-    """One port of a Service. `target_port` is a number or a container port's name."""
-
-    name: str
-    port: int
-    protocol: int
-    target_port: int | str
-    node_port: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """A Service; `cluster_ips` is empty for headless and ExternalName ones."""
-
-    namespace: str
-    name: str
-    type: str = "ClusterIP"
-    cluster_ips: tuple[IPAddress, ...] = ()
-    ports: tuple[ServicePort, ...] = ()
-    selector: Mapping[str, str] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def key(self) -> ObjectKey:
-        return ObjectKey("Service", self.namespace, self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class SliceEndpoint:
-    """One endpoint of an EndpointSlice; the conditions' nil defaults are already resolved."""
-
-    addresses: tuple[IPAddress, ...]
-    ready: bool = True
-    serving: bool = True
-    terminating: bool = False
-    node: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointSlice:
-    """Backends of one Service. `ports` maps the Service port's name to (number, protocol)."""
-
-    namespace: str
-    name: str
-    service: str
-    ports: tuple[tuple[str, int, int], ...] = ()
-    """(name, port, protocol) triples; the name matches the Service port's name."""
-    endpoints: tuple[SliceEndpoint, ...] = ()
-
-    @property
-    def key(self) -> ObjectKey:
-        return ObjectKey("EndpointSlice", self.namespace, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,3 +211,30 @@ Update = (
     | EndpointDeleted
 )
 """Everything that calc reacts to. Updates about one thing replace each other: only the latest counts."""
+
+__all__ = [
+    "ContainerPort",
+    "Deleted",
+    "EndpointDeleted",
+    "EndpointSlice",
+    "EndpointUpserted",
+    "HostPort",
+    "IdentityDeleted",
+    "IdentityUpserted",
+    "IpDeleted",
+    "IpEntry",
+    "IpUpserted",
+    "KubeNode",
+    "KubeObject",
+    "LocalEndpoint",
+    "Namespace",
+    "ObjectKey",
+    "Pod",
+    "PolicyObject",
+    "Service",
+    "ServicePort",
+    "SliceEndpoint",
+    "Synced",
+    "Update",
+    "Upserted",
+]

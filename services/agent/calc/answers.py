@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from services.agent.calc import services as service_tables
 from services.agent.calc.binding import Capabilities
 from services.agent.calc.catalogue import Catalogue, RuleRef, make_ref
 from services.agent.calc.endpoints import EndpointTables
@@ -16,7 +15,7 @@ from services.agent.calc.maps import MapName
 from services.agent.calc.policies import Policies, PolicyStatus
 from services.agent.calc.policy_maps import PolicyMaps
 from services.agent.calc.requests import meets
-from services.agent.calc.services import Services
+from services.agent.calc.services import Frontend, Services
 from services.model.addresses import IPAddress
 from services.model.identity import Reserved
 from services.model.labels import Labels
@@ -54,13 +53,14 @@ class Answers:
         self,
         ipcache: Ipcache,
         tables: EndpointTables,
+        services: Services,
         options: PolicyOptions,
         mode: Mode,
         capabilities: Capabilities,
         capacity: int,
     ) -> None:
         self._mode, self._capabilities = mode, capabilities
-        self._services = Services()
+        self._services = services
         self._policies = Policies(options, self._services, capabilities)
         self._identities = Identities()
         self._ipcache = ipcache
@@ -81,7 +81,7 @@ class Answers:
             "ipcache": self._ipcache.desired,
             "refined": self._identities.refinements.table.desired,
             **{name: table.desired for name, table in self._tables.tables.items()},
-            **service_tables.desired(self._services),
+            **{name: table.desired for name, table in self._services.tables.items()},
         }
 
     def counts(self) -> dict[MapName, int]:
@@ -164,9 +164,14 @@ class Answers:
         """(namespace, name) of the Service behind a datapath service id."""
         return self._services.name_of(service_id)
 
-    def frontends(self) -> list[service_tables.Frontend]:
+    def frontends(self) -> list[Frontend]:
         """Every Service frontend with its backends."""
         return self._services.frontends()
+
+    @property
+    def load_balancing(self) -> Services:
+        """The Services, to be asked about: reports, problems, health checks."""
+        return self._services
 
     def endpoint_policy(self, endpoint_id: int) -> EndpointPolicy | None:
         """What an endpoint obeys as of the last flush."""

@@ -19,6 +19,8 @@ from services.agent.calc.ipcache import Ipcache
 from services.agent.calc.maps import Change
 from services.agent.calc.pressure import POLICY_CAPACITY
 from services.agent.calc.sequencer import sequence
+from services.agent.calc.services import LbOptions, NodeFacts, Services
+from services.model.addresses import IPAddress
 from services.model.objects import (
     Deleted,
     EndpointDeleted,
@@ -62,15 +64,19 @@ class Engine(Answers):
         options: PolicyOptions | None = None,
         capabilities: Capabilities | None = None,
         capacity: int = POLICY_CAPACITY,
+        addresses: tuple[IPAddress, ...] = (),
+        lb: LbOptions | None = None,
     ) -> None:
         super().__init__(
             Ipcache(node),
             EndpointTables(audit or Audit()),
+            Services(NodeFacts(node, addresses), lb),
             options or PolicyOptions(cluster),
             mode,
             capabilities or Capabilities(),
             capacity,
         )
+        self._node = node
         self._waiting = set(sources)
         self.revision = revision
         self._of_pod: dict[tuple[str, str], set[int]] = {}
@@ -153,6 +159,7 @@ class Engine(Answers):
             case "Pod":
                 assert thing is None or isinstance(thing, Pod)
                 self._identities.set_pod((key.namespace, key.name), thing)
+                self._services.set_pod((key.namespace, key.name), thing)
                 # Named ports are part of what makes a group.
                 self._dirty |= self._of_pod.get((key.namespace, key.name), set())
             case "Service":
@@ -167,6 +174,7 @@ class Engine(Answers):
             case "Node":
                 assert thing is None or isinstance(thing, KubeNode)
                 if key.name == self._node:
+                    self._services.set_node(thing)
                     self._set_node_labels(thing.labels if thing else {})
             case _:
                 assert thing is None or isinstance(thing, PolicyObject)

@@ -9,7 +9,6 @@ from typing import Literal
 
 from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.layout import be16
-from services.agent.abi.lb import Backend, BackendKey, Revnat, ServiceInfo, ServiceKey
 from services.agent.abi.policy import FIXED_BITS, PolicyFlags
 from services.agent.abi.refined import RefinedKey
 from services.model.addresses import IPAddress, IPNetwork, prefix_to_key, to_bytes
@@ -17,7 +16,18 @@ from services.policy.compile import Effect, Slot, precedence
 from services.policy.l7 import HttpRule
 
 MapName = Literal[
-    "policy", "ipcache", "refined", "endpoints", "endpoint_addrs", "endpoint_ifs", "services", "backends", "revnat"
+    "policy",
+    "ipcache",
+    "refined",
+    "endpoints",
+    "endpoint_addrs",
+    "endpoint_ifs",
+    "services",
+    "backends",
+    "backend_slots",
+    "maglev",
+    "source_ranges",
+    "revnat",
 ]
 MAP_NAMES: tuple[MapName, ...] = (
     "policy",
@@ -28,6 +38,9 @@ MAP_NAMES: tuple[MapName, ...] = (
     "endpoint_ifs",
     "services",
     "backends",
+    "backend_slots",
+    "maglev",
+    "source_ranges",
     "revnat",
 )
 
@@ -98,28 +111,3 @@ def refined_key(address: IPAddress, identity: int) -> bytes:
 def u32(number: int) -> bytes:
     """A bare 32-bit key or value."""
     return struct.pack("<I", number)
-
-
-def service_key(address: IPAddress, port: int, protocol: int) -> bytes:
-    """The key of a frontend."""
-    return ServiceKey(address=to_bytes(address), port=be16(port), protocol=protocol, scope=0).pack()
-
-
-def service_info(service_id: int, backends: int) -> bytes:
-    """The value of a frontend."""
-    return ServiceInfo(service_id=service_id, backend_count=backends, flags=0, affinity_timeout=0).pack()
-
-
-def backend_key(service_id: int, slot: int) -> bytes:
-    """The key of a backend's slot."""
-    return BackendKey(service_id=service_id, slot=slot).pack()
-
-
-def backend_value(address: IPAddress, port: int, protocol: int) -> bytes:
-    """The value of a backend's slot."""
-    return Backend(address=to_bytes(address), port=be16(port), protocol=protocol, flags=0).pack()
-
-
-def revnat_value(address: IPAddress, port: int) -> bytes:
-    """The address that clients of a service know."""
-    return Revnat(address=to_bytes(address), port=be16(port), pad=0).pack()

@@ -3,7 +3,8 @@
 While changes are being written every packet must meet either the old or the new verdict:
 
 1. HTTP rule sets, because entries name them by number.
-2. Service backends, then reverse translations, then frontends: a frontend never counts a slot that is not there.
+2. Service backends, their look-up tables and client ranges, then frontends: a frontend never counts a slot that is
+   not there.
 3. Policy entries, denies first, before any address means an identity that they are about.
 4. The address table, both ways: an address moves from one fully policed identity to another in one write. Around it
    the parts of identities: they are known before the address, and forgotten after it. Then endpoints that begin to look
@@ -11,7 +12,7 @@ While changes are being written every packet must meet either the old or the new
 5. Removals of policy entries of living groups, now that nothing new relies on them.
 6. Endpoints: the new revision makes connections ask again, so all that they may find must be in place, and what they
    must not find must be gone.
-7. What is left behind: frontends, then their translations and backends; endpoints' addresses; entries of dead groups.
+7. What is left behind: frontends, then all that is behind them; endpoints' addresses; entries of dead groups.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from dataclasses import dataclass, field
 
 from services.agent.calc.maps import Change, HttpRulesets, MapName, Put, Remove
 from services.agent.calc.table import Table
+
+SERVICE_MAPS: tuple[MapName, ...] = ("backends", "backend_slots", "maglev", "source_ranges", "revnat", "services")
+"""Frontends come last and go first: they count slots and say which of the others are looked at."""
 
 
 @dataclass(slots=True)
@@ -77,7 +81,8 @@ def sequence(
     backend = {name: table.take() for name, table in services.items()}
     local = {name: table.take() for name, table in endpoints.items()}
     ordered: list[Change] = [policy.rulesets] if policy.rulesets else []
-    ordered += backend["backends"][0] + backend["revnat"][0] + backend["services"][0]
+    for name in SERVICE_MAPS:
+        ordered += backend[name][0]
     ordered += policy.written()
     ordered += parts[0]
     ordered += ipcache[0] + ipcache[1]
@@ -85,7 +90,8 @@ def sequence(
     ordered += looking
     ordered += _removed(policy.removals)
     ordered += local["endpoints"][0] + local["endpoint_addrs"][0] + local["endpoint_ifs"][0]
-    ordered += backend["services"][1] + backend["revnat"][1] + backend["backends"][1]
+    for name in reversed(SERVICE_MAPS):
+        ordered += backend[name][1]
     ordered += local["endpoint_ifs"][1] + local["endpoint_addrs"][1] + local["endpoints"][1]
     ordered += _removed(policy.remains)
     return ordered

@@ -63,12 +63,16 @@ class MapReconciler:
 
     def prune(self, desired: Mapping[bytes, bytes]) -> tuple[int, int]:
         """Make the map equal to `desired`. Returns how many entries were written and removed."""
-        actual = self.read_actual()
-        puts = {key: value for key, value in desired.items() if actual.get(key) != value}
-        deletes = [key for key in actual if key not in desired]
-        self.pending.clear()
+        puts, deletes = self.compare(desired)
         self.apply(puts, deletes)
         return len(puts), len(deletes)
+
+    def compare(self, desired: Mapping[bytes, bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
+        """(to write, to remove) so that the map equals `desired`. Nothing is pending any more."""
+        actual = self.read_actual()
+        self.pending.clear()
+        puts = {key: value for key, value in desired.items() if actual.get(key) != value}
+        return puts, [key for key in actual if key not in desired]
 
     def _try(self, puts: Mapping[bytes, bytes]) -> bool:
         if not puts:

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from services.agent.calc.maps import MAP_NAMES, Change, HttpRulesets, MapName, Put, Remove
+from services.agent.calc.sequencer import SERVICE_MAPS
 from services.agent.datapath.reconcile import MapAccess, MapReconciler
 
 RESYNC_ORDER: tuple[MapName, ...] = (
-    "backends",
-    "revnat",
-    "services",
     "policy",
     "refined",
     "ipcache",
@@ -65,7 +63,14 @@ class DatapathSink:
         removed per map."""
         if rulesets is not None and self._write_rulesets is not None:
             self._write_rulesets(rulesets)
-        return {name: self.reconcilers[name].prune(desired.get(name, {})) for name in RESYNC_ORDER}
+        # Services go on all the time: what frontends refer to is written before them, and removed after them.
+        found = {name: self.reconcilers[name].compare(desired.get(name, {})) for name in SERVICE_MAPS}
+        for name, (puts, _) in found.items():
+            self.reconcilers[name].apply(puts)
+        done = {name: self.reconcilers[name].prune(desired.get(name, {})) for name in RESYNC_ORDER}
+        for name, (_, removals) in reversed(found.items()):
+            self.reconcilers[name].apply({}, removals)
+        return done | {name: (len(puts), len(removals)) for name, (puts, removals) in found.items()}
 
     def retry(self) -> bool:
         """Try again what failed; True when nothing is pending."""

@@ -97,9 +97,7 @@ class Knowledge:
     def live_backends(self) -> frozenset[bytes]:
         """Address and port (network order, 18 bytes) of every Service backend."""
         return frozenset(
-            to_bytes(address) + port.to_bytes(2, "big")
-            for frontend in self.engine.frontends()
-            for address, port in frontend.backends
+            to_bytes(address) + port.to_bytes(2, "big") for address, port in self.engine.load_balancing.live_backends()
         )
 
     # -- for people ------------------------------------------------------------------------------------------------

@@ -9,23 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from services.agent.sources.decode_services import endpoint_slice, service
 from services.agent.sources.fields import FieldError, Node
 from services.model.addresses import IPAddress
 from services.model.objects import (
     ContainerPort,
-    EndpointSlice,
+    HostPort,
     KubeNode,
     KubeObject,
     Namespace,
     ObjectKey,
     Pod,
     PolicyObject,
-    Service,
-    ServicePort,
-    SliceEndpoint,
 )
 
-SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"
 _POD_TEMPLATE_HASH = "pod-template-hash"
 
@@ -75,6 +72,7 @@ def _pod(node: Node, _origin: str) -> Pod:
         service_account=spec.get("serviceAccountName").text("default"),
         addresses=_pod_addresses(status),
         ports=_container_ports(spec),
+        host_ports=_host_ports(spec),
         host_network=spec.get("hostNetwork").flag(False),
         phase=status.get("phase").text("Pending"),
         workload=_workload(metadata, labels),
@@ -88,15 +86,39 @@ def _pod_addresses(status: Node) -> tuple[IPAddress, ...]:
     return tuple(addresses)
 
 
-def _container_ports(spec: Node) -> tuple[ContainerPort, ...]:
+def _containers(spec: Node) -> list[Node]:
     containers = list(spec.get("containers").items())
     # Sidecars are init containers that keep running; their ports count like any other.
-    containers += [c for c in spec.get("initContainers").items() if c.get("restartPolicy").value == "Always"]
+    return containers + [c for c in spec.get("initContainers").items() if c.get("restartPolicy").value == "Always"]
+
+
+def _container_ports(spec: Node) -> tuple[ContainerPort, ...]:
     return tuple(
         ContainerPort(port.get("name").text(""), port.get("containerPort").port(), port.get("protocol").protocol())
-        for container in containers
+        for container in _containers(spec)
         for port in container.get("ports").items()
     )
+
+
+def _host_ports(spec: Node) -> tuple[HostPort, ...]:
+    if spec.get("hostNetwork").flag(False):
+        return ()  # the API server writes them, but the container's socket is the node's already
+    return tuple(
+        HostPort(
+            port=port.get("hostPort").port(),
+            container_port=port.get("containerPort").port(),
+            protocol=port.get("protocol").protocol(),
+            host_ip=_host_ip(port.get("hostIP")),
+        )
+        for container in _containers(spec)
+        for port in container.get("ports").items()
+        if port.get("hostPort").value
+    )
+
+
+def _host_ip(node: Node) -> IPAddress | None:
+    address = node.address() if node.value else None
+    return None if address is None or address.is_unspecified else address
 
 
 def _workload(metadata: Node, labels: Mapping[str, str]) -> tuple[str, str]:
@@ -134,64 +156,6 @@ def _kube_node(node: Node, _origin: str) -> KubeNode:
     )
 
 
-def _service(node: Node, _origin: str) -> Service:
-    spec = node.get("spec")
-    ips = [item for item in spec.get("clusterIPs").items() if item.value not in ("", "None")]
-    if not ips and spec.get("clusterIP").value not in (None, "", "None"):
-        ips = [spec.get("clusterIP")]
-    kind = spec.get("type").text("ClusterIP")
-    return Service(
-        namespace=_namespace(node),
-        name=_name(node),
-        type=kind,
-        cluster_ips=() if kind == "ExternalName" else tuple(ip.address() for ip in ips),
-        ports=tuple(_service_port(port) for port in spec.get("ports").items()),
-        selector=spec.get("selector").strings(),
-        labels=node.at("metadata", "labels").strings(),
-    )
-
-
-def _service_port(port: Node) -> ServicePort:
-    number, target = port.get("port").port(), port.get("targetPort")
-    named = isinstance(target.value, str) and not target.value.isdigit()
-    return ServicePort(
-        name=port.get("name").text(""),
-        port=number,
-        protocol=port.get("protocol").protocol(),
-        # 0 is what some clients write for "the same"; a number may come as text.
-        target_port=target.text() if named else Node(int(target.value or 0) or None, target.path).port(number),
-        node_port=port.get("nodePort").port(0) if port.get("nodePort").value else 0,
-    )
-
-
-def _endpoint_slice(node: Node, _origin: str) -> EndpointSlice:
-    by_name = node.get("addressType").text("IPv4") == "FQDN"
-    return EndpointSlice(
-        namespace=_namespace(node),
-        name=_name(node),
-        service=node.at("metadata", "labels").strings().get(SERVICE_NAME_LABEL, ""),
-        ports=tuple(
-            (port.get("name").text(""), port.get("port").port(), port.get("protocol").protocol())
-            for port in node.get("ports").items()
-            # A port without a number means "all ports", which no Service frontend can use.
-            if port.get("port").value is not None
-        ),
-        endpoints=() if by_name else tuple(_slice_endpoint(item) for item in node.get("endpoints").items()),
-    )
-
-
-def _slice_endpoint(node: Node) -> SliceEndpoint:
-    conditions = node.get("conditions")
-    ready = conditions.get("ready").flag(True)
-    return SliceEndpoint(
-        addresses=tuple(item.address() for item in node.get("addresses").items()),
-        ready=ready,
-        serving=conditions.get("serving").flag(ready),
-        terminating=conditions.get("terminating").flag(False),
-        node=node.get("nodeName").text(""),
-    )
-
-
 def _policy(node: Node, origin: str) -> PolicyObject:
     kind = node.get("kind").text()
     namespace = "" if kind in _CLUSTER_SCOPED else _namespace(node)
@@ -212,8 +176,8 @@ _DECODERS: dict[tuple[str, str], Decoder] = {
     ("", "Pod"): _pod,
     ("", "Namespace"): _namespace_object,
     ("", "Node"): _kube_node,
-    ("", "Service"): _service,
-    ("discovery.k8s.io", "EndpointSlice"): _endpoint_slice,
+    ("", "Service"): lambda node, _origin: service(node, _namespace(node), _name(node)),
+    ("discovery.k8s.io", "EndpointSlice"): lambda node, _origin: endpoint_slice(node, _namespace(node), _name(node)),
     ("networking.k8s.io", "NetworkPolicy"): _policy,
     ("cilium.io", "CiliumNetworkPolicy"): _policy,
     ("cilium.io", "CiliumClusterwideNetworkPolicy"): _policy,

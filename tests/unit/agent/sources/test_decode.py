@@ -93,7 +93,8 @@ def test_slice_conditions_default_as_the_api_says() -> None:
         "s-1",
         "s",
         (("http", 80, 6),),
-        (SliceEndpoint((one,)), SliceEndpoint((two,), False, False, True, "n")),
+        (SliceEndpoint((one,)), SliceEndpoint((two,), False, True, True, "n")),
+        4,
     )
 
 

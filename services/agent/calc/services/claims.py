@@ -1,0 +1,71 @@
+"""Who has an address and port where several Services want it: the oldest, then the first by name, whatever came first.
+
+Wildcards (every other port of an address) are shared: an address may carry several Services on different ports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Name = tuple[str, str]
+Order = tuple[str, str, str]
+"""(creation time, namespace, name)"""
+
+
+class Claims:
+    """Frontend keys (bytes of the kernel's map) and the Services that want them."""
+
+    def __init__(self) -> None:
+        self._single: dict[bytes, tuple[Order, Name]] = {}
+        self._several: dict[bytes, dict[Name, Order]] = {}
+        self._of: dict[Name, tuple[Order, frozenset[bytes]]] = {}
+
+    def want(self, name: Name, order: Order, keys: Iterable[bytes]) -> set[Name]:
+        """A Service wants exactly these now; who else wins or loses by that, and must be looked at again."""
+        before_order, before = self._of.pop(name, (order, frozenset()))
+        wanted = frozenset(keys)
+        if wanted:
+            self._of[name] = (order, wanted)
+        affected: set[Name] = set()
+        for key in before - wanted:
+            affected |= self._leave(key, name)
+        for key in wanted if before_order != order else wanted - before:
+            affected |= self._join(key, name, order)
+        return affected - {name}
+
+    def owner(self, key: bytes) -> Name | None:
+        """Who has it."""
+        several = self._several.get(key)
+        if several is not None:
+            return min(several, key=lambda name: several[name])
+        single = self._single.get(key)
+        return single[1] if single else None
+
+    def wanted_by_several(self, key: bytes) -> bool:
+        """Whether anybody lost it."""
+        return key in self._several
+
+    def _join(self, key: bytes, name: Name, order: Order) -> set[Name]:
+        several = self._several.get(key)
+        if several is None:
+            single = self._single.get(key)
+            if single is None or single[1] == name:
+                self._single[key] = (order, name)
+                return set()
+            del self._single[key]
+            several = self._several[key] = {single[1]: single[0]}
+        several[name] = order
+        return set(several)
+
+    def _leave(self, key: bytes, name: Name) -> set[Name]:
+        several = self._several.get(key)
+        if several is None:
+            self._single.pop(key, None)
+            return set()
+        several.pop(name, None)
+        left = set(several)
+        if len(several) == 1:
+            ((other, order),) = several.items()
+            del self._several[key]
+            self._single[key] = (order, other)
+        return left

@@ -1,0 +1,114 @@
+"""What is known of the Services, and the questions that others have about it. `registry.Services` changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from services.agent.calc.services.backends import Backend, State, gather
+from services.agent.calc.services.build import BackendSet, SetKey, set_of
+from services.agent.calc.services.claims import Name
+from services.agent.calc.services.frontends import HOST_PORT, Plan
+from services.agent.calc.services.options import NodeFacts
+from services.agent.calc.services.problems import Problem, ProblemKind
+from services.agent.calc.services.report import Frontend, HealthCheck, ServiceReport
+from services.agent.calc.services.wishes import Wishes
+from services.model.addresses import IPAddress
+from services.model.services import EndpointSlice, Service
+
+
+@dataclass(slots=True)
+class Installed:
+    """What the maps have of a Service."""
+
+    plans: list[Plan] = field(default_factory=list)
+    wishes: Wishes | None = None
+    refused: list[Problem] = field(default_factory=list)
+    """What was wrong with the plans."""
+    frontends: dict[bytes, Frontend] = field(default_factory=dict)
+    sets: dict[SetKey, tuple[int, BackendSet]] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+
+class Known:
+    """Objects as they were told, and what the maps have of them."""
+
+    def __init__(self, node: NodeFacts) -> None:
+        self._node = node
+        self._services: dict[Name, Service] = {}
+        self._slices: dict[Name, dict[str, EndpointSlice]] = {}
+        self._installed: dict[Name, Installed] = {}
+        self._by_id: dict[int, Name] = {}
+
+    def services(self) -> Iterable[Service]:
+        """All Services, for rules that refer to them."""
+        return [service for service in self._services.values() if service.type != HOST_PORT]
+
+    def backends(self, service: Service) -> Iterable[IPAddress]:
+        """All addresses behind a Service, ready or not."""
+        slices = self._slices.get((service.namespace, service.name), {})
+        return {address for part in slices.values() for endpoint in part.endpoints for address in endpoint.addresses}
+
+    def frontends(self) -> list[Frontend]:
+        """All frontends with a port."""
+        return [f for found in self._installed.values() for f in found.frontends.values() if f.port]
+
+    def live_backends(self) -> set[tuple[IPAddress, int]]:
+        """Everybody who is behind a Service in any state: connections to those stay."""
+        return {
+            (backend.address, backend.port)
+            for installed in self._installed.values()
+            for _, found in installed.sets.values()
+            for backend in found.everybody
+        }
+
+    def name_of(self, service_id: int) -> Name | None:
+        """(namespace, name) of the Service behind a datapath id."""
+        return self._by_id.get(service_id)
+
+    def health_checks(self) -> list[HealthCheck]:
+        """Who asks for a health check server on this node."""
+        return [
+            HealthCheck(*name, service.health_check_node_port, self._active_here(name, service))
+            for name, service in self._services.items()
+            if service.health_check_node_port and service.external_policy == "Local" and name in self._installed
+        ]
+
+    def _active_here(self, name: Name, service: Service) -> int:
+        slices = self._slices.get(name, {}).values()
+        return len(
+            {
+                backend.address
+                for port in service.ports
+                for version in (4, 6)
+                for backend in gather(slices, port, version)
+                if backend.state is State.ACTIVE and backend.node == self._node.name
+            }
+        )
+
+    def reports(self) -> list[ServiceReport]:
+        """Everything, for people: sorted, host ports and slices without a Service included."""
+        return [self.report(name) for name in sorted(self._services.keys() | self._slices.keys())]
+
+    def report(self, name: Name) -> ServiceReport:
+        """One Service, or slices that wait for one."""
+        service, installed = self._services.get(name), self._installed.get(name, Installed())
+        problems = installed.problems
+        if service is None:
+            text = f"there is no Service {name[1]!r} for EndpointSlice {', '.join(sorted(self._slices[name]))}"
+            problems = (Problem(ProblemKind.SLICE_WITHOUT_SERVICE, text),)
+        found: dict[tuple[str, Backend], None] = {}
+        for plan in installed.plans:
+            if plan.port and set_of(plan) in installed.sets:
+                for backend in installed.sets[set_of(plan)][1].everybody:
+                    found[plan.service_port.name, backend] = None
+        return ServiceReport(
+            *name, service.type if service else "", tuple(installed.frontends.values()), tuple(found), problems
+        )
+
+    def problems(self) -> Iterator[tuple[Name, Problem]]:
+        """Every problem of every Service."""
+        for name in sorted(self._services.keys() | self._slices.keys()):
+            installed = self._installed.get(name)
+            if name not in self._services or (installed is not None and installed.problems):
+                yield from ((name, problem) for problem in self.report(name).problems)

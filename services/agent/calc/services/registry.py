@@ -1,0 +1,252 @@
+"""All Services of the cluster as this node serves them: the desired content of the load balancing maps.
+
+    Service, EndpointSlices, Node, options ─▶ plans (where) ─▶ claims (who has an address) ─▶ sets (with whom) ─▶ tables
+
+Only Services that changed are computed again, and only entries that differ are written.
+"""
+
+from __future__ import annotations
+
+from services.agent.abi.lb import ServiceFlags
+from services.agent.calc.maps import MapName
+from services.agent.calc.numbers import StableNumbers
+from services.agent.calc.services import frontends, hostports, wishes
+from services.agent.calc.services.build import SetKey, build_sets, flags_of, set_name, set_of
+from services.agent.calc.services.claims import Claims, Name, Order
+from services.agent.calc.services.entries import revnat_value, service_info, service_key, u32
+from services.agent.calc.services.frontends import Plan
+from services.agent.calc.services.known import Installed, Known
+from services.agent.calc.services.options import Algorithm, Forwarding, LbOptions, NodeFacts
+from services.agent.calc.services.problems import Problem, ProblemKind
+from services.agent.calc.services.report import Frontend
+from services.agent.calc.services.sets import BackendSets
+from services.agent.calc.services.wishes import Kind, Wishes
+from services.agent.calc.table import Table
+from services.model.keys import ObjectKey
+from services.model.objects import KubeNode, Pod
+from services.model.services import EndpointSlice, Service
+
+_OF_THE_NODE = (Kind.NODE_PORT, Kind.HOST_PORT)
+_NO_WISHES = Wishes(Algorithm.RANDOM, Forwarding.SNAT, False, frozenset())
+
+
+class Services(Known):
+    """Keeps the load balancing maps' desired content."""
+
+    def __init__(self, node: NodeFacts | None = None, options: LbOptions | None = None) -> None:
+        super().__init__(node or NodeFacts())
+        self._options = options or LbOptions()
+        self._slice_owner: dict[ObjectKey, Name] = {}
+        self._claims = Claims()
+        self._numbers = StableNumbers(1, (1 << 31) - 1)
+        self._dirty: set[Name] = set()
+        self._starved: set[Name] = set()
+        self._host_ports: dict[Name, set[Name]] = {}
+        self._wildcards: dict[bytes, set[Name]] = {}
+        self._sets = BackendSets(self._options.max_backends)
+        own: tuple[MapName, ...] = ("services", "revnat")
+        self.tables: dict[MapName, Table] = {name: Table(name) for name in own} | self._sets.tables
+
+    # What is told.
+
+    def set_service(self, key: ObjectKey, service: Service | None) -> None:
+        """A Service came, changed or went."""
+        self._set((key.namespace, key.name), service)
+
+    def _set(self, name: Name, service: Service | None) -> None:
+        if service is None:
+            self._services.pop(name, None)
+        else:
+            self._services[name] = service
+        self._dirty.add(name)
+
+    def set_slice(self, key: ObjectKey, found: EndpointSlice | None) -> None:
+        """An EndpointSlice came, changed or went."""
+        owner = self._slice_owner.pop(key, None)
+        if owner is not None:
+            left = self._slices[owner]
+            left.pop(key.name, None)
+            if not left:
+                del self._slices[owner]
+            self._dirty.add(owner)
+        if found is not None and found.service:
+            owner = self._slice_owner[key] = (key.namespace, found.service)
+            self._slices.setdefault(owner, {})[key.name] = found
+            self._dirty.add(owner)
+
+    def set_pod(self, name: Name, pod: Pod | None) -> None:
+        """A pod came, changed or went; those of this node may have host ports, which are Services of their own."""
+        made = hostports.services_of(pod, self._node.name) if pod is not None else {}
+        for gone in self._host_ports.pop(name, set()) - made.keys():
+            self._set(gone, None)
+            self.set_slice(ObjectKey("EndpointSlice", *gone), None)
+        for own, (service, behind) in made.items():
+            if self._services.get(own) != service:
+                self._set(own, service)
+            if self._slices.get(own) != {behind.name: behind}:
+                self.set_slice(behind.key, behind)
+        if made:
+            self._host_ports[name] = set(made)
+
+    def set_node(self, node: KubeNode | None) -> None:
+        """This node's object changed: its zone and labels decide what it serves and with whom."""
+        labels = node.labels if node else {}
+        if labels != self._node.labels:
+            self._node = NodeFacts(self._node.name, self._node.addresses, dict(labels))
+            self._dirty |= self._services.keys()
+
+    # What follows.
+
+    def settle(self) -> bool:
+        """Recompute what changed; whether anything did (references to Services may lead elsewhere now)."""
+        if not self._dirty:
+            return False
+        # Whoever found no room asks again at every change: it may have made some.
+        affected = self._dirty | self._starved
+        self._dirty, self._starved = set(), set()
+        planned = {name: self._plan(name) for name in affected}
+        for name in sorted(planned):
+            affected |= self._claim(name, planned[name])
+        planned |= {name: self._plan(name) for name in affected - planned.keys()}
+        # What one gives up another may take, so everybody gives up first.
+        before = {name: self._retract(name, planned[name]) for name in sorted(affected)}
+        for name in sorted(affected):
+            self._install(name, planned[name], before[name])
+        # Others may have shrunk behind whoever found no room.
+        again, self._starved = sorted(self._starved), set()
+        for name in again:
+            self._install(name, self._plan(name), self._installed[name])
+        return True
+
+    def _plan(self, name: Name) -> Installed:
+        """Where a Service wants to be."""
+        service, planned = self._services.get(name), Installed()
+        if service is not None and frontends.is_ours(service, self._options):
+            planned.wishes = wishes.read(service, self._node.labels, self._options)
+            planned.plans, planned.refused = frontends.plan(service, planned.wishes, self._node, self._options)
+        return planned
+
+    def _claim(self, name: Name, planned: Installed) -> set[Name]:
+        """Who else wins or loses an address by that."""
+        service = self._services.get(name)
+        order: Order = (service.created if service else "", *name)
+        return self._claims.want(name, order, [key_of(plan) for plan in planned.plans if plan.port])
+
+    def _retract(self, name: Name, planned: Installed) -> Installed:
+        """Take out of the tables what will not be there any more; returns what there was."""
+        before = self._installed.pop(name, Installed())
+        kept: set[bytes] = set()
+        used: set[SetKey] = set()
+        for plan in planned.plans:
+            key = key_of(plan)
+            if not plan.port:
+                kept.add(key)
+            elif self._claims.owner(key) == name:
+                kept.add(key)
+                used.add(set_of(plan))
+        for key, frontend in before.frontends.items():
+            if key not in kept and (frontend.port or self._leave_wildcard(key, name)):
+                self.tables["services"].remove(key)
+        for used_key, (number, _) in before.sets.items():
+            if used_key not in used:
+                self._drop_set(number)
+        return before
+
+    def _leave_wildcard(self, key: bytes, name: Name) -> bool:
+        """Whether nobody is left who has Services at the address."""
+        holders = self._wildcards[key]
+        holders.discard(name)
+        if not holders:
+            del self._wildcards[key]
+        return not holders
+
+    def _drop_set(self, number: int) -> None:
+        self._sets.drop(number)
+        self.tables["revnat"].remove(u32(number))
+        text = self._numbers.name(number)
+        if text is not None:
+            self._numbers.give_back(text)
+        self._by_id.pop(number, None)
+
+    def _install(self, name: Name, planned: Installed, before: Installed) -> None:
+        """Write the sets, then the frontends that count them."""
+        service, wanted = self._services.get(name), planned.wishes
+        if service is None or wanted is None:
+            return
+        self._installed[name] = planned
+        problems = [*planned.refused, *wanted.problems]
+        owned = [plan for plan in planned.plans if self._owns(name, plan, problems)]
+        slices = list(self._slices.get(name, {}).values())
+        sets, found = build_sets(service, owned, slices, wanted, self._node, self._options)
+        problems += found
+        for key, built in sets.items():
+            number = self._numbers.take(set_name(service, key))
+            if number is None or not self._sets.has_room(number, len(built.spec.members)):
+                self._no_room(name, f"{len(built.spec.members)} backends of port {key[0]}", problems)
+                if number is not None and key in before.sets:
+                    self._drop_set(number)
+                continue
+            planned.sets[key] = number, built
+            self._by_id[number] = name
+            self._sets.put(number, built.spec)
+        for plan in owned:
+            self._put_frontend(name, service, plan, planned, problems)
+        planned.problems = tuple(dict.fromkeys(problems))
+
+    def _owns(self, name: Name, plan: Plan, problems: list[Problem]) -> bool:
+        if not plan.port:
+            return True
+        owner = self._claims.owner(key_of(plan))
+        if owner == name or owner is None:
+            return True
+        kind = ProblemKind.NODE_PORT_TAKEN if plan.kind in _OF_THE_NODE else ProblemKind.ADDRESS_TAKEN
+        text = f"{plan.address} port {plan.port} belongs to {owner[0]}/{owner[1]}, which is older; choose another"
+        problems.append(Problem(kind, text))
+        return False
+
+    def _no_room(self, name: Name, what: str, problems: list[Problem]) -> None:
+        self._starved.add(name)
+        problems.append(Problem(ProblemKind.NO_ROOM, f"no room for {what}; raise lb_frontends_max or lb_backends_max"))
+
+    def _put_frontend(
+        self, name: Name, service: Service, plan: Plan, planned: Installed, problems: list[Problem]
+    ) -> None:
+        table, key = self.tables["services"], key_of(plan)
+        if key not in table.desired and len(table.desired) >= self._options.max_frontends:
+            self._no_room(name, f"frontend {plan.address} port {plan.port}", problems)
+            return
+        number, found = planned.sets.get(set_of(plan), (0, None)) if plan.port else (0, None)
+        flags = flags_of(plan, service, planned.wishes or _NO_WISHES, found, self._options)
+        maglev = found.spec.maglev_size if found and flags & ServiceFlags.MAGLEV else 0
+        table.put(
+            key,
+            service_info(
+                number,
+                len(found.chosen) if found else 0,
+                flags,
+                affinity_seconds=service.affinity_seconds if plan.port else 0,
+                maglev_size=maglev,
+                maglev_seed=self._options.maglev_seed if maglev else 0,
+            ),
+        )
+        if not plan.port:
+            self._wildcards.setdefault(key, set()).add(name)
+        elif number and not any(f.id == number for f in planned.frontends.values()):
+            self.tables["revnat"].put(u32(number), revnat_value(plan.address, plan.port))
+        planned.frontends[key] = Frontend(
+            number,
+            *name,
+            plan.service_port.name,
+            plan.kind,
+            plan.address,
+            plan.port,
+            plan.protocol,
+            plan.scope,
+            flags,
+            found.chosen if found else (),
+        )
+
+
+def key_of(plan: Plan) -> bytes:
+    """A plan's key in the kernel's map."""
+    return service_key(plan.address, plan.port, plan.protocol, plan.scope)
