@@ -2,5 +2,6 @@
 /* The datapath as one translation unit: compiled once, so that all programs share their maps. */
 #include "endpoint.c"
 #include "http.c"
+#include "nat.c"
 #include "netdev.c"
 #include "overlay.c"

@@ -3,26 +3,45 @@
  *
  * from_netdev (tc ingress): what arrives at the node
  * to_netdev   (tc egress):  what leaves it
+ * host_policy (tail call):  the node's own turn with a packet, then its stack or the ingress of ctx->dst_endpoint
  *
- * Both look at one word first, and whether a host policy selects the node: a packet that concerns none of what this
- * node does here costs two loads and branches.
- * host_policy (tail call): the node's own turn with a packet, then its stack or the ingress of ctx->dst_endpoint */
+ * Both hooks look at one word first, and whether a host policy selects the node: a packet that concerns none of what this
+ * node does here costs two loads and branches. The overlay's own packets are never translated. What cannot be parsed is
+ * left to the stack. */
 #include "lib/deliver.h"
+#include "lib/endpoints.h"
 #include "lib/hostfw.h"
 #include "lib/tailcall.h"
 
-/* Returns a verdict for `finish`. */
-INLINE int handle_from_netdev(struct __sk_buff *skb, struct pkt_ctx *ctx)
+/* VXLAN between nodes: UDP to the tunnel port behind a plain IP header. Never translated. */
+INLINE bool is_overlay_packet(struct __sk_buff *skb, const struct datapath_config *cfg)
 {
-	return TC_ACT_OK;
+	struct ipv4_header *ip;
+	struct ipv6_header *ip6;
+	struct l4_header *udp;
+	void *end;
+
+	/* Else the compiler shares the addresses of skb's fields with the parser, which the verifier does not allow. */
+	asm volatile("" : "+r"(skb));
+	ip = (void *)(long)skb->data + L3_OFF;
+	ip6 = (void *)ip;
+	end = (void *)(long)skb->data_end;
+	if (skb->protocol == bpf_htons(ETHERTYPE_IPV4)) {
+		udp = (void *)(ip + 1);
+		return (void *)(udp + 1) <= end && ip->version_ihl == 0x45 && ip->protocol == PROTO_UDP &&
+		       !(ip->fragment & bpf_htons(0x1fff)) && udp->dport == cfg->tunnel_port;
+	}
+	udp = (void *)(ip6 + 1);
+	return skb->protocol == bpf_htons(ETHERTYPE_IPV6) && (void *)(udp + 1) <= end &&
+	       ip6->next_header == PROTO_UDP && udp->dport == cfg->tunnel_port;
 }
 
 int from_netdev(struct __sk_buff *skb)
 {
 	struct datapath_config *cfg = datapath_config();
-	bool concerned = cfg && (cfg->flags & CONFIG_F_FROM_NETDEV), policed = host_endpoint();
+	bool concerned = cfg && (cfg->flags & CONFIG_F_FROM_NETDEV) && !is_overlay_packet(skb, cfg);
+	bool policed = host_endpoint();
 	struct pkt_ctx *ctx;
-	int verdict = TC_ACT_OK;
 
 	if (likely(!concerned && !policed))
 		return TC_ACT_OK;
@@ -30,24 +49,32 @@ int from_netdev(struct __sk_buff *skb)
 	if (!ctx)
 		return TC_ACT_SHOT;
 	ctx->direction = 0; /* no endpoint's packet yet */
-	if (concerned)
-		verdict = handle_from_netdev(skb, ctx);
-	/* What is left for the stack may be for the node itself. */
-	if (policed && verdict == TC_ACT_OK)
-		verdict = host_from_netdev(skb, ctx);
-	return finish(skb, ctx, verdict);
+	if (concerned && likely(!parse_packet(skb, ctx))) {
+		tailcalls.call(skb, TAIL_NAT_IN); /* which asks the host's policy about what is left for the stack */
+		return finish(skb, ctx, -DROP_MISSED_TAIL_CALL);
+	}
+	return policed ? finish(skb, ctx, host_from_netdev(skb, ctx)) : TC_ACT_OK;
 }
 
 /* Returns a verdict for `finish`. */
 INLINE int handle_to_netdev(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
-	return TC_ACT_OK;
+	int reason = parse_packet(skb, ctx);
+
+	if (unlikely(reason)) {
+		/* A pod's fragment whose first one is forgotten cannot be translated any more. */
+		if (reason == DROP_IP_FRAGMENTATION_NOT_SUPPORTED && endpoint_by_addr(&ctx->saddr))
+			return -reason;
+		return TC_ACT_OK;
+	}
+	tailcalls.call(skb, TAIL_NAT_OUT);
+	return -DROP_MISSED_TAIL_CALL;
 }
 
 int to_netdev(struct __sk_buff *skb)
 {
 	struct datapath_config *cfg = datapath_config();
-	bool concerned = cfg && (cfg->flags & CONFIG_F_TO_NETDEV);
+	bool concerned = cfg && (cfg->flags & CONFIG_F_TO_NETDEV) && !is_overlay_packet(skb, cfg);
 	struct endpoint_info *host = host_endpoint();
 	struct pkt_ctx *ctx;
 	int verdict = 0;

@@ -24,7 +24,8 @@ struct datapath_config {
 	struct addr hairpin_ipv4; /* source of a pod's packets to itself through its own Service */
 	struct addr hairpin_ipv6;
 	u32 ct_queue_mask; /* places per CPU in the queue of connections that have not settled, minus 1 */
-	u32 pad;
+	u16 nat_port_min; /* host order: the ports that connections get which share the node's address */
+	u16 nat_port_max;
 };
 _Static_assert(sizeof(struct datapath_config) == 64, "datapath_config");
 

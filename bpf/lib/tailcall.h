@@ -12,6 +12,8 @@ enum tail_call {
 	TAIL_HTTP_DENY = 3,
 	TAIL_HTTP_SPARE = 4,
 	TAIL_HOST_POLICY = 5, /* the node's turn, of ctx->direction; then its stack or ctx->dst_endpoint */
+	TAIL_NAT_IN = 6,  /* translate a packet that came in by a device or the overlay */
+	TAIL_NAT_OUT = 7, /* translate a packet that leaves by a device */
 	TAIL_COUNT = 16,
 };
 

@@ -26,7 +26,7 @@ import grpc.aio
 from prometheus_client import CollectorRegistry
 
 import services
-from services.agent import node
+from services.agent import node, translation
 from services.agent.abi.endpoints import HOST_ENDPOINT
 from services.agent.calc.binding import Capabilities
 from services.agent.calc.endpoints import Audit
@@ -35,6 +35,7 @@ from services.agent.config import Config
 from services.agent.datapath.gc import ConntrackCollector
 from services.agent.datapath.loader_client import Loaded
 from services.agent.datapath.maps import PinnedMap
+from services.agent.datapath.nat_gc import NatCollector
 from services.agent.datapath.sink import DatapathSink
 from services.agent.driver import Driver
 from services.agent.endpoints.ipam import Ipam
@@ -168,6 +169,7 @@ async def run(config: Config) -> None:
             "conntrack": ConntrackCollector(
                 kernel.maps["ct"], pipeline.add, live_backends=knowledge.live_backends
             ).run(),
+            "translations": NatCollector(kernel.maps["nat_table"]).run(),
         }
         await _forever(jobs | _endpoint_jobs(ends) | ({"policy:status": status.run()} if status else {}))
 
@@ -227,6 +229,7 @@ async def _kernel(config: Config, stack: AsyncExitStack) -> Kernel:
     for opened in maps.values():
         stack.callback(opened.close)
     mtu = config.pod_mtu(devices[0].mtu)
+    await translation.configure(config, [device.ifindex for device in devices], maps)
     overlay = await node.ensure_overlay(config, mtu, maps)
     return Kernel(loaded, node.Programs(loaded), maps, mtu, overlay, [device.ifindex for device in devices])
 

@@ -39,6 +39,17 @@ class Config(BaseConfig):
     mtu: int = Field(0, description="MTU of pod interfaces; 0 = the device's, less the overlay's headers")
     overlay_device: str = Field("ciliate_vxlan", description="name of the VXLAN interface")
     tunnel_port: int = Field(8472, description="UDP port of the overlay", ge=1, le=65535)
+    masquerade: bool = Field(True, description="pods' packets to outside of the cluster leave with the node's address")
+    native_routing_cidr: list[str] = Field(
+        default_factory=list, description="ranges that know the way to pods: no masquerading towards them"
+    )
+    masquerade_exclude: list[str] = Field(
+        default_factory=list, description="further ranges outside of the cluster that see pods' own addresses"
+    )
+    nat_ports: str = Field(
+        "32768-65535", description="ports that connections get which share the node's address, first-last"
+    )
+    nat_max: int = Field(131_072, description="entries of the translation table, two per connection", ge=1024)
     identity_target: str = Field("", description="identity service: host:port or unix:///path; needed")
     relay_target: str = Field("", description="relay: host:port or unix:///path; empty = flows stay on the node")
     source: Literal["folder", "kubernetes"] = Field("kubernetes", description="where objects come from")
@@ -104,6 +115,8 @@ class Config(BaseConfig):
         assert self.addresses is not None
         assert self.cluster_ranges is not None
         assert self.load_balancing is not None
+        assert self.excluded_ranges is not None
+        assert self.nat_port_range is not None
         return self
 
     @property
@@ -117,6 +130,20 @@ class Config(BaseConfig):
     def cluster_ranges(self) -> tuple[IPNetwork, ...]:
         """The whole cluster's pod ranges, where they were given."""
         return parse_ranges(self.cluster_pod_cidr, "cluster_pod_cidr")
+
+    @property
+    def excluded_ranges(self) -> tuple[IPNetwork, ...]:
+        """Destinations outside of the cluster that see pods' own addresses."""
+        native = parse_ranges(self.native_routing_cidr, "native_routing_cidr")
+        return native + parse_ranges(self.masquerade_exclude, "masquerade_exclude")
+
+    @property
+    def nat_port_range(self) -> tuple[int, int]:
+        """First and last port for connections that share the node's address."""
+        first, _, last = self.nat_ports.partition("-")
+        if not (first.isdecimal() and last.isdecimal() and 1024 <= int(first) <= int(last) <= 65535):
+            raise ValueError(f"nat_ports: {self.nat_ports!r} is no range within 1024-65535, such as 32768-65535")
+        return int(first), int(last)
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:

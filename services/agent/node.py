@@ -12,6 +12,7 @@ from pathlib import Path
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from services.agent import translation
 from services.agent.abi.ct_room import queue_places
 from services.agent.abi.endpoints import EndpointInfo
 from services.agent.config import Config
@@ -49,6 +50,9 @@ MAPS = (
     "http_config",
     "lost",
     "metrics",
+    "nat_table",
+    "netdevs",
+    "no_masquerade",
 )
 _SYSCTLS = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
@@ -146,6 +150,7 @@ async def load_programs(config: Config) -> loader_client.Loaded:
                 "services": config.lb_frontends_max,
                 "backends": config.lb_backends_max,
                 "revnat": config.lb_frontends_max,
+                "nat_table": config.nat_max,
             },
         )
     )
@@ -161,6 +166,8 @@ async def ensure_overlay(config: Config, mtu: int, maps: Mapping[str, PinnedMap]
             tunnel_port=config.tunnel_port,
             update_interval_s=config.flow_interval,
             ct_queue_places=maps["ct_queue"].max_entries,
+            flags=translation.flags(config),
+            nat_ports=config.nat_port_range,
         ),
     )
     return ifindex

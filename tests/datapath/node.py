@@ -118,7 +118,14 @@ class Node:
         return int(sh("ip", "-o", "link", "show", name, netns=self.name).split(":")[0])
 
     def _load(self, cache_dir: Path, sizes: dict[str, int]) -> Loaded:
-        small = {"ct": 4096, "events": 1 << 20, "http_events": 1 << 18, "policy": 4096, "ipcache": 4096}
+        small = {
+            "ct": 4096,
+            "events": 1 << 20,
+            "http_events": 1 << 18,
+            "policy": 4096,
+            "ipcache": 4096,
+            "nat_table": 8192,
+        }
         sizes = small | sizes
         return asyncio.run(load(LoaderConfig(root=str(self.root), cache_dir=str(cache_dir), max_entries=sizes)))
 

@@ -20,6 +20,7 @@ from services.agent.abi import (
     ipcache,
     lb,
     metrics,
+    nat,
     policy,
     refined,
     sock,
@@ -65,6 +66,9 @@ VALUES: dict[str, Any] = {
     "lay_lb_client": lb.LbClient,
     "lay_metric": metrics.Metric,
     "ct": conntrack.CtEntry,
+    "nat_table": nat.NatEntry,
+    "lay_nat_key": nat.NatKey,
+    "netdevs": nat.NetdevInfo,
     "lay_ct_key": conntrack.CtKey,
     "ct_usage": ct_room.CtUsage,
     "lay_policy_key": policy.PolicyKey,
@@ -78,6 +82,8 @@ VALUES: dict[str, Any] = {
 }
 KEYS: dict[str, Any] = {
     "ct": conntrack.CtKey,
+    "nat_table": nat.NatKey,
+    "no_masquerade": ipcache.IpcacheKey,
     "policy": policy.PolicyKey,
     "ipcache": ipcache.IpcacheKey,
     "refined": refined.RefinedKey,

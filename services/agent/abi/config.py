@@ -37,5 +37,6 @@ class DatapathConfig(Struct):
         ("hairpin_ipv4", Address),
         ("hairpin_ipv6", Address),
         ("ct_queue_mask", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
+        ("nat_port_min", ctypes.c_uint16),
+        ("nat_port_max", ctypes.c_uint16),
     ]

@@ -14,6 +14,8 @@ class TailCall(IntEnum):
     TAIL_HTTP_DENY = 3
     TAIL_HTTP_SPARE = 4
     TAIL_HOST_POLICY = 5
+    TAIL_NAT_IN = 6
+    TAIL_NAT_OUT = 7
 
     @property
     def program(self) -> str:

@@ -24,6 +24,8 @@ class Settings:
     """Between two reports of a live connection; 0 = none."""
     flags: int = 0
     """`ConfigFlags`: what this node does."""
+    nat_ports: tuple[int, int] = (32768, 65535)
+    """First and last of the ports that connections get which share the node's address."""
 
     ct_queue_places: int = QUEUE_MIN
     """Size of map `ct_queue`, a power of two."""
@@ -40,6 +42,8 @@ class Settings:
             hairpin_ipv4=HAIRPIN_IPV4,
             hairpin_ipv6=HAIRPIN_IPV6,
             ct_queue_mask=self.ct_queue_places - 1,
+            nat_port_min=self.nat_ports[0],
+            nat_port_max=self.nat_ports[1],
         ).pack()
 
 

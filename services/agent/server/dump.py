@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.agent.abi.conntrack import CtEntry, CtFlags, CtKey, CtScope
 from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.lb import Backend, BackendKey, Revnat, ServiceInfo, ServiceKey
+from services.agent.abi.nat import NatEntry, NatFlags, NatKey, NatWay
 from services.agent.abi.policy import PolicyEntry, PolicyKey
 from services.agent.server.views import protocol_name, socket_text, verdict_name
 from services.model.addresses import from_bytes, key_to_prefix
@@ -86,6 +88,26 @@ def _conntrack(raw_key: bytes, raw_value: bytes) -> Row:
     )
 
 
+def _nat(raw_key: bytes, raw_value: bytes) -> Row:
+    key, entry = NatKey.unpack(raw_key), NatEntry.unpack(raw_value)
+    ends = [(key.saddr, key.sport), (key.daddr, key.dport), (entry.saddr, entry.sport), (entry.daddr, entry.dport)]
+    source, destination, new_source, new_destination = (
+        socket_text(from_bytes(bytes(address)), _port(port)) for address, port in ends
+    )
+    left = (entry.expires_ns - time.monotonic_ns()) // 1_000_000_000
+    return (
+        NatWay(key.way).name.lower(),
+        protocol_name(key.protocol),
+        source,
+        destination,
+        new_source,
+        new_destination,
+        str(entry.service_id) if entry.service_id else "",
+        f"{max(left, 0)}s",
+        "|".join(flag.name for flag in NatFlags if flag & entry.flags and flag.name),
+    )
+
+
 POLICY = Layout(
     "policy",
     ("policy_id", "direction", "identity", "protocol", "port", "verdict", "precedence", "rule_id", "l7_ruleset"),
@@ -112,6 +134,12 @@ CONNTRACK = Layout(
         "flags",
     ),
     _conntrack,
+)
+
+NAT = Layout(
+    "nat_table",
+    ("way", "protocol", "source", "destination", "new_source", "new_destination", "service_id", "left", "flags"),
+    _nat,
 )
 
 

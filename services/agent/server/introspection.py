@@ -23,6 +23,7 @@ _LAYOUTS = {
     pb.MAP_KIND_POLICY: (dump.POLICY,),
     pb.MAP_KIND_CT: (dump.CONNTRACK,),
     pb.MAP_KIND_IPCACHE: (dump.IPCACHE,),
+    pb.MAP_KIND_NAT: (dump.NAT,),
     pb.MAP_KIND_LB: (dump.SERVICES, dump.BACKENDS, dump.REVNAT),
 }
 _COUNTED: tuple[MapName, ...] = ("policy", "ipcache", "services", "backends", "revnat", "endpoint_addrs")
@@ -132,7 +133,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     async def DumpMap(self, request: pb.DumpMapRequest, context: Any) -> AsyncIterator[pb.DumpMapResponse]:  # noqa: N802
         layouts = _LAYOUTS.get(request.map)
         if layouts is None:
-            raise Invalid("map: choose POLICY, CT, IPCACHE or LB")
+            raise Invalid("map: choose POLICY, CT, IPCACHE, LB or NAT")
         policy_id = self._policy_id(request)
         for layout in layouts:
             source = self._maps[layout.map]

@@ -1,0 +1,66 @@
+"""A node with an uplink for packet tests of translation: addresses, devices, and what the table holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scapy.all import Ether, raw
+
+from services.agent.abi.ipcache import IpcacheKey
+from services.agent.abi.layout import be16
+from services.agent.abi.nat import NatEntry, NatFlags, NatKey, NatWay, NetdevInfo
+from services.model.addresses import prefix_to_key
+from tests.datapath.node import Node, ip, ipaddress, u32
+from tests.datapath.packets import network
+
+NODE4, NODE6 = "192.168.77.1", "fd00:77::1"
+WORLD4, WORLD6 = "203.0.113.9", "2001:db8::9"
+PORTS = (32768, 65535)
+
+
+def uplink(node: Node) -> int:
+    return node.ifindexes[3]
+
+
+def prepare(node: Node, ports: tuple[int, int] = PORTS, **settings: Any) -> None:
+    """The node has addresses on its uplink, and translates."""
+    for name in ("nat_table", "no_masquerade", "netdevs"):
+        node.map(name).delete_batch([key for key, _ in node.map(name).items()])
+    node.map("netdevs").update(u32(uplink(node)), NetdevInfo(ipv4=ip(NODE4), ipv6=ip(NODE6)).pack())
+    node.settings(nat_ports=ports, **settings)
+    for address in (NODE4, NODE6):
+        node.ipcache(address, 1)
+
+
+def exclude(node: Node, prefix: str) -> None:
+    length, address = prefix_to_key(ipaddress.ip_network(prefix))
+    node.map("no_masquerade").update(IpcacheKey(prefixlen=length, address=address).pack(), u32(1))
+
+
+def frame(source: str, destination: str, l4: Any, **fields: Any) -> bytes:
+    return bytes(
+        raw(Ether(src="02:00:00:00:77:01", dst="02:00:00:00:77:02") / network(source, destination, **fields) / l4)
+    )
+
+
+def leaves(node: Node, source: str, destination: str, l4: Any, **fields: Any) -> Any:
+    """A packet on its way out of the node."""
+    return node.run("to_netdev", frame(source, destination, l4, **fields), uplink(node))
+
+
+def arrives(node: Node, source: str, destination: str, l4: Any, **fields: Any) -> Any:
+    """A packet from outside."""
+    return node.run("from_netdev", frame(source, destination, l4, **fields), uplink(node))
+
+
+def table(node: Node) -> dict[NatKey, NatEntry]:
+    return {NatKey.unpack(key): NatEntry.unpack(value) for key, value in node.map("nat_table").items()}
+
+
+def reserve(node: Node, peer: str, peer_port: int, port: int, protocol: int = 6, own: str = NODE4) -> None:
+    """Somebody else has this port of the node towards that peer."""
+    key = NatKey(
+        saddr=ip(peer), daddr=ip(own), sport=be16(peer_port), dport=be16(port), protocol=protocol, way=NatWay.IN
+    )
+    entry = NatEntry(saddr=ip(peer), daddr=ip("10.9.9.9"), flags=NatFlags.ANSWER, expires_ns=2**63)
+    node.map("nat_table").update(key.pack(), entry.pack())

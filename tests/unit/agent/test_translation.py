@@ -1,0 +1,97 @@
+"""What the configuration and the devices say about translation, and the collection of its table."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from services.agent import translation
+from services.agent.abi.config import ConfigFlags
+from services.agent.abi.ipcache import IpcacheKey
+from services.agent.abi.nat import NatEntry, NatKey, NetdevInfo
+from services.agent.config import Config
+from services.agent.datapath.nat_gc import GRACE_NS, NatCollector
+from services.model.addresses import to_bytes
+
+
+def config(**fields: Any) -> Config:
+    base = {
+        "node_name": "n",
+        "node_address": ["192.0.2.1"],
+        "identity_target": "x",
+        "source": "folder",
+        "objects_dir": "/x",
+        "pod_cidr4": "10.0.0.0/24",
+        "insecure": True,
+    }
+    return Config(**(base | fields))
+
+
+def test_masquerading_is_on_unless_switched_off() -> None:
+    assert translation.flags(config()) & ConfigFlags.MASQUERADE
+    assert not translation.flags(config(masquerade=False)) & ConfigFlags.MASQUERADE
+
+
+@pytest.mark.parametrize("text", ["", "32768", "1-2", "50000-40000", "40000-70000", "a-b", "4000-5000-6000"])
+def test_bad_port_ranges_name_the_setting(text: str) -> None:
+    with pytest.raises(ValidationError, match="nat_ports"):
+        config(nat_ports=text)
+
+
+@pytest.mark.parametrize("setting", ["native_routing_cidr", "masquerade_exclude"])
+def test_bad_exclusions_name_the_setting(setting: str) -> None:
+    with pytest.raises(ValidationError, match=setting):
+        config(**{setting: ["10.0.0.0/33"]})
+
+
+def test_exclusions_become_prefixes() -> None:
+    wanted = config(native_routing_cidr=["10.0.0.0/8"], masquerade_exclude=["2001:db8::/32"])
+    keys = {IpcacheKey.unpack(key) for key in translation.excluded_entries(wanted.excluded_ranges)}
+    assert keys == {
+        IpcacheKey(prefixlen=104, address=to_bytes(ipaddress.ip_address("10.0.0.0"))),
+        IpcacheKey(prefixlen=32, address=to_bytes(ipaddress.ip_address("2001:db8::"))),
+    }
+
+
+def test_a_device_has_at_most_one_address_of_each_family() -> None:
+    addresses = [ipaddress.ip_address(text) for text in ("192.0.2.1", "192.0.2.2", "2001:db8::1")]
+    entries = translation.netdev_entries({7: addresses, 8: addresses[2:]})
+    first = NetdevInfo(ipv4=to_bytes(addresses[0]), ipv6=to_bytes(addresses[2]))
+    assert entries == {
+        (7).to_bytes(4, "little"): first.pack(),
+        (8).to_bytes(4, "little"): NetdevInfo(ipv6=to_bytes(addresses[2])).pack(),
+    }
+
+
+class Table:
+    """A table in memory."""
+
+    key_size = 40
+
+    def __init__(self, entries: dict[bytes, bytes]) -> None:
+        self.entries = entries
+
+    def chunks(self, count: int = 2) -> Iterator[tuple[bytes, bytes, int]]:
+        items = list(self.entries.items())
+        for start in range(0, len(items), 2):
+            part = items[start : start + 2]
+            yield b"".join(key for key, _ in part), b"".join(value for _, value in part), len(part)
+
+    def delete_batch(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self.entries.pop(key, None)
+
+
+def test_only_what_is_over_is_collected() -> None:
+    now = 10**12
+    times = {port: now + (port - 3) * GRACE_NS for port in range(6)}
+    table = Table({NatKey(sport=port).pack(): NatEntry(expires_ns=end).pack() for port, end in times.items()})
+    collector = NatCollector(table)
+    assert asyncio.run(collector.sweep(now)) == 2
+    assert {NatKey.unpack(key).sport for key in table.entries} == {2, 3, 4, 5}
+    assert (collector.entries, collector.removed_total) == (4, 2)
