@@ -32,7 +32,6 @@ from services.agent.calc.binding import Capabilities
 from services.agent.calc.endpoints import Audit
 from services.agent.calc.engine import Engine
 from services.agent.config import Config
-from services.agent.datapath.gc import ConntrackCollector
 from services.agent.datapath.loader_client import Loaded
 from services.agent.datapath.maps import PinnedMap
 from services.agent.datapath.nat_gc import NatCollector
@@ -52,6 +51,7 @@ from services.agent.events.losses import LostMap
 from services.agent.events.pipeline import FlowPipeline, PipelineConfig
 from services.agent.http_policy import HttpPolicy
 from services.agent.server.cni import CniServer
+from services.agent.server.connections import watch_connections
 from services.agent.server.health import describe, relay_check
 from services.agent.server.introspection import SERVICE_NAME, AgentService
 from services.agent.server.knowledge import Knowledge
@@ -166,8 +166,8 @@ async def run(config: Config) -> None:
             "routes": routes.run(),
             "cni": cni.run(),
             "flows": pipeline.run(),
-            "conntrack": ConntrackCollector(
-                kernel.maps["ct"], pipeline.add, live_backends=knowledge.live_backends
+            "conntrack": watch_connections(
+                kernel.maps, config.connections_per_pod, knowledge, pipeline.add, state, registry
             ).run(),
             "translations": NatCollector(kernel.maps["nat_table"]).run(),
         }

@@ -81,6 +81,9 @@ class Config(BaseConfig):
     )
     policy_max: int = Field(262_144, description="entries of the policy map", ge=1024)
     ct_max: int = Field(262_144, description="entries of the connection table", ge=1024)
+    ct_quota: int = Field(
+        -1, description="established connections of one pod; 0 = no quota, -1 = a quarter of ct_max", ge=-1
+    )
     ipcache_max: int = Field(524_288, description="entries of the address table", ge=1024)
     lb_algorithm: Algorithm = Field(Algorithm.RANDOM, description="backend of a new connection from outside")
     lb_mode: Forwarding = Field(Forwarding.SNAT, description="how the outside reaches backends of other nodes")
@@ -176,6 +179,11 @@ class Config(BaseConfig):
             max_frontends=self.lb_frontends_max,
             max_backends=self.lb_backends_max,
         )
+
+    @property
+    def connections_per_pod(self) -> int:
+        """Established connections that one pod may have; 0 = as many as it likes."""
+        return self.ct_max // 4 if self.ct_quota < 0 else self.ct_quota
 
     def place(self, value: str, default: str) -> str:
         """A path below `run_dir` unless `value` says otherwise."""

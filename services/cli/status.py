@@ -72,6 +72,20 @@ def _health(item: Item) -> str:
     return "ready" if item["ready"] else "starting"
 
 
+def _connections(item: Item) -> str:
+    """How many, how full the table is, and which pod has most of them."""
+    table = item.get("connections")
+    if not table:
+        return ""
+    entries, size = int(table.get("entries", 0)), int(table.get("max_entries", 0))
+    text = f"{entries} ({100 * entries // size if size else 0} %)"
+    heaviest = table.get("heaviest") or []
+    if not heaviest:
+        return text
+    pod = "/".join(part for part in (heaviest[0].get("namespace"), heaviest[0].get("pod")) if part)
+    return f"{text}, most: {pod} {int(heaviest[0]['entries'])}"
+
+
 NODE_COLUMNS: tuple[Column, ...] = (
     ("node", "node"),
     ("state", _health),
@@ -81,6 +95,7 @@ NODE_COLUMNS: tuple[Column, ...] = (
     ("identities", "identities"),
     ("policies", "policies"),
     ("services", "services"),
+    ("connections", _connections),
     ("lost events", lambda item: sum(int(number) for number in (item.get("lost_events") or {}).values())),
 )
 

@@ -16,10 +16,10 @@ from tests.datapath.node import GATEWAY_MAC, Node, Pod, inside, ip, sh, u32
 class WiredNode(Node):
     """A node whose pods are real. `number` is in all its addresses."""
 
-    def __init__(self, cache_dir: Path, number: int, mtu: int = 1500) -> None:
+    def __init__(self, cache_dir: Path, number: int, mtu: int = 1500, **sizes: int) -> None:
         self.number, self.mtu = number, mtu
         self.namespaces: list[str] = []
-        super().__init__(cache_dir, links=0)
+        super().__init__(cache_dir, links=0, **sizes)
         self.address = f"192.168.77.{number}"
         sh("ip", "link", "set", "lo", "up", netns=self.name)
         for setting in ("ipv4.ip_forward", "ipv6.conf.all.forwarding"):

@@ -1,9 +1,11 @@
-"""Conntrack collection: entries whose time is over are removed in batches and leave a close record.
+"""Collection: entries of connection tables whose time is over are removed, in batches.
 
-    ct map --chunks--> numpy: expires_ns < now --take, one by one--> close records --> `emit`
+    map --batches--> numpy: expires_ns < now --batches--> removed --> close records --> `emit`
+                                                     +--> room (who has how many)
 
 The kernel ignores expired entries by itself (it starts anew on them), so collection is about memory and about the
-flow records, never about correctness. An entry that came to life between sweep and take is put back.
+flow records, never about correctness. A batch is removed right after it was read: should a packet have opened a new
+connection on one of its tuples in that millisecond, its entry goes, too, and the next packet asks policy again.
 """
 
 from __future__ import annotations
@@ -18,31 +20,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.agent.abi.conntrack import CT_ENTRY, CT_KEY, CtFlags, CtScope
-from services.agent.abi.events import EVENT_VERSION, FLOW_EVENT, EventType
-from services.agent.datapath.maps import BPF_NOEXIST
+from services.agent.datapath.closing import close_records
+from services.agent.datapath.room import Room
 from services.common.errors import CiliateError
-from services.model.verdict import Direction
-from services.model.verdict import Protocol as IpProtocol
 
 Records = NDArray[Any]
+Mask = NDArray[np.bool_]
 CHUNK = 8192
-PAUSE_EVERY = 512
-"""Removals between two turns of the event loop (a few milliseconds of system calls)."""
+"""Entries between two turns of the event loop (a few milliseconds)."""
+PAUSES = ((0.5, 5.0), (0.75, 2.0), (1.0, 1.0))
+"""(fill level up to which, seconds between sweeps)"""
+SHARE = 10
+"""A sweep may take this part of the time: of a core, a tenth."""
 
 
-class ConntrackMap(Protocol):
-    """What is needed of the map; `maps.PinnedMap` has it."""
+class Table(Protocol):
+    """What is needed of a map; `maps.PinnedMap` has it."""
+
+    max_entries: int
 
     def chunks(self, count: int = ...) -> Any:
         """Yields (keys, values, how many)."""
         ...
 
-    def take(self, key: bytes) -> bytes | None:
-        """Remove an entry and return it."""
-        ...
-
-    def update(self, key: bytes, value: bytes, flags: int = ...) -> None:
-        """Write an entry."""
+    def delete_packed(self, keys: bytes) -> int:
+        """Remove keys that stand one behind the other; how many were there."""
         ...
 
 
@@ -56,112 +58,128 @@ class Sweep:
     """Close records emitted."""
 
 
-class ConntrackCollector:
-    """Sweeps the map every `interval_s`. `emit` takes FLOW_EVENT records; `live_backends`, when given, returns the
-    (address, port) pairs of all Service backends as 18 bytes each, so that choices of vanished ones are forgotten."""
+class Collector:
+    """Removes what is over from a map whose entries have `expires_ns`."""
 
-    def __init__(
-        self,
-        conntrack: ConntrackMap,
-        emit: Callable[[Records], None],
-        interval_s: float = 5.0,
-        live_backends: Callable[[], frozenset[bytes]] | None = None,
-    ) -> None:
-        self._map, self._emit, self._interval, self._live = conntrack, emit, interval_s, live_backends
+    def __init__(self, table: Table, key: np.dtype[Any], entry: np.dtype[Any]) -> None:
+        self._table, self._key, self._entry = table, key, entry
         self.entries = 0
-        """How many there were at the last sweep."""
+        """How many there were after the last sweep."""
         self.removed_total = 0
         self.errors = 0
+        self._took_s = 0.0
+
+    @property
+    def fill(self) -> float:
+        """Part of the map that was in use after the last sweep."""
+        return self.entries / self._table.max_entries
+
+    @property
+    def max_entries(self) -> int:
+        """The map's size."""
+        return self._table.max_entries
+
+    @property
+    def pause_s(self) -> float:
+        """How long to wait for the next sweep: the fuller, the shorter."""
+        by_level = next((seconds for level, seconds in PAUSES if self.fill <= level), PAUSES[-1][1])
+        return max(by_level, self._took_s * SHARE)
 
     async def run(self) -> None:
         """Sweep until cancelled. A failed sweep is counted and tried again at the next turn."""
         while True:
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(self.pause_s)
+            started = time.monotonic()
             try:
                 await self.sweep(time.monotonic_ns())
             except CiliateError:
                 self.errors += 1
+            self._took_s = time.monotonic() - started
 
     async def sweep(self, now_ns: int) -> Sweep:
         """One pass. Raises CiliateError when the map cannot be read."""
         result = Sweep()
-        live = self._live() if self._live is not None else None
-        for keys, values, count in self._map.chunks(CHUNK):
+        self._begin()
+        for keys, values, count in self._table.chunks(CHUNK):
             result.entries += count
-            found = np.frombuffer(keys, CT_KEY), np.frombuffer(values, CT_ENTRY)
-            await self._collect(keys, self._over(*found, now_ns, live), now_ns, result)
+            found, entries = np.frombuffer(keys, self._key), np.frombuffer(values, self._entry)
+            over = self._over(found, entries, now_ns)
+            if over.any():
+                result.removed += self._table.delete_packed(found[over].tobytes())
+                self._removed(found[over], entries[over], now_ns, result)
+            self._kept(entries[~over])
             await asyncio.sleep(0)
-        self.entries = result.entries - result.removed
+        self._end()
+        self.entries = max(result.entries - result.removed, 0)
         self.removed_total += result.removed
         return result
 
-    @staticmethod
-    def _over(keys: Records, entries: Records, now_ns: int, live: frozenset[bytes] | None) -> NDArray[np.int64]:
-        over = entries["expires_ns"] < now_ns
-        if live is not None:
+    def _over(self, keys: Records, entries: Records, now_ns: int) -> Mask:
+        over: Mask = entries["expires_ns"] < now_ns
+        return over
+
+    def _begin(self) -> None:
+        """A sweep starts."""
+
+    def _removed(self, keys: Records, entries: Records, now_ns: int, result: Sweep) -> None:
+        """Of each chunk: what was removed."""
+
+    def _kept(self, entries: Records) -> None:
+        """Of each chunk: what stays."""
+
+    def _end(self) -> None:
+        """The sweep is complete."""
+
+
+class ConntrackCollector(Collector):
+    """Of the connection table. `emit` takes FLOW_EVENT records; `live_backends`, when given, returns the (address,
+    port) pairs of all Service backends as 18 bytes each, so that choices of vanished ones are forgotten; `endpoints`
+    the ids of this node's pods, so that what a pod leaves behind goes with it."""
+
+    def __init__(
+        self,
+        conntrack: Table,
+        emit: Callable[[Records], None],
+        room: Room | None = None,
+        live_backends: Callable[[], frozenset[bytes]] | None = None,
+        endpoints: Callable[[], frozenset[int]] = frozenset,
+    ) -> None:
+        super().__init__(conntrack, CT_KEY, CT_ENTRY)
+        self._emit, self._room, self._live, self._endpoints = emit, room, live_backends, endpoints
+        self._backends: frozenset[bytes] | None = None
+        self._known: frozenset[int] = frozenset()
+        self._gone: list[int] = []
+
+    def _begin(self) -> None:
+        self._backends = self._live() if self._live is not None else None
+        now = self._endpoints()
+        self._gone = sorted(self._known - now)
+        self._known = now
+        if self._room is not None:
+            self._room.begin()
+
+    def _over(self, keys: Records, entries: Records, now_ns: int) -> Mask:
+        over = super()._over(keys, entries, now_ns)
+        if self._gone:
+            over = over | np.isin(entries["endpoint_id"], self._gone)
+        if self._backends is not None:
             for i in np.flatnonzero((keys["scope"] == CtScope.SERVICE) & ~over):
-                over[i] = entries["nat_address"][i].tobytes() + entries["nat_port"][i].tobytes() not in live
-        return np.flatnonzero(over)
+                over[i] = entries["nat_address"][i].tobytes() + entries["nat_port"][i].tobytes() not in self._backends
+        return over
 
-    async def _collect(self, keys: bytes, over: NDArray[np.int64], now_ns: int, result: Sweep) -> None:
-        size = CT_KEY.itemsize
-        for start in range(0, len(over), PAUSE_EVERY):
-            taken: list[tuple[bytes, bytes]] = []
-            for i in over[start : start + PAUSE_EVERY]:
-                key = keys[i * size : (i + 1) * size]
-                value = self._map.take(key)
-                if value is not None:
-                    taken.append((key, value))
-            self._report(taken, now_ns, result)
-            await asyncio.sleep(0)
-
-    def _report(self, taken: list[tuple[bytes, bytes]], now_ns: int, result: Sweep) -> None:
-        if not taken:
-            return
-        keys = np.frombuffer(b"".join(key for key, _ in taken), CT_KEY)
-        entries = np.frombuffer(b"".join(value for _, value in taken), CT_ENTRY)
-        revived = (entries["expires_ns"] >= now_ns) & (keys["scope"] != CtScope.SERVICE)
-        for i in np.flatnonzero(revived):
-            self._put_back(*taken[i])
-        result.removed += len(taken) - int(revived.sum())
-        closing = ~revived & (keys["scope"] != CtScope.SERVICE) & ((entries["flags"] & CtFlags.CLOSED) == 0)
+    def _removed(self, keys: Records, entries: Records, now_ns: int, result: Sweep) -> None:
+        if self._room is not None:
+            self._room.removed(entries)
+        closing = (keys["scope"] != CtScope.SERVICE) & ((entries["flags"] & CtFlags.CLOSED) == 0)
         if closing.any():
             records = close_records(keys[closing], entries[closing], now_ns)
             result.closed += len(records)
             self._emit(records)
 
-    def _put_back(self, key: bytes, value: bytes) -> None:
-        try:
-            self._map.update(key, value, BPF_NOEXIST)
-        except CiliateError:
-            self.errors += 1  # a packet was quicker and made a new one
+    def _kept(self, entries: Records) -> None:
+        if self._room is not None:
+            self._room.kept(entries)
 
-
-def close_records(keys: Records, entries: Records, now_ns: int) -> Records:
-    """What the kernel would have said had these connections ended before its eyes (`fill_connection` in trace.h)."""
-    records = np.zeros(len(keys), FLOW_EVENT)
-    opened = entries["direction"] == Direction.EGRESS
-    icmp = (keys["protocol"] == IpProtocol.ICMP) | (keys["protocol"] == IpProtocol.ICMPV6)
-    records["type"] = EventType.CLOSE
-    records["version"] = EVENT_VERSION
-    records["endpoint_id"] = entries["endpoint_id"]
-    records["time_ns"] = now_ns
-    records["saddr"] = np.where(opened[:, None], keys["local"], keys["remote"])
-    records["daddr"] = np.where(opened[:, None], keys["remote"], keys["local"])
-    source = np.where(opened, keys["local_port"], keys["remote_port"]).astype("<u2").byteswap()
-    target = np.where(opened, keys["remote_port"], keys["local_port"]).astype("<u2").byteswap()
-    records["sport"] = np.where(icmp, entries["tcp_flags"], source)
-    records["dport"] = np.where(icmp, 0, target)
-    records["protocol"] = keys["protocol"]
-    records["tcp_flags"] = np.where(icmp, 0, entries["tcp_flags"])
-    records["direction"] = entries["direction"]
-    records["ct_state"] = 1
-    records["src_identity"] = np.where(opened, entries["self_identity"], entries["peer_identity"])
-    records["dst_identity"] = np.where(opened, entries["peer_identity"], entries["self_identity"])
-    for name in ("rule_id", "policy_revision", "match_type", "service_id", "rtt_us", "retransmits", "l7_ruleset"):
-        records[name] = entries[name]
-    records["packets"] = entries["packets"]
-    records["bytes"] = entries["bytes"]
-    lifetime = (now_ns - entries["created_ns"].astype(np.int64)) // 1000
-    records["duration_us"] = np.clip(lifetime, 0, 2**32 - 1)
-    return records
+    def _end(self) -> None:
+        if self._room is not None:
+            self._room.end()

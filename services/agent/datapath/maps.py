@@ -155,6 +155,24 @@ class PinnedMap:
                 done = self._processed + 1  # go on behind the one that was not there
             left = part[done:] + left
 
+    def delete_packed(self, keys: bytes) -> int:
+        """Remove many entries, their keys one behind the other; how many of them were there."""
+        view, removed, position, end = memoryview(keys), 0, 0, len(keys) // self.key_size
+        while position < end:
+            part = min(end - position, _BATCH)
+            rest = bytes(view[position * self.key_size : (position + part) * self.key_size])
+            try:
+                self._batch(Cmd.MAP_DELETE_BATCH, rest, None, part)
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise translate(error, f"map {self.name}") from error
+                removed += self._processed
+                position += self._processed + 1  # go on behind the one that was not there
+                continue
+            removed += part
+            position += part
+        return removed
+
     def _batch(self, cmd: Cmd, keys: bytes, values: bytes | None, count: int) -> None:
         k = ctypes.create_string_buffer(keys, len(keys))
         v = ctypes.create_string_buffer(values, len(values)) if values is not None else None

@@ -67,6 +67,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             lost_events=dict(state.lost()),
             counters={name: count for counters in state.counters for name, count in counters().items()},
             policy_pressure=engine.pressure(),
+            connections=state.connections(),
         )
 
     def _usage(self) -> list[pb.MapUsage]:

@@ -38,6 +38,7 @@ class AgentState:
     reporting: list[Callable[[], Mapping[str, str]]] = field(default_factory=list)
     counters: list[Callable[[], Mapping[str, int]]] = field(default_factory=list)
     lost: Callable[[], Mapping[str, int]] = dict
+    connections: Callable[[], pb.ConnectionTable] = pb.ConnectionTable
     http_errors: Callable[[], tuple[str, ...]] = tuple
 
     def become_ready(self) -> None:

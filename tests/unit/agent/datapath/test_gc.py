@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from services.agent.abi.conntrack import CtEntry, CtFlags, CtKey, CtScope
 from services.agent.abi.events import EventType
 from services.agent.abi.layout import be16
@@ -15,11 +17,13 @@ NOW = 1_000_000_000_000
 
 
 class FakeConntrack:
-    """A map with `chunks` and `take`; `revive` changes entries between the two, as a packet would."""
+    """A map with `chunks` and `delete_packed`; what is in `vanish` is gone by then, as when the kernel was quicker."""
+
+    max_entries = 100
 
     def __init__(self, entries: dict[CtKey, CtEntry]) -> None:
         self.entries = {key.pack(): value.pack() for key, value in entries.items()}
-        self.revive: dict[bytes, bytes] = {}
+        self.vanish: set[bytes] = set()
 
     def chunks(self, count: int = 2) -> Any:
         items = list(self.entries.items())
@@ -27,12 +31,9 @@ class FakeConntrack:
             part = items[start : start + 2]
             yield b"".join(k for k, _ in part), b"".join(v for _, v in part), len(part)
 
-    def take(self, key: bytes) -> bytes | None:
-        value = self.entries.pop(key, None)
-        return self.revive.get(key, value)
-
-    def update(self, key: bytes, value: bytes, flags: int = 0) -> None:
-        self.entries.setdefault(key, value)
+    def delete_packed(self, keys: bytes) -> int:
+        wanted = [keys[i : i + 40] for i in range(0, len(keys), 40)]
+        return sum(self.entries.pop(key, None) is not None and key not in self.vanish for key in wanted)
 
 
 def key(port: int, scope: int = CtScope.CONNECTION, protocol: int = 6) -> CtKey:
@@ -91,13 +92,30 @@ async def test_closed_and_service_entries_go_silently() -> None:
     assert (result.removed, records, conntrack.entries) == (2, [], {})
 
 
-async def test_an_entry_that_came_to_life_is_put_back() -> None:
-    conntrack = FakeConntrack({key(1): entry(NOW - 1)})
-    alive = entry(NOW + 1).pack()
-    conntrack.revive[key(1).pack()] = alive
-    result, records = await sweep(conntrack)
-    assert (result.removed, records) == (0, [])
-    assert conntrack.entries == {key(1).pack(): alive}
+async def test_what_the_kernel_removed_first_is_not_counted_as_collected() -> None:
+    conntrack = FakeConntrack({key(1): entry(NOW - 1), key(2): entry(NOW - 1)})
+    conntrack.vanish.add(key(1).pack())
+    result, _ = await sweep(conntrack)
+    assert (result.entries, result.removed) == (2, 1)
+
+
+async def test_what_a_pod_leaves_behind_goes_with_it() -> None:
+    conntrack = FakeConntrack({key(n): entry(NOW + 1, endpoint_id=n) for n in (3, 4, 4095)})
+    pods = {3, 4}
+    records: list[Any] = []
+    collector = ConntrackCollector(conntrack, records.extend, endpoints=lambda: frozenset(pods))
+    assert (await collector.sweep(NOW)).removed == 0, "ids that never were a pod's are left alone"
+    pods.remove(4)
+    assert (await collector.sweep(NOW)).removed == 1
+    assert [int(record["endpoint_id"]) for record in records] == [4]
+
+
+@pytest.mark.parametrize(("entries", "pause"), [(10, 5.0), (60, 2.0), (95, 1.0)])
+async def test_the_fuller_the_more_often(entries: int, pause: float) -> None:
+    conntrack = FakeConntrack({key(n): entry(NOW + 1) for n in range(entries)})
+    collector = ConntrackCollector(conntrack, lambda records: None)
+    await collector.sweep(NOW)
+    assert (collector.fill, collector.pause_s) == (entries / 100, pause)
 
 
 async def test_choices_of_vanished_backends_are_forgotten() -> None:
