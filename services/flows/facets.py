@@ -19,6 +19,9 @@ FACETS = (0, 1)
 TO_ENDPOINT, FROM_ENDPOINT = 0, 5
 """`sub_type` of trace events; to-endpoint's trace_observation_point is 101 all the same."""
 
+TRACE_POINTS = {TO_ENDPOINT: "to-endpoint", FROM_ENDPOINT: "from-endpoint"}
+"""Names of the points, as the field writes them."""
+
 POLICY_DROPS = (DropReason.POLICY_DENIED, DropReason.POLICY_DENY)
 
 DROPPED, AUDIT = 2, 4

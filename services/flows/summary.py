@@ -75,11 +75,12 @@ def tcp_flag_names(flags: int) -> list[str]:
     return [name for name, bit in _FLAGS if flags & bit]
 
 
-def _icmp(kind: int, code: int, names: dict[int, str], codes: dict[int, tuple[str, ...]]) -> str:
-    name = names.get(kind)
+def icmp_text(kind: int, code: int, *, ipv6: bool) -> str:
+    """`EchoRequest`, `DestinationUnreachable(Port)`."""
+    name = (_ICMP6 if ipv6 else _ICMP4).get(kind)
     if name is None:
         return f"{kind}({code})"
-    known = codes.get(kind, ())
+    known = (_ICMP6_CODES if ipv6 else _ICMP4_CODES).get(kind, ())
     if code < len(known):
         return f"{name}({known[code]})"
     return name if not code and not known else f"{name}(Code: {code})"
@@ -95,9 +96,9 @@ def layer4(protocol: int, flags: int, source_port: int, destination_port: int, *
         case Protocol.SCTP:
             return "SCTP"
         case Protocol.ICMP:
-            return f"ICMPv4 {_icmp(source_port, destination_port, _ICMP4, _ICMP4_CODES)}"
+            return f"ICMPv4 {icmp_text(source_port, destination_port, ipv6=False)}"
         case Protocol.ICMPV6:
-            return f"ICMPv6 {_icmp(source_port, destination_port, _ICMP6, _ICMP6_CODES)}"
+            return f"ICMPv6 {icmp_text(source_port, destination_port, ipv6=True)}"
         case _:
             return "IPv6" if ipv6 else "IPv4"
 

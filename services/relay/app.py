@@ -26,6 +26,8 @@ from services.common.runner import GrpcServer
 from services.common.tls import TlsFiles, peer_identity, server_credentials
 from services.flows.entries import NodeRef
 from services.flows.history.history import History, open_history
+from services.flows.metrics import config as metrics_config
+from services.flows.metrics.exporter import FlowMetrics
 from services.flows.observer import HEALTH_NAME, SERVICE_NAME, Observer
 from services.flows.store import FlowStore
 from services.relay import ingest
@@ -43,10 +45,11 @@ async def serving(config: Config, registry: CollectorRegistry) -> AsyncIterator[
     history = open_history(config.history_dir, store, max_mb=config.history_max_mb, max_age_s=config.history_max_age)
     nodes = NodeTable(tls=not config.insecure)
     metrics = IngestMetrics(registry, store)
+    flow_metrics = FlowMetrics(registry, metrics_config.parse(config.hubble_metrics), config.hubble_metrics_series)
     if history is not None:
         watch_history(registry, history)
     metrics.connected.set_function(lambda: sum(status.connected for status in nodes.statuses()))
-    servicer = ingest.FlowIngest(store, nodes, metrics, peer_identity, insecure=config.insecure)
+    servicer = ingest.FlowIngest(store, nodes, metrics, flow_metrics, peer_identity, insecure=config.insecure)
     version = services.__version__
     observer = Observer(
         store, NodeRef(config.node_name), f"ciliate-relay v{version}", version, nodes=nodes, archive=history
@@ -73,12 +76,12 @@ async def writing(history: History | None, flush_s: float) -> AsyncIterator[None
     if history is None:
         yield
         return
-    task = asyncio.create_task(history.run(flush_s), name="flow history")
     try:
-        yield
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(history.run(flush_s), name="flow history")
+            yield
+            task.cancel()
     finally:
-        task.cancel()
-        await asyncio.wait([task])
         await history.flush()
         history.close()
 

@@ -7,6 +7,7 @@ import socket
 from pydantic import Field
 
 from services.common.config import BaseConfig
+from services.flows.metrics.config import ALL
 
 
 class Config(BaseConfig):
@@ -17,6 +18,12 @@ class Config(BaseConfig):
     )
     node_name: str = Field(
         default_factory=socket.gethostname, description="this relay's own name in node status messages"
+    )
+    hubble_metrics: list[str] = Field(
+        list(ALL), description="metric groups with options, as the field writes them: drop, flow:sourceContext=pod|ip"
+    )
+    hubble_metrics_series: int = Field(
+        10_000, ge=16, description="series per metric; more are counted under `other` and told"
     )
     history_dir: str = Field(
         "", description="folder for flows on disk (Parquet), read by queries and by SQL; empty = memory only"

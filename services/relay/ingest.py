@@ -22,6 +22,7 @@ from services.common.tls import PeerIdentity
 from services.flows.columns import DICTIONARY_OF, Array, Columns
 from services.flows.dictionary import Dictionaries, Uses
 from services.flows.entries import NodeRef
+from services.flows.metrics.exporter import FlowMetrics
 from services.flows.store import FlowStore
 from services.flows.wire import MAX_TEXT, MAX_TEXTS, WireError, get_columns, get_entry
 from services.relay.metrics import IngestMetrics
@@ -84,9 +85,16 @@ class FlowIngest(ingest_pb2_grpc.FlowIngestServicer):
     """Stores what agents push. `who_is` tells a caller's identity; None = plaintext, which `insecure` must allow."""
 
     def __init__(
-        self, store: FlowStore, nodes: NodeTable, metrics: IngestMetrics, who_is: WhoIs, *, insecure: bool
+        self,
+        store: FlowStore,
+        nodes: NodeTable,
+        metrics: IngestMetrics,
+        flow_metrics: FlowMetrics,
+        who_is: WhoIs,
+        *,
+        insecure: bool,
     ) -> None:
-        self._store, self._nodes, self._metrics = store, nodes, metrics
+        self._store, self._nodes, self._metrics, self._flow_metrics = store, nodes, metrics, flow_metrics
         self._who_is, self._insecure = who_is, insecure
 
     async def Push(  # noqa: N802
@@ -143,6 +151,7 @@ class FlowIngest(ingest_pb2_grpc.FlowIngestServicer):
         columns = numbers.translate(get_columns(batch))
         if batch.rows:
             self._store.append(columns, node)
+            self._flow_metrics.observe(columns, self._store.dictionaries)
         pushing.rows += batch.rows
         self._metrics.stored(pushing.node.absolute, batch)
         for lost in batch.lost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import socket
 import sys
@@ -46,6 +47,7 @@ async def test_it_serves_and_ends_when_told(place: Place, tmp_path: Path) -> Non
                 text = answer.read().decode()
             assert 'ciliate_relay_flows_stored_total{node="node1"} 7.0' in text
             assert "ciliate_relay_agents_connected 1.0" in text
+            assert re.search(r"^hubble_flows_processed_total{.*} 7\.0$", text, re.MULTILINE)
             process.send_signal(signal.SIGTERM)  # open streams do not hold it up
             assert await process.wait() == 0
     finally:
@@ -83,3 +85,33 @@ async def test_plaintext_only_where_it_is_said(tmp_path: Path) -> None:
     finally:
         process.terminate()
         await process.wait()
+
+
+async def test_a_killed_relay_still_answers_what_it_had_written(place: Place, tmp_path: Path) -> None:
+    files = place.files("relay")
+    flags = ["--listen", place.target, "--history-dir", str(tmp_path / "flows"), "--history-flush", "0.2"]
+    flags += ["--history-max-age", "1e10"]  # the records of this test are as old as the clock they were made with
+    flags += ["--tls-ca", files.ca, "--tls-cert", files.cert, "--tls-key", files.key]
+    process = await start(*flags)
+    agent = place.agent()
+    try:
+        async with agent.pushing(), asyncio.timeout(30), place.client() as stub:
+            agent.emit(9)
+            while agent.pusher.acknowledged_rows < 9:  # noqa: ASYNC110 - another process acknowledges
+                await asyncio.sleep(0.01)
+            request = observer_pb2.GetFlowsRequest(number=20)
+            before = [each.SerializeToString() async for each in stub.GetFlows(request) if each.HasField("flow")]
+            while not [found for found in (tmp_path / "flows").glob("*.parquet") if "-9." in found.name]:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        process.kill()
+        await process.wait()
+        process = await start(*flags)
+        async with asyncio.timeout(30), place.client() as stub:
+            answers = stub.GetFlows(request, wait_for_ready=True)
+            after = [each.SerializeToString() async for each in answers if each.HasField("flow")]
+        assert after == before
+        assert len(after) == 9
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
