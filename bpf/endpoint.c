@@ -11,6 +11,7 @@
 #include "lib/http_hook.h"
 #include "lib/ipcache.h"
 #include "lib/link.h"
+#include "lib/native.h"
 #include "lib/overlay.h"
 #include "lib/sock_name.h"
 #include "lib/service_path.h"
@@ -93,7 +94,10 @@ INLINE int send_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, const 
 		tailcalls.call(skb, TAIL_INGRESS);
 		return -DROP_MISSED_TAIL_CALL;
 	}
-	return remote ? encapsulate(skb, ctx, remote) : to_host(skb, ctx);
+	if (remote)
+		return encapsulate(skb, ctx, remote);
+	return is_cluster_pod(ctx->dst_identity) && routes_natively(datapath_config()) ? route_natively(skb, ctx) :
+											  to_host(skb, ctx);
 }
 
 /* A packet that may concern a Service: what has to become of it (nat->flags 0: nothing). 0, 1 when it goes back to the
@@ -225,6 +229,9 @@ INLINE int handle_to_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 		return -reason;
 	from = ipcache_lookup(&ctx->saddr);
 	ctx->src_identity = from ? from->identity : world_identity(&ctx->saddr);
+	/* Where there is an overlay, other nodes' pods come by it and never by the stack. */
+	if (from && is_cluster_pod(from->identity) && !addr_is_zero(&from->tunnel_endpoint))
+		return -DROP_INVALID_SOURCE_IP;
 	ctx->delivery = DELIVER_PASS;
 	if (ctx->src_identity == IDENTITY_HOST && unlikely(host_endpoint())) {
 		ctx->direction = DIR_EGRESS; /* the node's own turn comes first */

@@ -11,6 +11,7 @@
 #include "lib/deliver.h"
 #include "lib/endpoints.h"
 #include "lib/hostfw.h"
+#include "lib/native.h"
 #include "lib/tailcall.h"
 
 /* VXLAN between nodes: UDP to the tunnel port behind a plain IP header. Never translated. */
@@ -36,6 +37,30 @@ INLINE bool is_overlay_packet(struct __sk_buff *skb, const struct datapath_confi
 	       ip6->next_header == PROTO_UDP && udp->dport == cfg->tunnel_port;
 }
 
+/* Native routing: straight to the pod that it is for, from whoever its source is by the address table. Nobody else has
+ * the address of a pod of this node. Returns a verdict for `finish`. */
+INLINE int deliver_natively(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct endpoint_info *dst)
+{
+	if (endpoint_by_addr(&ctx->saddr))
+		return -DROP_INVALID_SOURCE_IP;
+	ctx->src_identity = identity_of(&ctx->saddr);
+	ctx->dst_endpoint = dst->id;
+	ctx->delivery = DELIVER_PEER;
+	tailcalls.call(skb, TAIL_INGRESS);
+	return -DROP_MISSED_TAIL_CALL;
+}
+
+/* Returns a verdict for `finish`. */
+INLINE int handle_from_netdev(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct datapath_config *cfg)
+{
+	struct endpoint_info *dst = routes_natively(cfg) ? endpoint_by_addr(&ctx->daddr) : NULL;
+
+	if (dst)
+		return deliver_natively(skb, ctx, dst);
+	tailcalls.call(skb, TAIL_NAT_IN); /* which asks the host's policy about what is left for the stack */
+	return -DROP_MISSED_TAIL_CALL;
+}
+
 int from_netdev(struct __sk_buff *skb)
 {
 	struct datapath_config *cfg = datapath_config();
@@ -49,10 +74,8 @@ int from_netdev(struct __sk_buff *skb)
 	if (!ctx)
 		return TC_ACT_SHOT;
 	ctx->direction = 0; /* no endpoint's packet yet */
-	if (concerned && likely(!parse_packet(skb, ctx))) {
-		tailcalls.call(skb, TAIL_NAT_IN); /* which asks the host's policy about what is left for the stack */
-		return finish(skb, ctx, -DROP_MISSED_TAIL_CALL);
-	}
+	if (concerned && likely(!parse_packet(skb, ctx)))
+		return finish(skb, ctx, handle_from_netdev(skb, ctx, cfg));
 	return policed ? finish(skb, ctx, host_from_netdev(skb, ctx)) : TC_ACT_OK;
 }
 

@@ -19,7 +19,8 @@ INLINE int swallow(const struct pkt_ctx *ctx)
 
 INLINE int handle_from_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
-	int reason = parse_packet(skb, ctx), identity = overlay_identity(skb);
+	struct addr node = {};
+	int reason = parse_packet(skb, ctx), identity = overlay_identity(skb, &node);
 	struct endpoint_info *dst;
 
 	if (reason == PARSE_LINK_SCOPE)
@@ -29,6 +30,9 @@ INLINE int handle_from_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	if (identity < 0)
 		return -DROP_ERROR_RETRIEVING_TUNNEL_KEY;
 	ctx->src_identity = identity;
+	reason = check_overlay_sender(ctx, &node);
+	if (reason)
+		return -reason;
 	/* The inner frame carries MACs of another node: it is for us all the same. */
 	if (skb->pkt_type != 0)
 		bpf_skb_change_type(skb, 0 /* PACKET_HOST */);
@@ -72,7 +76,7 @@ INLINE int handle_to_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	if (!remote || addr_is_zero(&remote->tunnel_endpoint))
 		return -DROP_NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT;
 	ctx->dst_identity = remote->identity;
-	reason = set_tunnel(skb, remote, ctx->src_identity);
+	reason = set_tunnel(skb, &remote->tunnel_endpoint, ctx->src_identity);
 	if (reason)
 		return -reason;
 	if (ctx->src_identity != IDENTITY_HOST || likely(!host_endpoint()))

@@ -9,8 +9,9 @@ enum config_flags {
 	CONFIG_F_MASQUERADE = 1,  /* pods' packets to the outside leave with the node's address */
 	CONFIG_F_NORTH_SOUTH = 2, /* Services are reached from outside through this node */
 	CONFIG_F_SOCKET_LB = 256, /* sockets may have been connected to Services: flows name them */
+	CONFIG_F_NATIVE_ROUTING = 4, /* pods' packets travel between nodes as they are */
 	/* Whose packets the hooks on the node's devices have to look at; the rest passes untouched. */
-	CONFIG_F_FROM_NETDEV = CONFIG_F_MASQUERADE | CONFIG_F_NORTH_SOUTH,
+	CONFIG_F_FROM_NETDEV = CONFIG_F_MASQUERADE | CONFIG_F_NORTH_SOUTH | CONFIG_F_NATIVE_ROUTING,
 	CONFIG_F_TO_NETDEV = CONFIG_F_MASQUERADE | CONFIG_F_NORTH_SOUTH,
 };
 
@@ -21,13 +22,16 @@ struct datapath_config {
 	u32 world_ipv6;
 	u16 tunnel_port; /* network order: pods may not speak it to nodes */
 	u16 flags;       /* CONFIG_F_* */
+	u32 path_mtu;    /* the largest packet of a pod that fits into the way to other nodes; 0 = not known */
+	u32 ct_queue_mask; /* places per CPU in the queue of connections that have not settled, minus 1 */
+	struct addr tunnel_address; /* this node's end of the overlay; zero: whatever the routing table says */
 	struct addr hairpin_ipv4; /* source of a pod's packets to itself through its own Service */
 	struct addr hairpin_ipv6;
-	u32 ct_queue_mask; /* places per CPU in the queue of connections that have not settled, minus 1 */
 	u16 nat_port_min; /* host order: the ports that connections get which share the node's address */
 	u16 nat_port_max;
+	u32 pad;
 };
-_Static_assert(sizeof(struct datapath_config) == 64, "datapath_config");
+_Static_assert(sizeof(struct datapath_config) == 88, "datapath_config");
 
 ARRAY_MAP(config, struct datapath_config, 1);
 

@@ -50,16 +50,13 @@ INLINE int drop_packet(struct __sk_buff *skb, struct pkt_ctx *ctx, int reason)
 	return TC_ACT_SHOT;
 }
 
-/* Route one hop: TTL - 1 and the pod's link. 0 or a drop reason. */
-INLINE int route_to_pod(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct endpoint_info *ep)
+/* One hop further: TTL - 1. 0 or a drop reason. */
+INLINE int hop(struct __sk_buff *skb, const struct pkt_ctx *ctx)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct eth_header *eth = data;
 
 	if (data + L3_OFF + sizeof(struct ipv4_header) > end)
 		return DROP_INVALID_PACKET_DROPPED;
-	__builtin_memcpy(eth->dst, ep->mac, 6);
-	__builtin_memcpy(eth->src, ep->node_mac, 6);
 	if (ctx->family == 4) {
 		struct ipv4_header *ip = data + L3_OFF;
 		u32 sum = ip->checksum;
@@ -77,6 +74,27 @@ INLINE int route_to_pod(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct
 		ip->hop_limit -= 1;
 	}
 	return 0;
+}
+
+/* Route one hop, onto the pod's link. 0 or a drop reason. */
+INLINE int route_to_pod(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct endpoint_info *ep)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct eth_header *eth = data;
+
+	if (data + sizeof(*eth) > end)
+		return DROP_INVALID_PACKET_DROPPED;
+	__builtin_memcpy(eth->dst, ep->mac, 6);
+	__builtin_memcpy(eth->src, ep->node_mac, 6);
+	return hop(skb, ctx);
+}
+
+/* Does the packet fit into `mtu`, or each segment of it where it will be cut? */
+INLINE bool fits(struct __sk_buff *skb, const struct pkt_ctx *ctx, u32 mtu)
+{
+	if (likely(ctx->ip_len <= mtu))
+		return true;
+	return skb->gso_size && ctx->payload_off - L3_OFF + skb->gso_size <= mtu;
 }
 
 /* Verdicts on their way to the hook: a TC action, or a drop reason as a negative number, so that each program has one

@@ -27,6 +27,12 @@ INLINE struct remote_endpoint_info *ipcache_lookup(const struct addr *address)
 	return ipcache.lookup(&key);
 }
 
+/* Pods and nothing else have these. */
+INLINE bool is_cluster_pod(u32 identity)
+{
+	return identity >= IDENTITY_CLUSTER_MIN && identity <= IDENTITY_CLUSTER_MAX;
+}
+
 /* Identity of addresses that no prefix covers. */
 INLINE u32 world_identity(const struct addr *address)
 {

@@ -11,17 +11,23 @@ INLINE u32 wire_identity(u32 identity)
 }
 
 /* Say where the VXLAN device has to send this packet. 0 or a drop reason. */
-INLINE int set_tunnel(struct __sk_buff *skb, const struct remote_endpoint_info *remote, u32 identity)
+INLINE int set_tunnel(struct __sk_buff *skb, const struct addr *to, u32 identity)
 {
+	struct datapath_config *cfg = datapath_config();
 	struct bpf_tunnel_key key = {};
 	u64 flags = BPF_F_ZERO_CSUM_TX;
 
 	key.tunnel_id = wire_identity(identity);
 	key.tunnel_ttl = 64;
-	if (addr_is_v4(&remote->tunnel_endpoint)) {
-		key.remote_ipv4 = bpf_ntohl(remote->tunnel_endpoint.w[3]);
+	/* The other side knows this node by its address in the table, whatever else it has. */
+	if (addr_is_v4(to)) {
+		key.remote_ipv4 = bpf_ntohl(to->w[3]);
+		if (cfg && addr_is_v4(&cfg->tunnel_address))
+			key.local_ipv4 = bpf_ntohl(cfg->tunnel_address.w[3]);
 	} else {
-		__builtin_memcpy(key.remote_ipv6, &remote->tunnel_endpoint, sizeof(key.remote_ipv6));
+		__builtin_memcpy(key.remote_ipv6, to, sizeof(key.remote_ipv6));
+		if (cfg && !addr_is_v4(&cfg->tunnel_address))
+			__builtin_memcpy(key.local_ipv6, &cfg->tunnel_address, sizeof(key.local_ipv6));
 		flags = BPF_F_TUNINFO_IPV6;
 	}
 	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags))
@@ -37,7 +43,10 @@ INLINE int encapsulate(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct 
 
 	if (!cfg || !cfg->overlay_ifindex)
 		return -DROP_NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT;
-	reason = set_tunnel(skb, remote, ctx->src_identity);
+	/* The stack's route leads to the overlay device as well: it cuts the packet, or tells the pod what would fit. */
+	if (unlikely(cfg->path_mtu && !fits(skb, ctx, cfg->path_mtu)))
+		return TC_ACT_OK;
+	reason = set_tunnel(skb, &remote->tunnel_endpoint, ctx->src_identity);
 	if (reason)
 		return -reason;
 	skb->mark = MARK_ENCAPSULATED;
@@ -52,13 +61,32 @@ INLINE bool speaks_vxlan(const struct pkt_ctx *ctx)
 	return ctx->protocol == PROTO_UDP && cfg && cfg->tunnel_port && ctx->dport == cfg->tunnel_port;
 }
 
-/* The sender's identity, or -1 when the packet carries none. */
-INLINE int overlay_identity(struct __sk_buff *skb)
+/* The sender's identity, and the node that sent; -1 when the packet carries none. */
+INLINE int overlay_identity(struct __sk_buff *skb, struct addr *node)
 {
 	struct bpf_tunnel_key key = {};
 
-	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) &&
-	    bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
+	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+		addr_set_v4(node, bpf_htonl(key.remote_ipv4));
+	else if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
+		__builtin_memcpy(node, key.remote_ipv6, sizeof(*node));
+	else
 		return -1;
 	return key.tunnel_id == IDENTITY_HOST ? IDENTITY_REMOTE_NODE : key.tunnel_id;
+}
+
+/* May `node` send a packet with this source? A known pod's come from its own node; others (pods that the table does not
+ * have yet, the outside by way of a node) from any node of the cluster. 0 or a drop reason. */
+INLINE int check_overlay_sender(struct pkt_ctx *ctx, const struct addr *node)
+{
+	struct remote_endpoint_info *from = ipcache_lookup(&ctx->saddr);
+
+	if (likely(from && !addr_is_zero(&from->tunnel_endpoint)))
+		return addr_equal(&from->tunnel_endpoint, node) ? 0 : DROP_INVALID_SOURCE_IP;
+	if (endpoint_by_addr(&ctx->saddr))
+		return DROP_INVALID_SOURCE_IP;
+	from = ipcache_lookup(node);
+	if (!from || (from->identity != IDENTITY_REMOTE_NODE && from->identity != IDENTITY_KUBE_APISERVER))
+		return DROP_UNKNOWN_SENDER;
+	return 0;
 }

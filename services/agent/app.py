@@ -4,7 +4,7 @@
     identity service ─────┼──▶ Mailbox ──▶ Driver ──▶ Engine (pure) ──▶ DatapathSink ──▶ pinned maps
     endpoints (CNI, disk) ┘                  │                                                ▲
         ▲      │                             ├─▶ EndpointManager (labels, address rows)       │ loader child
-        │      └─▶ veth, tc programs         └─▶ OverlayRoutes                                │ (compile, verify, pin)
+        │      └─▶ veth, tc programs         └─▶ Routing (routes, MTU)                        │ (compile, verify, pin)
     cni.sock                                                                                  │
                           rings, conntrack ──▶ FlowPipeline ──▶ relay, hubble.sock       tc programs ◀── packets
     agent.sock ──▶ AgentService ──▶ Knowledge (engine + endpoints + identities)
@@ -26,7 +26,7 @@ import grpc.aio
 from prometheus_client import CollectorRegistry
 
 import services
-from services.agent import node, translation
+from services.agent import node, routing, translation
 from services.agent.abi.endpoints import HOST_ENDPOINT
 from services.agent.calc.binding import Capabilities
 from services.agent.calc.endpoints import Audit
@@ -35,6 +35,7 @@ from services.agent.config import Config
 from services.agent.datapath.loader_client import Loaded
 from services.agent.datapath.maps import PinnedMap
 from services.agent.datapath.nat_gc import NatCollector
+from services.agent.datapath.settings import NodeSettings
 from services.agent.datapath.sink import DatapathSink
 from services.agent.driver import Driver
 from services.agent.endpoints.ipam import Ipam
@@ -46,7 +47,6 @@ from services.agent.endpoints.records import RecordStore
 from services.agent.endpoints.references import IdentityReferences
 from services.agent.endpoints.registrar import Registrar
 from services.agent.endpoints.relabel import Relabeller
-from services.agent.endpoints.routes import OverlayRoutes
 from services.agent.events.losses import LostMap
 from services.agent.events.pipeline import FlowPipeline, PipelineConfig
 from services.agent.http_policy import HttpPolicy
@@ -83,8 +83,9 @@ class Kernel:
     loaded: Loaded
     programs: node.Programs
     maps: Mapping[str, PinnedMap]
-    mtu: int
+    settings: NodeSettings
     overlay: int
+    """The overlay device; 0 = none."""
     devices: Sequence[int]
     """The node's devices towards other nodes and the outside, the uplink's first."""
 
@@ -94,6 +95,7 @@ class Endpoints:
     """The parts that the pods' interfaces are made of."""
 
     manager: EndpointManager
+    links: Links
     pods: PodDirectory
     references: IdentityReferences
     registrar: Registrar
@@ -120,30 +122,31 @@ async def run(config: Config) -> None:
             lb=config.load_balancing,
             audit=Audit(config.policy_audit_mode, frozenset(config.policy_audit_namespaces)),
             capabilities=Capabilities(host_policies=config.host_firewall),
+            native_routing=config.native_routing,
         )
         http = HttpPolicy(kernel.maps)
         mailbox, sink = Mailbox(), DatapathSink(kernel.maps, http.write)
         driver = Driver(mailbox, engine, sink, config.addresses)
         ends = await _endpoints(config, stack, kernel, identities, driver)
-        routes = await stack.enter_async_context(
-            OverlayRoutes(config.node_name, kernel.overlay, config.addresses, config.cluster_ranges)
-        )
+        devices = routing.Devices(kernel.devices[0], kernel.overlay)
+        routes = await routing.build(config, stack, devices, kernel.settings, ends.links, ends.manager.local)
         knowledge = Knowledge(engine, ends.manager, ends.pods, identities)
         pipeline = _pipeline(config, files, kernel, knowledge, registry)
         stack.callback(pipeline.close)
         state = AgentState(config.node_name, config.cluster_name, services.__version__)
         cni = CniServer(Path(config.place(config.cni_socket, "cni.sock")), ends.manager)
         describe(state, sources, driver, sink, ends.registrar, cni, http, registry)
-        state.checks.append(relay_check(pipeline))
+        state.checks += [relay_check(pipeline), routes.check]
         AgentMetrics(registry, state, knowledge, driver, mailbox, sink, kernel.maps, cni, sources)
 
         async def enforce() -> None:
             """The maps say what they should: now packets may meet the programs that read them."""
-            await kernel.programs.attach_overlay(kernel.overlay)
+            if kernel.overlay:
+                await kernel.programs.attach_overlay(kernel.overlay)
             await kernel.programs.attach_netdev(kernel.devices)
             await ends.manager.attach_all()
             kernel.programs.drop_earlier()
-            await routes.sweep()
+            await routes.table.sweep()
             state.become_ready()
             log.info("ready", seconds=round(state.ready_after, 2), endpoints=len(ends.manager.endpoints))
 
@@ -163,7 +166,6 @@ async def run(config: Config) -> None:
             "driver": driver.run(),
             "driver:retry": driver.retry(),
             "identities:keepalive": identities.keep_alive(lambda: _lapse(ends)),
-            "routes": routes.run(),
             "cni": cni.run(),
             "flows": pipeline.run(),
             "conntrack": watch_connections(
@@ -171,7 +173,8 @@ async def run(config: Config) -> None:
             ).run(),
             "translations": NatCollector(kernel.maps["nat_table"]).run(),
         }
-        await _forever(jobs | _endpoint_jobs(ends) | ({"policy:status": status.run()} if status else {}))
+        jobs |= {"policy:status": status.run()} if status else {}
+        await _forever(jobs | routes.jobs() | _endpoint_jobs(ends))
 
 
 async def _forever(jobs: Mapping[str, Coroutine[Any, Any, None]]) -> None:
@@ -230,14 +233,15 @@ async def _kernel(config: Config, stack: AsyncExitStack) -> Kernel:
         stack.callback(opened.close)
     mtu = config.pod_mtu(devices[0].mtu)
     await translation.configure(config, [device.ifindex for device in devices], maps)
-    overlay = await node.ensure_overlay(config, mtu, maps)
-    return Kernel(loaded, node.Programs(loaded), maps, mtu, overlay, [device.ifindex for device in devices])
+    overlay = await node.ensure_overlay(config, mtu)
+    settings = NodeSettings(maps["config"], node.datapath_settings(config, overlay, mtu, maps))
+    return Kernel(loaded, node.Programs(loaded), maps, settings, overlay, [device.ifindex for device in devices])
 
 
 async def _endpoints(
     config: Config, stack: AsyncExitStack, kernel: Kernel, identities: IdentityClient, driver: Driver
 ) -> Endpoints:
-    links = await stack.enter_async_context(Links(config.node_name, kernel.mtu))
+    links = await stack.enter_async_context(Links(config.node_name, kernel.settings.settings.path_mtu))
     pods = PodDirectory(config.cluster_name, LabelFilter(config.identity_label_patterns))
     references = IdentityReferences(identities)
     registrar = Registrar(identities, config.node_name)
@@ -252,7 +256,7 @@ async def _endpoints(
         registrar,
         driver.publish,
     )
-    return Endpoints(manager, pods, references, registrar)
+    return Endpoints(manager, links, pods, references, registrar)
 
 
 def _pipeline(

@@ -14,6 +14,8 @@ from services.common.config import BaseConfig
 from services.model.addresses import IPAddress, IPNetwork
 
 VXLAN_OVERHEAD4, VXLAN_OVERHEAD6 = 50, 70
+MIN_MTU, MAX_MTU = 1280, 65535
+"""IPv6 does not work on links with less than 1280."""
 
 
 class Config(BaseConfig):
@@ -36,7 +38,15 @@ class Config(BaseConfig):
         default_factory=list,
         description="pod ranges of the whole cluster, for the node's own routes; empty = a route per remote pod",
     )
-    mtu: int = Field(0, description="MTU of pod interfaces; 0 = the device's, less the overlay's headers")
+    routing_mode: Literal["tunnel", "native"] = Field(
+        "tunnel", description="pods' packets between nodes: encapsulated, or routed by the network as they are"
+    )
+    auto_direct_node_routes: bool = Field(
+        False, description="with native routing: install routes to the pod ranges of the nodes on the same link"
+    )
+    mtu: int = Field(
+        0, description="MTU of pod interfaces; 0 = the device's, less the overlay's headers, and follows it", ge=0
+    )
     overlay_device: str = Field("ciliate_vxlan", description="name of the VXLAN interface")
     tunnel_port: int = Field(8472, description="UDP port of the overlay", ge=1, le=65535)
     masquerade: bool = Field(True, description="pods' packets to outside of the cluster leave with the node's address")
@@ -114,6 +124,10 @@ class Config(BaseConfig):
             raise ValueError("objects_dir is needed with source: folder")
         if not self.pod_ranges:
             raise ValueError("pod_cidr4 or pod_cidr6 is needed")
+        if self.auto_direct_node_routes and not self.native_routing:
+            raise ValueError("auto_direct_node_routes needs routing_mode: native; remove it or set that")
+        if self.mtu and not MIN_MTU <= self.mtu <= MAX_MTU:
+            raise ValueError(f"mtu: {self.mtu} is out of range; choose {MIN_MTU} to {MAX_MTU}, or 0")
         # Both are parsed here so that a typo is an error of the configuration, not of a later moment.
         assert self.addresses is not None
         assert self.cluster_ranges is not None
@@ -194,7 +208,18 @@ class Config(BaseConfig):
         """Where this node's maps and programs are pinned."""
         return self.bpffs_root or f"/sys/fs/bpf/ciliate/{self.node_name}"
 
+    @property
+    def native_routing(self) -> bool:
+        """Whether the network itself carries pods' packets."""
+        return self.routing_mode == "native"
+
+    @property
+    def overhead(self) -> int:
+        """Bytes that are put around a pod's packet on its way to another node."""
+        if self.native_routing:
+            return 0
+        return VXLAN_OVERHEAD4 if self.addresses[0].version == 4 else VXLAN_OVERHEAD6
+
     def pod_mtu(self, device_mtu: int) -> int:
-        """MTU of pod interfaces on a device: a packet and its overlay headers must fit."""
-        overhead = VXLAN_OVERHEAD4 if self.addresses[0].version == 4 else VXLAN_OVERHEAD6
-        return self.mtu or device_mtu - overhead
+        """MTU of pod interfaces on a device: a packet and what is put around it must fit."""
+        return self.mtu or device_mtu - self.overhead

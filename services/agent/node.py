@@ -14,6 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from services.agent import translation
 from services.agent.abi.ct_room import queue_places
+from services.agent.abi.config import ConfigFlags
 from services.agent.abi.endpoints import EndpointInfo
 from services.agent.config import Config
 from services.agent.datapath import attach, loader_client, settings
@@ -156,21 +157,26 @@ async def load_programs(config: Config) -> loader_client.Loaded:
     )
 
 
-async def ensure_overlay(config: Config, mtu: int, maps: Mapping[str, PinnedMap]) -> int:
-    """The VXLAN device, and the datapath told about it. Returns its index."""
-    ifindex = await attach.ensure_vxlan(config.overlay_device, config.tunnel_port, mtu)
-    settings.configure(
-        maps["config"],
-        settings.Settings(
-            overlay_ifindex=ifindex,
-            tunnel_port=config.tunnel_port,
-            update_interval_s=config.flow_interval,
-            ct_queue_places=maps["ct_queue"].max_entries,
-            flags=translation.flags(config),
-            nat_ports=config.nat_port_range,
-        ),
+async def ensure_overlay(config: Config, mtu: int) -> int:
+    """The VXLAN device's index; 0 with native routing, which has none and removes what an earlier run left."""
+    if config.native_routing:
+        await attach.remove_vxlan(config.overlay_device)
+        return 0
+    return await attach.ensure_vxlan(config.overlay_device, config.tunnel_port, mtu)
+
+
+def datapath_settings(config: Config, overlay: int, mtu: int, maps: Mapping[str, PinnedMap]) -> settings.Settings:
+    """What the datapath has to know of this node."""
+    return settings.Settings(
+        overlay_ifindex=overlay,
+        tunnel_port=config.tunnel_port,
+        update_interval_s=config.flow_interval,
+        ct_queue_places=maps["ct_queue"].max_entries,
+        path_mtu=mtu,
+        tunnel_address=config.addresses[0],
+        flags=translation.flags(config) | (ConfigFlags.NATIVE_ROUTING if config.native_routing else 0),
+        nat_ports=config.nat_port_range,
     )
-    return ifindex
 
 
 def last_revision(endpoints: PinnedMap) -> int:

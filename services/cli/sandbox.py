@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,14 @@ from services.cli.output import Column, Output, OutputOption, as_json, as_yaml, 
 from services.common.errors import CiliateError, Invalid, NotFound, Unavailable
 from services.sandbox import state, sweep
 from services.sandbox.client import SandboxClient
+
+
+class RoutingMode(StrEnum):
+    """How pods' packets travel between nodes."""
+
+    TUNNEL = "tunnel"
+    NATIVE = "native"
+
 
 app = typer.Typer(help="A cluster on this machine: nodes and pods are network namespaces.", no_args_is_help=True)
 DOWN_SECONDS = 30.0
@@ -39,6 +48,9 @@ def _need_root() -> None:
 def up(
     name: NameOption = state.DEFAULT_NAME,
     nodes: Annotated[int, typer.Option(help="how many nodes", min=1, max=100)] = 2,
+    routing_mode: Annotated[
+        RoutingMode, typer.Option(help="pods' packets between nodes: encapsulated, or routed as they are")
+    ] = RoutingMode.TUNNEL,
 ) -> None:
     """Start a sandbox and leave it running."""
     _need_root()
@@ -46,7 +58,7 @@ def up(
     started = time.monotonic()
     # Not in a `with`: it stays when this command ends.
     supervisor = subprocess.Popen(
-        [sys.executable, "-m", "services.sandbox", name, "--nodes", str(nodes)],
+        [sys.executable, "-m", "services.sandbox", name, "--nodes", str(nodes), "--routing-mode", routing_mode],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=_open_log(name),

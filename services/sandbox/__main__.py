@@ -27,11 +27,11 @@ def say(**fields: object) -> None:
         print(json.dumps(fields), flush=True)
 
 
-async def supervise(name: str, nodes: int) -> None:
+async def supervise(name: str, nodes: int, routing_mode: str) -> None:
     """Bring a sandbox up, serve its control socket, take it down when asked to."""
     try:
         async with (
-            Sandbox(name, nodes, progress=lambda step: say(step=step)) as sandbox,
+            Sandbox(name, nodes, lambda step: say(step=step), routing_mode) as sandbox,
             ControlServer(sandbox) as control,
         ):
             say(ready=True)
@@ -55,9 +55,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="ciliate-sandbox", description=__doc__)
     parser.add_argument("name", nargs="?", default=DEFAULT_NAME)
     parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--routing-mode", choices=("tunnel", "native"), default="tunnel")
     arguments = parser.parse_args()
     configure("ciliate-sandbox", "info", json=False)
-    return run(supervise(arguments.name, arguments.nodes))
+    return run(supervise(arguments.name, arguments.nodes, arguments.routing_mode))
 
 
 if __name__ == "__main__":

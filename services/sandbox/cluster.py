@@ -48,7 +48,10 @@ class _Part:
 class Cluster:
     """Starts, watches and ends the processes. `state` tells where they are reached."""
 
-    def __init__(self, paths: state.Paths, topology: netns.Topology, processes: Processes) -> None:
+    def __init__(
+        self, paths: state.Paths, topology: netns.Topology, processes: Processes, routing_mode: str = "tunnel"
+    ) -> None:
+        self._routing_mode = routing_mode
         self._paths, self._topology, self._processes = paths, topology, processes
         self._etcd = EtcdServer(paths.root / "etcd")
         self._log = get_logger("cluster")
@@ -181,6 +184,8 @@ class Cluster:
             "run_dir": str(run_dir),
             "bpffs_root": str(self._paths.bpffs / node.name),
             "device": "eth0",
+            "routing_mode": self._routing_mode,
+            "auto_direct_node_routes": self._routing_mode == "native",
         }
         return self._part(
             f"agent-{node.name}", "services.agent", config, lambda: self._agent_ready(node.name), node.netns

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from services.common.errors import CiliateError, Invalid
 from services.model.objects import ObjectKey
-from services.sandbox.manifests import Document, Manifest, parse
+from services.sandbox.manifests import CLUSTER_SCOPED, Document, Manifest, parse
 from services.sandbox.supervisor import Sandbox
 
 _LIMIT = 16 << 20
@@ -79,7 +79,7 @@ class ControlServer:
         """The key that people mean by "cnp" or "deployment": kinds in any case, and the usual short names."""
         known = {key.kind.lower(): key.kind for key in self._sandbox.store.objects} | _SHORT_NAMES
         full = known.get(kind.lower().removesuffix("s"), known.get(kind.lower(), kind))
-        cluster_scoped = full in {"Namespace", "CiliumClusterwideNetworkPolicy"}
+        cluster_scoped = full in CLUSTER_SCOPED
         return ObjectKey(full, "" if cluster_scoped else namespace, name)
 
     async def _wait(self, request: Answer) -> Answer:

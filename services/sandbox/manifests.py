@@ -22,6 +22,7 @@ Document = dict[str, Any]
 
 API_VERSIONS = {
     "Namespace": "v1",
+    "Node": "v1",
     "Pod": "v1",
     "Service": "v1",
     "EndpointSlice": "discovery.k8s.io/v1",
@@ -30,7 +31,7 @@ API_VERSIONS = {
     "CiliumNetworkPolicy": "cilium.io/v2",
     "CiliumClusterwideNetworkPolicy": "cilium.io/v2",
 }
-CLUSTER_SCOPED = frozenset({"Namespace", "CiliumClusterwideNetworkPolicy"})
+CLUSTER_SCOPED = frozenset({"Namespace", "Node", "CiliumClusterwideNetworkPolicy"})
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
@@ -140,7 +141,7 @@ def _mistakes(document: Any) -> Iterator[_Mistake]:
     if version != API_VERSIONS[kind]:
         yield ("apiVersion",), f"is {version!r}; {kind} wants {API_VERSIONS[kind]!r}"
     yield from _metadata_mistakes(document.get("metadata"), ("metadata",), needs_name=True)
-    if kind == "Namespace":
+    if kind in {"Namespace", "Node"}:
         return
     if kind in KINDS:
         yield from _policy_mistakes(document)

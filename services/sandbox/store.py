@@ -14,13 +14,12 @@ import yaml
 
 from services.common.errors import Invalid, NotFound
 from services.model.objects import ObjectKey
+from services.policy.read import KINDS
 from services.sandbox.controller import ClusterIps, endpoint_slices, plan_pods
 from services.sandbox.images import check_images
 from services.sandbox.manifests import Document, Manifest, key_of
 
-_FOLLOWED = frozenset(
-    {"Namespace", "Service", "EndpointSlice", "NetworkPolicy", "CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy"}
-)
+_FOLLOWED = frozenset({"Namespace", "Node", "Service", "EndpointSlice"} | KINDS.keys())
 """Kinds that agents read as they are; Deployments stay here, Pods come from the kubelet with their status."""
 
 
@@ -45,6 +44,8 @@ class ObjectStore:
             before = fresh.get(key)
             if document["kind"] == "Service":
                 document = self._with_address(document, before, fresh.values())
+            if document["kind"] == "Node":
+                document = self._with_place(document, before, manifest.origin)
             document = _with_uid(document, before)
             told.append(f"{key} {'created' if before is None else 'unchanged' if before == document else 'configured'}")
             fresh[key] = document
@@ -58,6 +59,13 @@ class ObjectStore:
             kept = {name: before["spec"][name] for name in ("clusterIP", "clusterIPs") if name in before["spec"]}
             service = {**service, "spec": {**service["spec"], **kept}}
         return self._ips.assign(service, known)
+
+    def _with_place(self, node: Document, before: Document | None, origin: str) -> Document:
+        """A node keeps its addresses and pod ranges; people change its labels."""
+        name = node["metadata"]["name"]
+        if name not in self._nodes:
+            raise Invalid(f"{origin}: metadata.name: there is no node {name!r}; there are: {', '.join(self._nodes)}")
+        return {**{part: before[part] for part in ("spec", "status") if part in before}, **node} if before else node
 
     @staticmethod
     def _check_namespaces(manifests: Sequence[Manifest], known: Mapping[ObjectKey, Document]) -> None:

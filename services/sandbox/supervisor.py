@@ -27,7 +27,7 @@ from services.sandbox.kubelet import Kubelet, RunningPod
 from services.sandbox.manifests import Manifest
 from services.sandbox.processes import Processes
 from services.sandbox.store import ObjectsFolder, ObjectStore
-from services.sandbox.system import system_manifests
+from services.sandbox.system import node_manifests, system_manifests
 
 Progress = Callable[[str], None]
 
@@ -35,12 +35,14 @@ Progress = Callable[[str], None]
 class Sandbox:
     """A running sandbox while the context is open. `progress` hears what is being done, for people."""
 
-    def __init__(self, name: str, nodes: int = 2, progress: Progress = lambda step: None) -> None:
+    def __init__(
+        self, name: str, nodes: int = 2, progress: Progress = lambda step: None, routing_mode: str = "tunnel"
+    ) -> None:
         self.name, self._progress = name, progress
         self.paths = state.Paths(state.check_name(name))
         self.topology = netns.plan(self.paths.netns_prefix, nodes)
         self.processes = Processes(self.paths.ledger, self.paths.logs)
-        self.cluster = Cluster(self.paths, self.topology, self.processes)
+        self.cluster = Cluster(self.paths, self.topology, self.processes, routing_mode)
         self.store = ObjectStore([node.name for node in self.topology.nodes])
         self._by_name = {node.name: node for node in self.topology.nodes}
         self.kubelet = Kubelet(self.paths, self.processes, self._by_name, self.cluster.cni_socket, self._publish)
@@ -74,7 +76,7 @@ class Sandbox:
         self.cluster.state(claimed).save(self.paths.state)
         self._driver = asyncio.create_task(self._drive(), name="pods")
         self._progress("cluster DNS")
-        self.apply(system_manifests())
+        self.apply([*node_manifests(self.topology), *system_manifests()])
         await self.wait_ready(60.0)
 
     async def _take_down(self) -> None:

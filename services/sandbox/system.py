@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from services.sandbox.kubelet import CLUSTER_DNS
 from services.sandbox.manifests import Manifest, parse
+from services.sandbox.netns import NodeNet, Topology
 
 _SYSTEM = f"""
 apiVersion: v1
@@ -47,6 +48,28 @@ spec:
     - {{name: dns, port: 53, protocol: UDP}}
     - {{name: dns-tcp, port: 53, protocol: TCP}}
 """
+
+
+def _node(node: NodeNet) -> str:
+    return f"""
+apiVersion: v1
+kind: Node
+metadata:
+  name: {node.name}
+  labels: {{kubernetes.io/hostname: {node.name}, kubernetes.io/os: linux}}
+spec:
+  podCIDRs: ["{node.pod_cidr4}", "{node.pod_cidr6}"]
+status:
+  addresses:
+    - {{type: InternalIP, address: "{node.address4}"}}
+    - {{type: InternalIP, address: "{node.address6}"}}
+    - {{type: Hostname, address: {node.name}}}
+"""
+
+
+def node_manifests(topology: Topology) -> list[Manifest]:
+    """The nodes, as the API server would have them."""
+    return parse("---".join(_node(node) for node in topology.nodes), "nodes")
 
 
 def system_manifests() -> list[Manifest]:

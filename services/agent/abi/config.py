@@ -22,10 +22,12 @@ class ConfigFlags(IntFlag):
     """Services are reached from outside through this node."""
     SOCKET_LB = 256
     """Sockets may have been connected to Services: flows name them."""
+    NATIVE_ROUTING = 4
+    """Pods' packets travel between nodes as they are."""
 
 
 class DatapathConfig(Struct):
-    """`struct datapath_config`, 64 bytes, the only entry of map `config`."""
+    """`struct datapath_config`, 88 bytes, the only entry of map `config`."""
 
     _fields_ = [
         ("update_interval_ns", ctypes.c_uint64),
@@ -34,9 +36,12 @@ class DatapathConfig(Struct):
         ("world_ipv6", ctypes.c_uint32),
         ("tunnel_port", ctypes.c_uint16),
         ("flags", ctypes.c_uint16),
+        ("path_mtu", ctypes.c_uint32),
+        ("ct_queue_mask", ctypes.c_uint32),
+        ("tunnel_address", Address),
         ("hairpin_ipv4", Address),
         ("hairpin_ipv6", Address),
-        ("ct_queue_mask", ctypes.c_uint32),
         ("nat_port_min", ctypes.c_uint16),
         ("nat_port_max", ctypes.c_uint16),
+        ("pad", ctypes.c_uint32),
     ]

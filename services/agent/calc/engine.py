@@ -66,9 +66,10 @@ class Engine(Answers):
         capacity: int = POLICY_CAPACITY,
         addresses: tuple[IPAddress, ...] = (),
         lb: LbOptions | None = None,
+        native_routing: bool = False,
     ) -> None:
         super().__init__(
-            Ipcache(node),
+            Ipcache(node, native=native_routing),
             EndpointTables(audit or Audit()),
             Services(NodeFacts(node, addresses), lb),
             options or PolicyOptions(cluster),

@@ -24,8 +24,9 @@ WORLD: dict[IPNetwork, int] = {
 class Ipcache:
     """Keeps the `ipcache` map's desired content."""
 
-    def __init__(self, node: str) -> None:
-        self._node = node
+    def __init__(self, node: str, *, native: bool = False) -> None:
+        """`native`: the network carries pods' packets; nothing goes by the overlay."""
+        self._node, self._native = node, native
         self._table = Table("ipcache")
         self._owned: dict[IPNetwork, int] = {}
         self._rows: dict[IPNetwork, IpEntry] = {}
@@ -94,7 +95,7 @@ class Ipcache:
             return owned, None
         row = self._rows.get(prefix)
         if row is not None:
-            return row.identity, None if row.node == self._node else row.tunnel
+            return row.identity, None if self._native or row.node == self._node else row.tunnel
         return self._local.get(prefix), None
 
 

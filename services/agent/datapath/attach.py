@@ -167,6 +167,15 @@ async def ensure_vxlan(name: str = VXLAN, port: int = 8472, mtu: int = 1450) -> 
     return int(index)
 
 
+async def remove_vxlan(name: str = VXLAN) -> None:
+    """Take the overlay device away, if there is one; a device of another kind with its name stays."""
+    async with netlink() as ipr:
+        for index in await ipr.link_lookup(ifname=name):
+            info = (await ipr.link("get", index=index))[0].get_attr("IFLA_LINKINFO")
+            if info and info.get_attr("IFLA_INFO_KIND") == "vxlan":
+                await ipr.link("del", index=index)
+
+
 async def _existing_vxlan(ipr: Any, name: str, port: int) -> int | None:
     found = await ipr.link_lookup(ifname=name)
     if not found:

@@ -8,6 +8,7 @@ from services.agent.abi.config import HAIRPIN_IPV4, HAIRPIN_IPV6, DatapathConfig
 from services.agent.abi.ct_room import QUEUE_MIN
 from services.agent.abi.layout import be16
 from services.agent.datapath.maps import PinnedMap
+from services.model.addresses import IPAddress, to_bytes
 from services.model.identity import Reserved
 
 
@@ -22,6 +23,10 @@ class Settings:
     """Whether the outside is `world-ipv4` and `world-ipv6`, or just `world`."""
     update_interval_s: float = 10.0
     """Between two reports of a live connection; 0 = none."""
+    path_mtu: int = 0
+    """The largest packet of a pod that fits into the way to other nodes; 0 = not known."""
+    tunnel_address: IPAddress | None = None
+    """This node's end of the overlay; None = whatever the routing table says."""
     flags: int = 0
     """`ConfigFlags`: what this node does."""
     nat_ports: tuple[int, int] = (32768, 65535)
@@ -39,12 +44,28 @@ class Settings:
             world_ipv6=Reserved.WORLD_IPV6 if self.dual_stack else Reserved.WORLD,
             tunnel_port=be16(self.tunnel_port),
             flags=self.flags,
+            path_mtu=self.path_mtu,
+            tunnel_address=to_bytes(self.tunnel_address) if self.tunnel_address else bytes(16),
             hairpin_ipv4=HAIRPIN_IPV4,
             hairpin_ipv6=HAIRPIN_IPV6,
             ct_queue_mask=self.ct_queue_places - 1,
             nat_port_min=self.nat_ports[0],
             nat_port_max=self.nat_ports[1],
         ).pack()
+
+
+class NodeSettings:
+    """The settings in force. Whoever is responsible for one of them changes it; the others stay."""
+
+    def __init__(self, config_map: PinnedMap, settings: Settings) -> None:
+        self._map, self.settings = config_map, settings
+        configure(config_map, settings)
+
+    def change(self, settings: Settings) -> None:
+        """Take effect at the next packet."""
+        if settings != self.settings:
+            self.settings = settings
+            configure(self._map, settings)
 
 
 def configure(config_map: PinnedMap, settings: Settings) -> None:

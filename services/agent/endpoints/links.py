@@ -67,7 +67,7 @@ class Links:
     """
 
     def __init__(self, node: str, mtu: int) -> None:
-        self._alias, self._mtu = f"ciliate:{node}", mtu
+        self._alias, self.mtu = f"ciliate:{node}", mtu
         self._netlink: Any = None
 
     async def __aenter__(self) -> Self:
@@ -144,10 +144,28 @@ class Links:
             if str(address) not in present:
                 raise NotFound(f"address {address} is gone from {endpoint.peer_ifname} in {endpoint.netns}")
 
+    async def resize(self, endpoint: LocalEndpoint, mtu: int) -> None:
+        """Give both sides of an endpoint's interface this MTU; raises `Invalid`, `Internal`.
+
+        The pod's side never is the larger one: what it may send, the other must take.
+        """
+        try:
+            async with _pod_netlink(endpoint.netns) as (pod, _fd):
+                inside = (await pod.link("get", ifname=endpoint.peer_ifname))[0]
+                before = int(inside.get_attr("IFLA_MTU"))
+                if mtu > before:
+                    await self._netlink.link("set", index=endpoint.ifindex, mtu=mtu)
+                if mtu != before:
+                    await pod.link("set", index=inside["index"], mtu=mtu)
+                if mtu < before:
+                    await self._netlink.link("set", index=endpoint.ifindex, mtu=mtu)
+        except NetlinkError as error:
+            raise _error(error, f"interface {endpoint.ifname}: MTU {mtu}") from error
+
     async def _make(self, attachment: Attachment, netns_fd: int, mac: bytes, node_mac: bytes) -> None:
-        peer = {"ifname": attachment.ifname, "address": mac.hex(":"), "net_ns_fd": netns_fd, "mtu": self._mtu}
+        peer = {"ifname": attachment.ifname, "address": mac.hex(":"), "net_ns_fd": netns_fd, "mtu": self.mtu}
         await self._netlink.link(
-            "add", kind="veth", ifname=attachment.host_ifname, address=node_mac.hex(":"), mtu=self._mtu, peer=peer
+            "add", kind="veth", ifname=attachment.host_ifname, address=node_mac.hex(":"), mtu=self.mtu, peer=peer
         )
 
     async def _wire_node(self, ifname: str, addresses: tuple[IPAddress, ...], mac: bytes) -> int:

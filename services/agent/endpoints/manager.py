@@ -98,6 +98,10 @@ class EndpointManager:
         """Endpoint id -> record."""
         return self._endpoints
 
+    def local(self) -> list[LocalEndpoint]:
+        """The endpoints, without what is remembered of them."""
+        return [record.endpoint for record in self._endpoints.values()]
+
     @property
     def ipam(self) -> Ipam:
         """The node's pod addresses."""

@@ -1,0 +1,93 @@
+"""The uplink as it changes: what fits through it decides what pods may send.
+
+In: link events of the kernel. Out: the MTU of every pod's interface, of the overlay device and of the datapath. A pod's
+packet that was made for a larger way meanwhile is answered by the stack (ICMP), never lost in silence.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Iterable
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink import rtnl
+from pyroute2.netlink.exceptions import NetlinkError
+
+from services.common.errors import CiliateError
+from services.common.log import get_logger
+from services.model.objects import LocalEndpoint
+
+
+class PodLinks(Protocol):
+    """Pods' interfaces."""
+
+    mtu: int
+
+    async def resize(self, endpoint: LocalEndpoint, mtu: int) -> None: ...
+
+
+class UplinkKeeper:
+    """Use as a context manager; `run` until cancelled. `changed` is called after every event of the uplink."""
+
+    def __init__(
+        self,
+        ifindex: int,
+        overlay: int,
+        tell_datapath: Callable[[int], None],
+        links: PodLinks,
+        endpoints: Callable[[], Iterable[LocalEndpoint]],
+        pod_mtu: Callable[[int], int],
+    ) -> None:
+        self._ifindex, self._overlay, self._links = ifindex, overlay, links
+        self._tell_datapath, self._endpoints, self._pod_mtu = tell_datapath, endpoints, pod_mtu
+        self._netlink: Any = None
+        self.changed: Callable[[], Awaitable[None]] | None = None
+        self._log = get_logger("endpoint.uplink")
+
+    async def __aenter__(self) -> Self:
+        self._netlink = AsyncIPRoute()
+        await self._netlink.setup_endpoint()
+        await self._netlink.bind(groups=rtnl.RTMGRP_LINK)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._netlink.close()
+
+    async def run(self) -> None:
+        """Follow the uplink, for ever. Starts with what changed while nobody looked."""
+        await self._resize(self._links.mtu)
+        while True:
+            async for message in self._netlink.get():
+                if message["event"] != "RTM_NEWLINK" or message["index"] != self._ifindex:
+                    continue
+                mtu = self._pod_mtu(int(message.get_attr("IFLA_MTU")))
+                if mtu != self._links.mtu:
+                    self._log.info("the uplink's MTU changed", pods=mtu, before=self._links.mtu)
+                    await self._resize(mtu)
+                if self.changed:
+                    await self.changed()
+
+    async def _resize(self, mtu: int) -> None:
+        """The narrower end first: nobody sends what the next one would not take."""
+        if mtu < self._links.mtu:
+            self._tell_datapath(mtu)
+        self._links.mtu = mtu
+        await self._resize_overlay(mtu)
+        for endpoint in list(self._endpoints()):
+            try:
+                await self._links.resize(endpoint, mtu)
+            except CiliateError as error:
+                self._log.warning("a pod keeps its MTU", endpoint_id=endpoint.id, problem=str(error))
+        self._tell_datapath(mtu)
+
+    async def _resize_overlay(self, mtu: int) -> None:
+        if not self._overlay:
+            return
+        try:
+            await self._netlink.link("set", index=self._overlay, mtu=mtu)
+        except NetlinkError as error:
+            self._log.warning("the overlay keeps its MTU", problem=errno.errorcode.get(error.code, str(error.code)))

@@ -1,0 +1,87 @@
+"""The node's ways to other nodes' pods, put together: overlay or native routes, and the uplink that both go over.
+
+Node objects, address table ──▶ OverlayRoutes | NativeRoutes ──▶ RouteTable ──▶ kernel
+link events ──▶ UplinkKeeper ──▶ MTU of pods, overlay, datapath; lost routes are put back
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from services.agent.config import Config
+from services.agent.datapath.settings import NodeSettings
+from services.agent.endpoints.links import Links
+from services.agent.endpoints.native_routes import NativeRoutes
+from services.agent.endpoints.routes import OverlayRoutes, RouteTable
+from services.agent.endpoints.uplink import UplinkKeeper
+from services.agent.server.state import component
+from services.common.pb.agent.v1 import agent_pb2 as pb
+from services.model.objects import LocalEndpoint, Update
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Interfaces by index: the uplink, and the overlay (0 = none)."""
+
+    uplink: int
+    overlay: int
+
+
+@dataclass(slots=True)
+class Routing:
+    """What the agent runs, feeds and asks."""
+
+    table: RouteTable
+    routes: OverlayRoutes | NativeRoutes
+    uplink: UplinkKeeper
+
+    def observe(self, update: Update) -> None:
+        """Every update passes here; cheap."""
+        self.routes.observe(update)
+
+    def jobs(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Tasks, by name."""
+        return {"routes": self.table.run(), "uplink": self.uplink.run()}
+
+    def check(self) -> pb.Component:
+        """How the routes are."""
+        problems = dict(self.table.errors)
+        if isinstance(self.routes, NativeRoutes):
+            problems |= self.routes.errors
+        return component("routing", problems, good=f"{len(self.table.desired)} routes")
+
+
+async def build(
+    config: Config,
+    stack: AsyncExitStack,
+    devices: Devices,
+    settings: NodeSettings,
+    links: Links,
+    endpoints: Callable[[], Iterable[LocalEndpoint]],
+) -> Routing:
+    """Wire it for the configured mode."""
+    table = await stack.enter_async_context(RouteTable())
+    routes: OverlayRoutes | NativeRoutes
+    if config.native_routing:
+        routes = NativeRoutes(
+            table,
+            config.node_name,
+            devices.uplink,
+            config.addresses,
+            config.pod_ranges,
+            direct=config.auto_direct_node_routes,
+        )
+    else:
+        routes = OverlayRoutes(table, config.node_name, devices.overlay, config.addresses, config.cluster_ranges)
+
+    def tell_datapath(mtu: int) -> None:
+        settings.change(replace(settings.settings, path_mtu=mtu))
+
+    uplink = await stack.enter_async_context(
+        UplinkKeeper(devices.uplink, devices.overlay, tell_datapath, links, endpoints, config.pod_mtu)
+    )
+    uplink.changed = table.sweep
+    return Routing(table, routes, uplink)
