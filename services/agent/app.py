@@ -84,6 +84,7 @@ class Kernel:
     programs: node.Programs
     maps: Mapping[str, PinnedMap]
     settings: NodeSettings
+    mtu: int
     overlay: int
     """The overlay device; 0 = none."""
     devices: Sequence[int]
@@ -231,17 +232,17 @@ async def _kernel(config: Config, stack: AsyncExitStack) -> Kernel:
     maps = {name: PinnedMap(loaded.map(name)) for name in node.MAPS}
     for opened in maps.values():
         stack.callback(opened.close)
-    mtu = config.pod_mtu(devices[0].mtu)
-    await translation.configure(config, [device.ifindex for device in devices], maps)
+    mtu, indexes = config.path_mtu(devices[0].mtu), [device.ifindex for device in devices]
+    await translation.configure(config, indexes, maps)
     overlay = await node.ensure_overlay(config, mtu)
     settings = NodeSettings(maps["config"], node.datapath_settings(config, overlay, mtu, maps))
-    return Kernel(loaded, node.Programs(loaded), maps, settings, overlay, [device.ifindex for device in devices])
+    return Kernel(loaded, node.Programs(loaded), maps, settings, config.pod_mtu(devices[0].mtu), overlay, indexes)
 
 
 async def _endpoints(
     config: Config, stack: AsyncExitStack, kernel: Kernel, identities: IdentityClient, driver: Driver
 ) -> Endpoints:
-    links = await stack.enter_async_context(Links(config.node_name, kernel.settings.settings.path_mtu))
+    links = await stack.enter_async_context(Links(config.node_name, kernel.mtu))
     pods = PodDirectory(config.cluster_name, LabelFilter(config.identity_label_patterns))
     references = IdentityReferences(identities)
     registrar = Registrar(identities, config.node_name)

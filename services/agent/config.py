@@ -220,6 +220,10 @@ class Config(BaseConfig):
             return 0
         return VXLAN_OVERHEAD4 if self.addresses[0].version == 4 else VXLAN_OVERHEAD6
 
+    def path_mtu(self, device_mtu: int) -> int:
+        """The largest packet of a pod that fits through a device, with what is put around it."""
+        return device_mtu - self.overhead
+
     def pod_mtu(self, device_mtu: int) -> int:
-        """MTU of pod interfaces on a device: a packet and what is put around it must fit."""
-        return self.mtu or device_mtu - self.overhead
+        """MTU of pod interfaces. A larger one than the way to other nodes is for pods of one node; others are told."""
+        return self.mtu or self.path_mtu(device_mtu)

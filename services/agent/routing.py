@@ -81,7 +81,7 @@ async def build(
         settings.change(replace(settings.settings, path_mtu=mtu))
 
     uplink = await stack.enter_async_context(
-        UplinkKeeper(devices.uplink, devices.overlay, tell_datapath, links, endpoints, config.pod_mtu)
+        UplinkKeeper(devices.uplink, devices.overlay, tell_datapath, links, endpoints, config)
     )
     uplink.changed = table.sweep
     return Routing(table, routes, uplink)

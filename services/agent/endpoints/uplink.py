@@ -28,6 +28,14 @@ class PodLinks(Protocol):
     async def resize(self, endpoint: LocalEndpoint, mtu: int) -> None: ...
 
 
+class Sizes(Protocol):
+    """What follows from a device's MTU."""
+
+    def path_mtu(self, device_mtu: int) -> int: ...
+
+    def pod_mtu(self, device_mtu: int) -> int: ...
+
+
 class UplinkKeeper:
     """Use as a context manager; `run` until cancelled. `changed` is called after every event of the uplink."""
 
@@ -38,10 +46,11 @@ class UplinkKeeper:
         tell_datapath: Callable[[int], None],
         links: PodLinks,
         endpoints: Callable[[], Iterable[LocalEndpoint]],
-        pod_mtu: Callable[[int], int],
+        sizes: Sizes,
     ) -> None:
         self._ifindex, self._overlay, self._links = ifindex, overlay, links
-        self._tell_datapath, self._endpoints, self._pod_mtu = tell_datapath, endpoints, pod_mtu
+        self._tell_datapath, self._endpoints, self._sizes = tell_datapath, endpoints, sizes
+        self._path = 0
         self._netlink: Any = None
         self.changed: Callable[[], Awaitable[None]] | None = None
         self._log = get_logger("endpoint.uplink")
@@ -59,30 +68,31 @@ class UplinkKeeper:
 
     async def run(self) -> None:
         """Follow the uplink, for ever. Starts with what changed while nobody looked."""
-        await self._resize(self._links.mtu)
+        await self._follow(int((await self._netlink.link("get", index=self._ifindex))[0].get_attr("IFLA_MTU")))
         while True:
             async for message in self._netlink.get():
                 if message["event"] != "RTM_NEWLINK" or message["index"] != self._ifindex:
                     continue
-                mtu = self._pod_mtu(int(message.get_attr("IFLA_MTU")))
-                if mtu != self._links.mtu:
-                    self._log.info("the uplink's MTU changed", pods=mtu, before=self._links.mtu)
-                    await self._resize(mtu)
+                await self._follow(int(message.get_attr("IFLA_MTU")))
                 if self.changed:
                     await self.changed()
 
-    async def _resize(self, mtu: int) -> None:
-        """The narrower end first: nobody sends what the next one would not take."""
-        if mtu < self._links.mtu:
-            self._tell_datapath(mtu)
-        self._links.mtu = mtu
-        await self._resize_overlay(mtu)
+    async def _follow(self, device_mtu: int) -> None:
+        """The datapath knows of a smaller way before anybody else, and of a larger one after all others."""
+        path, pods = self._sizes.path_mtu(device_mtu), self._sizes.pod_mtu(device_mtu)
+        if path == self._path:
+            return
+        if path < self._path:
+            self._tell_datapath(path)
+        self._log.info("MTU", pods=pods, between_nodes=path, before=self._path)
+        self._path, self._links.mtu = path, pods
+        await self._resize_overlay(path)
         for endpoint in list(self._endpoints()):
             try:
-                await self._links.resize(endpoint, mtu)
+                await self._links.resize(endpoint, pods)
             except CiliateError as error:
                 self._log.warning("a pod keeps its MTU", endpoint_id=endpoint.id, problem=str(error))
-        self._tell_datapath(mtu)
+        self._tell_datapath(path)
 
     async def _resize_overlay(self, mtu: int) -> None:
         if not self._overlay:

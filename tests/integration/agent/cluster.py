@@ -2,6 +2,8 @@
 
     pod ── veth ── [ node1 ] up0 ════ up0 [ node2 ] ── veth ── pod
 
+With `narrow`, a router is between the nodes, and its link to the second one has that MTU.
+
 Everything carries a prefix of its own and is gone afterwards, also after a failure.
 """
 
@@ -55,11 +57,23 @@ class Node:
     number: int
     netns: str
     run_dir: Path
+    subnet: int = 0
+    """Third byte of its addresses: nodes with a router between them have links of their own."""
     process: asyncio.subprocess.Process | None = None
 
     @property
     def name(self) -> str:
         return f"node{self.number}"
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        """Of both families."""
+        return f"172.30.{self.subnet}.{self.number}", f"fd00:172:30:{self.subnet}::{self.number}"
+
+    @property
+    def pod_ranges(self) -> tuple[str, str]:
+        """Of both families."""
+        return f"10.244.{self.number}.0/24", f"fd00:10:244:{self.number}::/64"
 
     @property
     def target(self) -> str:
@@ -85,13 +99,16 @@ class Pod:
 class Cluster:
     """Use as an async context manager. `options` go into every agent's configuration."""
 
-    def __init__(self, nodes: int = 2, **options: Any) -> None:
+    def __init__(self, nodes: int = 2, narrow: int = 0, **options: Any) -> None:
         self.prefix = f"clt{os.getpid() % 100000}-"
         self.root = Path(tempfile.mkdtemp(prefix="ciliate-test-"))
         self.objects = self.root / "objects"
         self.pins = Path("/sys/fs/bpf/ciliate") / self.prefix.strip("-")
         self.options = options
-        self.nodes = [Node(n, f"{self.prefix}n{n}", self.root / f"node{n}") for n in range(1, nodes + 1)]
+        self.nodes = [
+            Node(n, f"{self.prefix}n{n}", self.root / f"node{n}", n if narrow else 0) for n in range(1, nodes + 1)
+        ]
+        self._narrow, self._router = narrow, f"{self.prefix}router"
         self.pods: dict[str, Pod] = {}
         self._etcd = EtcdServer(self.root / "etcd")
         self._children: list[asyncio.subprocess.Process] = []
@@ -101,6 +118,8 @@ class Cluster:
             self.objects.mkdir()
             self._network()
             self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})
+            for node in self.nodes:
+                self.node_object(node)
             await self._etcd.start()
             await self.start_identity()
             for node in self.nodes:
@@ -119,7 +138,8 @@ class Cluster:
                 child.kill()
             await child.wait()
         await self._etcd.stop(kill=True)
-        for name in [*(pod.netns for pod in self.pods.values()), *(node.netns for node in self.nodes)]:
+        names = [*(pod.netns for pod in self.pods.values()), *(node.netns for node in self.nodes)]
+        for name in [*names, self._router] if self._narrow else names:
             with contextlib.suppress(AssertionError):
                 sh(f"ip netns del {name}")
         for node in self.nodes:
@@ -132,16 +152,39 @@ class Cluster:
         for node in self.nodes:
             sh(f"ip netns add {node.netns}")
             sh("ip link set lo up; echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad", node.netns)
-        if len(self.nodes) == 2:
+        if self._narrow:
+            self._network_with_router()
+        elif len(self.nodes) == 2:
             one, two = (node.netns for node in self.nodes)
             sh(f"ip link add up0 netns {one} type veth peer name up0 netns {two}")
         else:
             sh("ip link add up0 type veth peer name nowhere", self.nodes[0].netns)
         for node in self.nodes:
+            four, six = node.addresses
             sh(
-                f"ip addr add 172.30.0.{node.number}/24 dev up0;"
-                f"ip addr add fd00:172:30::{node.number}/64 dev up0 nodad; ip link set up0 up",
+                f"ip addr add {four}/24 dev up0; ip addr add {six}/64 dev up0 nodad; ip link set up0 up"
+                + (f"; ip route add default via 172.30.{node.subnet}.254" if self._narrow else "")
+                + (f"; ip route add default via fd00:172:30:{node.subnet}::fe dev up0" if self._narrow else ""),
                 node.netns,
+            )
+
+    def _network_with_router(self) -> None:
+        """The router knows where pods are; its answers to packets that are too large are what is tested."""
+        sh(f"ip netns add {self._router}")
+        sh(
+            "ip link set lo up; echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad;"
+            "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
+            self._router,
+        )
+        for node in self.nodes:
+            link, mtu = f"to{node.number}", self._narrow if node is self.nodes[-1] else 1500
+            sh(f"ip link add up0 netns {node.netns} type veth peer name {link} netns {self._router}")
+            sh(
+                f"ip link set {link} mtu {mtu} up; ip addr add 172.30.{node.subnet}.254/24 dev {link};"
+                f"ip addr add fd00:172:30:{node.subnet}::fe/64 dev {link} nodad;"
+                f"ip route add {node.pod_ranges[0]} via {node.addresses[0]};"
+                f"ip route add {node.pod_ranges[1]} via {node.addresses[1]} dev {link}",
+                self._router,
             )
 
     # -- processes -------------------------------------------------------------------------------------------------
@@ -175,10 +218,10 @@ class Cluster:
         config = {
             "insecure": True,
             "node_name": node.name,
-            "node_address": [f"172.30.0.{node.number}", f"fd00:172:30::{node.number}"],
+            "node_address": list(node.addresses),
             "device": "up0",
-            "pod_cidr4": f"10.244.{node.number}.0/24",
-            "pod_cidr6": f"fd00:10:244:{node.number}::/64",
+            "pod_cidr4": node.pod_ranges[0],
+            "pod_cidr6": node.pod_ranges[1],
             "source": "folder",
             "objects_dir": str(self.objects),
             "identity_target": f"unix://{self.root / 'identity.sock'}",
@@ -246,6 +289,18 @@ class Cluster:
     def remove(self, kind: str, name: str) -> None:
         """Take an object out of the folder."""
         self._path({"kind": kind, "metadata": {"name": name}}).unlink()
+
+    def node_object(self, node: Node, **labels: str) -> None:
+        """What the API server says of a node."""
+        self.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {"name": node.name, "labels": labels},
+                "spec": {"podCIDRs": list(node.pod_ranges)},
+                "status": {"addresses": [{"type": "InternalIP", "address": a} for a in node.addresses]},
+            }
+        )
 
     # -- pods ------------------------------------------------------------------------------------------------------
 
