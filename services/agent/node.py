@@ -13,8 +13,8 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from services.agent import translation
-from services.agent.abi.ct_room import queue_places
 from services.agent.abi.config import ConfigFlags
+from services.agent.abi.ct_room import queue_places
 from services.agent.abi.endpoints import EndpointInfo
 from services.agent.config import Config
 from services.agent.datapath import attach, loader_client, settings
