@@ -43,7 +43,8 @@ REASONS = {DropReason.POLICY_DENIED: Outcome.DROP, DropReason.POLICY_DENY: Outco
 def engine_for(node: Node, documents: list[PolicyObject]) -> tuple[Engine, Pod]:
     """Engine and maps for a node that has pod red/a on its first interface."""
     pod = Pod(1, node.ifindexes[0], "10.244.1.1", "fd00:10:244:1::1", "02:00:00:00:00:01", 0, 0)
-    engine = Engine("node1", sources=())
+    # The peers come by the stack: with an overlay other nodes' pods would not.
+    engine = Engine("node1", sources=(), native_routing=True)
     for update in cluster() + upserts(documents):
         engine.apply(placed(update, pod))
     engine.flush()
