@@ -32,6 +32,8 @@ from services.flows.observer import HEALTH_NAME, SERVICE_NAME, Observer
 from services.flows.store import FlowStore
 from services.relay import ingest
 from services.relay.config import Config
+from services.relay.export import target
+from services.relay.export.otlp import Exporter
 from services.relay.metrics import IngestMetrics, watch_history
 from services.relay.nodes import NodeTable
 
@@ -49,7 +51,11 @@ async def serving(config: Config, registry: CollectorRegistry) -> AsyncIterator[
     if history is not None:
         watch_history(registry, history)
     metrics.connected.set_function(lambda: sum(status.connected for status in nodes.statuses()))
-    servicer = ingest.FlowIngest(store, nodes, metrics, flow_metrics, peer_identity, insecure=config.insecure)
+    listeners: list[ingest.Listener] = [lambda columns, _: flow_metrics.observe(columns, store.dictionaries)]
+    exporter = make_exporter(config, store, registry)
+    if exporter is not None:
+        listeners.append(exporter.offer)
+    servicer = ingest.FlowIngest(store, nodes, metrics, listeners, peer_identity, insecure=config.insecure)
     version = services.__version__
     observer = Observer(
         store, NodeRef(config.node_name), f"ciliate-relay v{version}", version, nodes=nodes, archive=history
@@ -66,8 +72,31 @@ async def serving(config: Config, registry: CollectorRegistry) -> AsyncIterator[
         config.listen, credentials, register, [SERVICE_NAME, ingest.SERVICE_NAME], [HEALTH_NAME]
     ) as server:
         log.info("relay ready", addresses=config.listen, ports=server.ports)
-        async with writing(history, config.history_flush):
+        async with background(exporter), writing(history, config.history_flush):
             yield server
+
+
+def make_exporter(config: Config, store: FlowStore, registry: CollectorRegistry) -> Exporter | None:
+    """The way to a collector, where there is one. Raises `Invalid`."""
+    if not config.otlp_endpoint:
+        return None
+    resource = {
+        "service.name": "ciliate-relay",
+        "service.version": services.__version__,
+        "service.instance.id": config.node_name,
+    }
+    to = target.parse(config.otlp_endpoint, config.otlp_headers, config.otlp_ca)
+    return Exporter(to, config.otlp_flows, config.otlp_interval, store.dictionaries, registry, resource)
+
+
+@contextlib.asynccontextmanager
+async def background(exporter: Exporter | None) -> AsyncIterator[None]:
+    """Flows and figures go to the collector while the context is open."""
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(exporter.run(), name="otlp") if exporter is not None else None
+        yield
+        if task is not None:
+            task.cancel()
 
 
 @contextlib.asynccontextmanager

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from services.common.config import BaseConfig
 from services.flows.metrics.config import ALL
+from services.relay.export.wanted import Wanted
 
 
 class Config(BaseConfig):
@@ -31,4 +32,13 @@ class Config(BaseConfig):
     history_max_mb: int = Field(4096, ge=16, description="disk space for flows, MiB; the oldest go first")
     history_max_age: float = Field(14 * 86_400, gt=0, description="seconds after which flows on disk are removed")
     history_flush: float = Field(10, gt=0, description="seconds between writes: what a killed relay may lose")
+    otlp_endpoint: str = Field(
+        "", description="OpenTelemetry collector, http://host:port (plaintext) or https://host:port; empty = none"
+    )
+    otlp_headers: list[str] = Field([], description="name=value, sent with every export")
+    otlp_ca: str = Field("", description="PEM file of the collector's authority; empty = the system's")
+    otlp_flows: Wanted = Field(
+        Wanted.DROPS, description="flows sent as log events: none, drops, policed (a policy decided) or all"
+    )
+    otlp_interval: float = Field(15, gt=0, description="seconds between exports of metrics")
     capacity: int = Field(1_000_000, ge=1024, le=1 << 28, description="flows kept in memory, about 50 bytes each")

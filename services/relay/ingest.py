@@ -7,7 +7,7 @@ Input: agents' streams (hostile until proven: a certificate says which node may 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -22,7 +22,6 @@ from services.common.tls import PeerIdentity
 from services.flows.columns import DICTIONARY_OF, Array, Columns
 from services.flows.dictionary import Dictionaries, Uses
 from services.flows.entries import NodeRef
-from services.flows.metrics.exporter import FlowMetrics
 from services.flows.store import FlowStore
 from services.flows.wire import MAX_TEXT, MAX_TEXTS, WireError, get_columns, get_entry
 from services.relay.metrics import IngestMetrics
@@ -34,6 +33,8 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FlowIngest"].full_name
 MAX_NAME = 253
 
 WhoIs = Callable[[Any], PeerIdentity | None]
+Listener = Callable[[Columns, int], None]
+"""Is told every batch that was stored (the store's numbers), and its node's number."""
 
 
 class StreamNumbers:
@@ -89,12 +90,12 @@ class FlowIngest(ingest_pb2_grpc.FlowIngestServicer):
         store: FlowStore,
         nodes: NodeTable,
         metrics: IngestMetrics,
-        flow_metrics: FlowMetrics,
+        listeners: Sequence[Listener],
         who_is: WhoIs,
         *,
         insecure: bool,
     ) -> None:
-        self._store, self._nodes, self._metrics, self._flow_metrics = store, nodes, metrics, flow_metrics
+        self._store, self._nodes, self._metrics, self._listeners = store, nodes, metrics, listeners
         self._who_is, self._insecure = who_is, insecure
 
     async def Push(  # noqa: N802
@@ -151,7 +152,8 @@ class FlowIngest(ingest_pb2_grpc.FlowIngestServicer):
         columns = numbers.translate(get_columns(batch))
         if batch.rows:
             self._store.append(columns, node)
-            self._flow_metrics.observe(columns, self._store.dictionaries)
+            for listener in self._listeners:
+                listener(columns, node)
         pushing.rows += batch.rows
         self._metrics.stored(pushing.node.absolute, batch)
         for lost in batch.lost:
