@@ -123,7 +123,12 @@ def test_keys(described: dict[str, Any], table: str) -> None:
     assert described[table]["key"] == python_fields(KEYS[table])
 
 
-def test_numpy_views_of_conntrack_are_the_same_structs() -> None:
-    for dtype, struct in ((conntrack.CT_KEY, conntrack.CtKey), (conntrack.CT_ENTRY, conntrack.CtEntry)):
+def test_numpy_views_are_the_same_structs() -> None:
+    for dtype, struct in (
+        (conntrack.CT_KEY, conntrack.CtKey),
+        (conntrack.CT_ENTRY, conntrack.CtEntry),
+        (sock.SOCK_KEY, sock.SockKey),
+        (sock.SOCK_ENTRY, sock.SockEntry),
+    ):
         assert python_fields(dtype) == python_fields(struct)
         assert dtype.itemsize == ctypes.sizeof(struct)

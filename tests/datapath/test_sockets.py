@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import multiprocessing
 import os
 import socket
 from collections import Counter
@@ -11,11 +13,13 @@ from dataclasses import dataclass
 
 import pytest
 
+from services.agent.abi.layout import be16
 from services.agent.abi.lb import ServiceFlags
 from services.agent.datapath import syscall
 from services.agent.datapath.cgroup import SocketHooks
+from services.agent.datapath.sock_sweep import SocketSweeper
 from services.common.errors import NotFound
-from tests.datapath.node import Node, sh
+from tests.datapath.node import Node, ip, sh
 from tests.datapath.socketed import Cgroup, Servers, Services, call, hooked
 
 pytestmark = pytest.mark.root
@@ -191,3 +195,53 @@ def test_links_to_a_cgroup_that_is_gone_are_made_anew(node: Node) -> None:
     finally:
         pinned.rmdir()
         kept.rename(pinned)
+
+
+def netns_path(name: str) -> str:
+    return f"/run/netns/{name}"
+
+
+async def test_udp_sockets_of_backends_that_are_gone_are_closed(rig: Rig) -> None:
+    """Connected sockets of both families in two namespaces; those of others, and TCP, stay."""
+    gone, stays = BACKENDS[4]
+    mine = (VIP[4], 53), (f"::ffff:{VIP[4]}", 53), (VIP[6], 53)
+    ready, go_on = multiprocessing.Pipe()
+
+    def work() -> list[object]:
+        rig.services.put(2, (VIP[4], 53), [(gone, 5353)], UDP)
+        rig.services.put(4, (VIP[6], 53), [(BACKENDS[6][0], 5353)], UDP)
+        doomed = [connected(*target) for target in mine]
+        rig.services.put(2, (VIP[4], 53), [(stays, 5353)], UDP)
+        kept = connected(VIP[4], 53)
+        tcp = socket.create_connection((VIP[4], 80))
+        direct = connected(gone, 5353)  # of no Service
+        go_on.send("connected")
+        go_on.recv()
+        found: list[object] = []
+        for each in doomed:
+            each.settimeout(2)
+            with pytest.raises(OSError) as caught:
+                each.recv(10)
+            found.append(caught.value.errno)
+        for each in (kept, direct):
+            each.send(b"?")
+            found.append(each.recv(100).decode().split()[0])
+        return [*found, tcp.getpeername()[0]]
+
+    live = frozenset(ip(a) + be16(5353).to_bytes(2, "little") for a in (stays, BACKENDS[6][1]))
+    sweeper = SocketSweeper(
+        rig.node.map("sockets"), lambda: live, lambda: [netns_path("clt-none"), netns_path(rig.node.name)]
+    )
+    child = asyncio.get_running_loop().run_in_executor(None, rig.run, work)
+    await asyncio.get_running_loop().run_in_executor(None, ready.recv)
+    assert await sweeper.sweep() == 3
+    assert await sweeper.sweep() == 0
+    ready.send("swept")
+    assert await child == [errno.ECONNABORTED] * 3 + [stays, gone, VIP[4]]
+
+
+def connected(address: str, port: int) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+    made.settimeout(3)
+    made.connect((address, port))
+    return made

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
+import numpy as np
+
 from services.agent.abi.layout import Address, Struct
 
 
@@ -29,3 +31,17 @@ class SockEntry(Struct):
         ("port", ctypes.c_uint16),
         ("pad", ctypes.c_uint16),
     ]
+
+
+SOCK_KEY = np.dtype(
+    [
+        ("cookie", "<u8"),
+        ("backend", "u1", 16),
+        ("port", "<u2"),
+        ("protocol", "u1"),
+        ("pad", "u1", 5),
+    ]
+)
+"""`SockKey` for numpy."""
+SOCK_ENTRY = np.dtype([("address", "u1", 16), ("netns", "<u8"), ("service_id", "<u4"), ("port", "<u2"), ("pad", "<u2")])
+"""`SockEntry` for numpy."""

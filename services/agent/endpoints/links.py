@@ -9,12 +9,11 @@ Nobody asks for link addresses: ARP and neighbour discovery stay out of the data
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import ipaddress
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +21,8 @@ from typing import Any, Self
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from services.common.errors import Conflict, Exhausted, Internal, Invalid, NotFound
+from services.common.errors import Conflict, Exhausted, Internal, NotFound
+from services.common.netns import inside, opened
 from services.model.addresses import IPAddress
 from services.model.objects import LocalEndpoint
 
@@ -31,9 +31,6 @@ GATEWAY4 = ipaddress.IPv4Address("169.254.1.1")
 GATEWAY6 = ipaddress.IPv6Address("fe80::1")
 _NODAD, _PERMANENT, _ONLINK = 0x02, 0x80, 0x4
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
-_CLONE_NEWNET = 0x40000000
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +204,8 @@ async def _wire_pod(pod: Any, ifname: str, addresses: tuple[IPAddress, ...], nod
 @contextlib.asynccontextmanager
 async def _pod_netlink(netns: str) -> AsyncIterator[tuple[Any, int]]:
     """(netlink socket in the namespace, its file descriptor)."""
-    try:
-        descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise Invalid(f"netns: cannot open {netns}: {error.strerror}") from error
-    try:
-        with _inside(descriptor):
+    with opened(netns) as descriptor:
+        with inside(descriptor):
             # A socket belongs to the namespace it was made in; nothing else of the process moves.
             pod = AsyncIPRoute()
             pod.socket  # noqa: B018 - it is made when it is first looked at
@@ -221,27 +214,6 @@ async def _pod_netlink(netns: str) -> AsyncIterator[tuple[Any, int]]:
             yield pod, descriptor
         finally:
             pod.close()
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _inside(descriptor: int) -> Iterator[None]:
-    """This thread in another network namespace. Nothing may be awaited meanwhile."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _setns(descriptor)
-        try:
-            yield
-        finally:
-            _setns(home)
-    finally:
-        os.close(home)
-
-
-def _setns(descriptor: int) -> None:
-    if _libc.setns(descriptor, _CLONE_NEWNET):
-        raise Invalid(f"netns: cannot enter: {os.strerror(ctypes.get_errno())}")
 
 
 def _random_mac() -> bytes:
