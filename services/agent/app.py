@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry
 
 import services
 from services.agent import node, routing, translation
+from services.agent.abi.config import ConfigFlags
 from services.agent.abi.endpoints import HOST_ENDPOINT
 from services.agent.calc.binding import Capabilities
 from services.agent.calc.endpoints import Audit
@@ -37,6 +38,7 @@ from services.agent.datapath.maps import PinnedMap
 from services.agent.datapath.nat_gc import NatCollector
 from services.agent.datapath.settings import NodeSettings
 from services.agent.datapath.sink import DatapathSink
+from services.agent.datapath.sock_sweep import SocketSweeper
 from services.agent.driver import Driver
 from services.agent.endpoints.ipam import Ipam
 from services.agent.endpoints.links import Links
@@ -57,6 +59,7 @@ from services.agent.server.introspection import SERVICE_NAME, AgentService
 from services.agent.server.knowledge import Knowledge
 from services.agent.server.metrics import AgentMetrics
 from services.agent.server.state import AgentState
+from services.agent.socket_lb import SocketBalancing
 from services.agent.sources.base import Mailbox, Source, pump
 from services.agent.sources.folder import FolderSource
 from services.agent.sources.identities import IdentityClient
@@ -89,6 +92,7 @@ class Kernel:
     """The overlay device; 0 = none."""
     devices: Sequence[int]
     """The node's devices towards other nodes and the outside, the uplink's first."""
+    sockets: SocketBalancing
 
 
 @dataclass(slots=True)
@@ -137,7 +141,9 @@ async def run(config: Config) -> None:
         state = AgentState(config.node_name, config.cluster_name, services.__version__)
         cni = CniServer(Path(config.place(config.cni_socket, "cni.sock")), ends.manager)
         describe(state, sources, driver, sink, ends.registrar, cni, http, registry)
-        state.checks += [relay_check(pipeline), routes.check]
+        state.checks += [relay_check(pipeline), routes.check, kernel.sockets.check]
+        sweeper = SocketSweeper(kernel.maps["sockets"], knowledge.live_backends, knowledge.namespaces)
+        state.counters.append(lambda: {"sockets:closed": sweeper.closed_total})
         AgentMetrics(registry, state, knowledge, driver, mailbox, sink, kernel.maps, cni, sources)
 
         async def enforce() -> None:
@@ -146,6 +152,7 @@ async def run(config: Config) -> None:
                 await kernel.programs.attach_overlay(kernel.overlay)
             await kernel.programs.attach_netdev(kernel.devices)
             await ends.manager.attach_all()
+            kernel.sockets.enforce()
             kernel.programs.drop_earlier()
             await routes.table.sweep()
             state.become_ready()
@@ -156,6 +163,7 @@ async def run(config: Config) -> None:
 
         def applied() -> None:
             knowledge.changed()
+            sweeper.changed()
             if status:
                 status.changed()
 
@@ -169,6 +177,7 @@ async def run(config: Config) -> None:
             "identities:keepalive": identities.keep_alive(lambda: _lapse(ends)),
             "cni": cni.run(),
             "flows": pipeline.run(),
+            "sockets": sweeper.run(),
             "conntrack": watch_connections(
                 kernel.maps, config.connections_per_pod, knowledge, pipeline.add, state, registry
             ).run(),
@@ -235,8 +244,11 @@ async def _kernel(config: Config, stack: AsyncExitStack) -> Kernel:
     mtu, indexes = config.path_mtu(devices[0].mtu), [device.ifindex for device in devices]
     await translation.configure(config, indexes, maps)
     overlay = await node.ensure_overlay(config, mtu)
-    settings = NodeSettings(maps["config"], node.datapath_settings(config, overlay, mtu, maps))
-    return Kernel(loaded, node.Programs(loaded), maps, settings, config.pod_mtu(devices[0].mtu), overlay, indexes)
+    sockets = SocketBalancing(config.socket_lb, config.cgroup_root, loaded)
+    flags = ConfigFlags.SOCKET_LB if sockets.enabled else ConfigFlags(0)
+    settings = NodeSettings(maps["config"], node.datapath_settings(config, overlay, mtu, maps, flags))
+    pod_mtu = config.pod_mtu(devices[0].mtu)
+    return Kernel(loaded, node.Programs(loaded), maps, settings, pod_mtu, overlay, indexes, sockets)
 
 
 async def _endpoints(

@@ -111,6 +111,14 @@ class Config(BaseConfig):
     node_port_range: str = Field("30000-32767", description="ports that Services may have on nodes: first-last")
     maglev_size: int = Field(16381, description=f"entries of a look-up table: one of {MAGLEV_SIZES}")
     maglev_seed: int = Field(0x43494C49, description="makes the look-up tables; the same on every node", ge=0)
+    socket_lb: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="connect sockets to Services' backends, instead of translating packets; auto: where possible",
+    )
+    cgroup_root: str = Field(
+        "", description="cgroup2 directory whose processes that concerns; empty = all, where cgroup2 is mounted"
+    )
+    socket_lb_max: int = Field(131_072, description="sockets whose Service is remembered", ge=1024)
     flow_capacity: int = Field(131_072, description="flows kept on the node", ge=1024)
     flow_buffer_bytes: int = Field(32 << 20, description="bound of what waits for the relay", ge=1 << 20)
     flow_interval: float = Field(10.0, description="seconds between records of a live connection", ge=0.1)

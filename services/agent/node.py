@@ -39,6 +39,7 @@ MAPS = (
     "source_ranges",
     "affinity",
     "revnat",
+    "sockets",
     "ct",
     "ct_queue",
     "ct_usage",
@@ -152,6 +153,7 @@ async def load_programs(config: Config) -> loader_client.Loaded:
                 "backends": config.lb_backends_max,
                 "revnat": config.lb_frontends_max,
                 "nat_table": config.nat_max,
+                "sockets": config.socket_lb_max,
             },
         )
     )
@@ -165,8 +167,10 @@ async def ensure_overlay(config: Config, mtu: int) -> int:
     return await attach.ensure_vxlan(config.overlay_device, config.tunnel_port, mtu)
 
 
-def datapath_settings(config: Config, overlay: int, mtu: int, maps: Mapping[str, PinnedMap]) -> settings.Settings:
-    """What the datapath has to know of this node."""
+def datapath_settings(
+    config: Config, overlay: int, mtu: int, maps: Mapping[str, PinnedMap], found: ConfigFlags
+) -> settings.Settings:
+    """What the datapath has to know of this node; `found`: what only trying tells."""
     return settings.Settings(
         overlay_ifindex=overlay,
         tunnel_port=config.tunnel_port,
@@ -174,7 +178,7 @@ def datapath_settings(config: Config, overlay: int, mtu: int, maps: Mapping[str,
         ct_queue_places=maps["ct_queue"].max_entries,
         path_mtu=mtu,
         tunnel_address=config.addresses[0],
-        flags=translation.flags(config) | (ConfigFlags.NATIVE_ROUTING if config.native_routing else 0),
+        flags=found | translation.flags(config) | (ConfigFlags.NATIVE_ROUTING if config.native_routing else 0),
         nat_ports=config.nat_port_range,
     )
 

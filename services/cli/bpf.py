@@ -19,7 +19,7 @@ _MAPS = {
     "ct": (agent_pb2.MAP_KIND_CT, "connections"),
     "ipcache": (agent_pb2.MAP_KIND_IPCACHE, "prefixes, their identity and their node"),
     "nat": (agent_pb2.MAP_KIND_NAT, "translations at the nodes' devices"),
-    "lb": (agent_pb2.MAP_KIND_LB, "Services, backends and the way back"),
+    "lb": (agent_pb2.MAP_KIND_LB, "Services, backends, the way back, and sockets connected to them"),
 }
 
 
@@ -42,7 +42,7 @@ async def _dump(servers: connect.Servers, node: str, kind: Any, endpoint: str) -
 
 
 def show(rows: list[dict[str, str]], output: Output) -> str:
-    """One table per map (`lb` has three); everything in one list for programs."""
+    """One table per map (`lb` has several); everything in one list for programs."""
     if output is not Output.TABLE or not rows:
         return render(rows, (), output, "the map is empty")
     parts = []

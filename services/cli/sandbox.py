@@ -19,7 +19,7 @@ import typer
 
 from services.cli.output import Column, Output, OutputOption, as_json, as_yaml, render, say
 from services.common.errors import CiliateError, Invalid, NotFound, Unavailable
-from services.sandbox import state, sweep
+from services.sandbox import cgroups, state, sweep
 from services.sandbox.client import SandboxClient
 
 
@@ -224,6 +224,7 @@ def execute(
         raise Unavailable(f"pod {found['name']} does not run: {found['message'] or 'not ready'}")
     # The pod's namespaces, and this very process in them: terminal, signals and exit status are the program's own.
     arguments = ["nsenter", "-t", str(found["pid"]), "--mount", "--uts", "--net", "--pid", "--", *(command or ["bash"])]
+    cgroups.join_process(found["pid"])
     sys.stdout.flush()
     os.execvp(arguments[0], arguments)
 

@@ -27,6 +27,7 @@ from services.common.pb.agent.v1 import agent_pb2, agent_pb2_grpc
 from services.common.retry import Backoff
 from services.common.tls import TlsFiles, channel
 from services.sandbox import netns, state
+from services.sandbox.cgroups import Cgroups
 from services.sandbox.processes import Child, Processes
 
 READY_SECONDS = 60.0
@@ -39,7 +40,8 @@ class _Part:
     name: str
     module: str
     config: Path
-    netns: str
+    node: str
+    """On which node's network and cgroup it runs; empty = beside them."""
     ready: Callable[[], Awaitable[bool]]
     child: Child | None = None
     restarts: int = 0
@@ -49,10 +51,16 @@ class Cluster:
     """Starts, watches and ends the processes. `state` tells where they are reached."""
 
     def __init__(
-        self, paths: state.Paths, topology: netns.Topology, processes: Processes, routing_mode: str = "tunnel"
+        self,
+        paths: state.Paths,
+        topology: netns.Topology,
+        processes: Processes,
+        cgroups: Cgroups,
+        routing_mode: str = "tunnel",
     ) -> None:
         self._routing_mode = routing_mode
-        self._paths, self._topology, self._processes = paths, topology, processes
+        self._paths, self._topology, self._processes, self._cgroups = paths, topology, processes, cgroups
+        self._netns = {node.name: node.netns for node in topology.nodes}
         self._etcd = EtcdServer(paths.root / "etcd")
         self._log = get_logger("cluster")
         self._client: TlsFiles | None = None
@@ -187,14 +195,17 @@ class Cluster:
             "routing_mode": self._routing_mode,
             "auto_direct_node_routes": self._routing_mode == "native",
         }
+        cgroup = self._cgroups.node(node.name)
+        config |= {"cgroup_root": str(cgroup)} if cgroup else {"socket_lb": "off"}
         return self._part(
-            f"agent-{node.name}", "services.agent", config, lambda: self._agent_ready(node.name), node.netns
+            f"agent-{node.name}", "services.agent", config, lambda: self._agent_ready(node.name), node.name
         )
 
     async def _launch(self, part: _Part) -> None:
-        part.child = await self._processes.start(
-            part.name, [sys.executable, "-m", part.module, "--config", str(part.config)], netns=part.netns
-        )
+        arguments = [sys.executable, "-m", part.module, "--config", str(part.config)]
+        if part.node:
+            arguments = self._cgroups.join(arguments, part.node)
+        part.child = await self._processes.start(part.name, arguments, netns=self._netns.get(part.node, ""))
 
     async def _wait_ready(self, part: _Part) -> None:
         try:

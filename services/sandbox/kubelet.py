@@ -22,6 +22,7 @@ from services.common.log import get_logger
 from services.common.retry import Backoff
 from services.model.objects import ObjectKey
 from services.sandbox import cni, netns, state
+from services.sandbox.cgroups import Cgroups
 from services.sandbox.images import PodPlace, Program, image_of
 from services.sandbox.manifests import Document, key_of
 from services.sandbox.processes import Child, Processes
@@ -75,10 +76,11 @@ class Kubelet:
         paths: state.Paths,
         processes: Processes,
         nodes: Mapping[str, netns.NodeNet],
+        cgroups: Cgroups,
         cni_socket: Callable[[str], str],
         changed: Callable[[], None],
     ) -> None:
-        self._paths, self._processes, self._nodes = paths, processes, nodes
+        self._paths, self._processes, self._nodes, self._cgroups = paths, processes, nodes, cgroups
         self._cni_socket, self._changed = cni_socket, changed
         self._sockets = netns.SocketMaker()
         self._log = get_logger("kubelet")
@@ -150,15 +152,30 @@ class Kubelet:
         }
         pod.child = await self._processes.start(
             f"pod-{pod.key.namespace}-{pod.key.name}",
-            [
-                *("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child=KILL", "--propagation", "private"),
-                *("--", "sh", "-ec", _START, "pod"),
-                *program.arguments,
-            ],
+            self._join(
+                pod,
+                [
+                    *(
+                        "unshare",
+                        "--mount",
+                        "--uts",
+                        "--pid",
+                        "--fork",
+                        "--kill-child=KILL",
+                        "--propagation",
+                        "private",
+                    ),
+                    *("--", "sh", "-ec", _START, "pod"),
+                    *program.arguments,
+                ],
+            ),
             netns=pod.netns,
             log=directory / "program.log",
             environment=environment,
         )
+
+    def _join(self, pod: RunningPod, arguments: list[str]) -> list[str]:
+        return self._cgroups.join(arguments, pod.document["spec"]["nodeName"], f"{pod.key.namespace}.{pod.key.name}")
 
     async def _wait_ready(self, pod: RunningPod) -> None:
         assert pod.child is not None
@@ -211,6 +228,7 @@ class Kubelet:
         if (state.NETNS_ROOT / pod.netns).exists():
             await netns.run("ip", "netns", "del", pod.netns)
         pod.addresses = []
+        self._cgroups.drop(pod.document["spec"]["nodeName"], f"{pod.key.namespace}.{pod.key.name}")
 
     def _report(self, pod: RunningPod, message: str) -> None:
         pod.message = message
@@ -231,7 +249,7 @@ class Kubelet:
             raise NotFound(f"{key}: no such pod is running; see: ciliate sandbox status")
         process = await asyncio.create_subprocess_exec(
             # `timeout` runs inside: ending nsenter would leave its child in the pod
-            *enter(pod.pid, ["timeout", "-k", "1", f"{timeout:g}", *arguments]),
+            *self._join(pod, enter(pod.pid, ["timeout", "-k", "1", f"{timeout:g}", *arguments])),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             stdin=asyncio.subprocess.DEVNULL,

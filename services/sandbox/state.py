@@ -79,6 +79,11 @@ class Paths:
         return self.root / "processes"
 
     @property
+    def cgroup(self) -> Path:
+        """Names the sandbox's cgroup."""
+        return self.root / "cgroup"
+
+    @property
     def dns_hosts(self) -> Path:
         return self.root / "dns.hosts"
 

@@ -21,6 +21,7 @@ from services.common.errors import Unavailable
 from services.common.log import get_logger
 from services.model.objects import ObjectKey
 from services.sandbox import netns, state, sweep
+from services.sandbox.cgroups import Cgroups
 from services.sandbox.cluster import Cluster
 from services.sandbox.controller import dns_records, is_ready
 from services.sandbox.kubelet import Kubelet, RunningPod
@@ -42,10 +43,13 @@ class Sandbox:
         self.paths = state.Paths(state.check_name(name))
         self.topology = netns.plan(self.paths.netns_prefix, nodes)
         self.processes = Processes(self.paths.ledger, self.paths.logs)
-        self.cluster = Cluster(self.paths, self.topology, self.processes, routing_mode)
+        self.cgroups = Cgroups(name, self.paths.cgroup)
+        self.cluster = Cluster(self.paths, self.topology, self.processes, self.cgroups, routing_mode)
         self.store = ObjectStore([node.name for node in self.topology.nodes])
         self._by_name = {node.name: node for node in self.topology.nodes}
-        self.kubelet = Kubelet(self.paths, self.processes, self._by_name, self.cluster.cni_socket, self._publish)
+        self.kubelet = Kubelet(
+            self.paths, self.processes, self._by_name, self.cgroups, self.cluster.cni_socket, self._publish
+        )
         self._folder: ObjectsFolder | None = None
         self._runs: dict[ObjectKey, asyncio.Task[None]] = {}
         self._dns = ""
@@ -71,6 +75,7 @@ class Sandbox:
         self._folder = ObjectsFolder(self.paths.objects)
         self.paths.dns_hosts.touch()
         self._progress(f"network: {len(self.topology.nodes)} nodes and a switch between them")
+        self.cgroups.create([node.name for node in self.topology.nodes])
         await netns.build(self.topology)
         await self.cluster.start(claimed.relay_tcp, self._progress)
         self.cluster.state(claimed).save(self.paths.state)

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from services.common.errors import CiliateError, Conflict, Unavailable
-from services.sandbox import netns, state
+from services.sandbox import cgroups, netns, state
 from services.sandbox.processes import end_recorded
 
 RELAY_PORT = 4245
@@ -44,6 +44,7 @@ async def remove(name: str) -> None:
     """Remove everything of the sandbox `name`. Its supervisor must be dead, or be the caller."""
     paths = state.Paths(name)
     end_recorded(paths.ledger)
+    await asyncio.to_thread(cgroups.remove, paths.cgroup)
     shutil.rmtree(paths.bpffs, ignore_errors=True)
     await netns.destroy(paths.netns_prefix)
     shutil.rmtree(paths.root, ignore_errors=True)  # last: while it is there, the next start tries again

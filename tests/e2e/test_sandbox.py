@@ -288,3 +288,12 @@ def test_what_a_killed_sandbox_leaves_is_cleared_and_another_one_is_left_alone()
     assert not paths.bpffs.exists()
     assert eventually(lambda: not [pid for pid, begun in children if state.start_time(pid) == begun])
     assert asked("status")["ok"] is True
+
+
+def test_services_are_balanced_at_the_sockets_of_each_node() -> None:
+    ciliate("sandbox", "exec", "frontend", "--", "curl", "-s", "http://my-webapp-svc/api/v1/users")
+    # Nothing was translated packet by packet, and the flow names the Service all the same.
+    text = json.dumps(asked("bpf", "ct", "list"))
+    assert '"scope": "service"' not in text
+    flows = ciliate("observe", "--from-pod", "frontend", "--to-pod", "my-webapp", "--last", "20", "-o", "json").stdout
+    assert "my-webapp-svc" in flows

@@ -6,8 +6,10 @@ there is no moment without one; an agent that dies leaves it. Errors are ours.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from services.agent.datapath import syscall
@@ -40,22 +42,29 @@ class SocketHooks:
 
         Raises `NotFound` (no such cgroup), `Denied`, `Unavailable` (this kernel does not have it).
         """
-        try:
-            directory = os.open(self._cgroup, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise NotFound(f"cgroup_root: {self._cgroup}: {error.strerror}") from error
         made: list[Path] = []
         try:
-            for name in (name for name in _ORDER if (self._progs / name).exists()):
-                if not self._replace(name, directory):
-                    made.append(self._links / name)
-                    self._create(name, SOCKET_HOOKS[name], directory)
+            with _opened(self._cgroup) as directory:
+                for name in self._loaded():
+                    if not self._replace(name, directory):
+                        made.append(self._links / name)
+                        self._create(name, SOCKET_HOOKS[name], directory)
         except OSError as error:
             for link in made:
                 link.unlink(missing_ok=True)
             raise _error(error, self._cgroup) from error
-        finally:
-            os.close(directory)
+
+    def probe(self) -> None:
+        """Whether this kernel and this cgroup can have hooks: by trying, with one that does nothing without the others.
+
+        Raises as `attach` does.
+        """
+        try:
+            name = self._loaded()[0]
+            with _opened(self._cgroup) as directory, _program(self._progs / name) as program:
+                os.close(syscall.link_create(program, directory, SOCKET_HOOKS[name]))
+        except OSError as error:
+            raise _error(error, self._cgroup) from error
 
     def detach(self) -> None:
         """Take all of them away; those that are not there are a success."""
@@ -68,6 +77,12 @@ class SocketHooks:
         """Names of the hooks that are in place."""
         return sorted(name for name in _ORDER if (self._links / name).exists())
 
+    def _loaded(self) -> list[str]:
+        found = [name for name in _ORDER if (self._progs / name).exists()]
+        if not found:
+            raise NotFound(f"no programs for sockets are pinned in {self._progs}")
+        return found
+
     def _replace(self, name: str, directory: int) -> bool:
         """The pinned link runs the present program now; False where there is none on this cgroup."""
         pin = self._links / name
@@ -77,11 +92,8 @@ class SocketHooks:
         try:
             info = syscall.cgroup_link_info(link)
             if (info.cgroup, info.attach) == (os.fstat(directory).st_ino, SOCKET_HOOKS[name].attach):
-                program = syscall.obj_get(self._progs / name)
-                try:
+                with _program(self._progs / name) as program:
                     syscall.link_update(link, program)
-                finally:
-                    os.close(program)
                 return True
         finally:
             os.close(link)
@@ -89,16 +101,34 @@ class SocketHooks:
         return False
 
     def _create(self, name: str, kind: Kind, directory: int) -> None:
-        program = syscall.obj_get(self._progs / name)
-        try:
+        with _program(self._progs / name) as program:
             link = syscall.link_create(program, directory, kind)
-        finally:
-            os.close(program)
         try:
             self._links.mkdir(parents=True, exist_ok=True)
             syscall.obj_pin(link, self._links / name)
         finally:
             os.close(link)
+
+
+@contextlib.contextmanager
+def _opened(cgroup: Path) -> Iterator[int]:
+    try:
+        directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise NotFound(f"cgroup_root: {cgroup}: {error.strerror}") from error
+    try:
+        yield directory
+    finally:
+        os.close(directory)
+
+
+@contextlib.contextmanager
+def _program(pin: Path) -> Iterator[int]:
+    program = syscall.obj_get(pin)
+    try:
+        yield program
+    finally:
+        os.close(program)
 
 
 def _error(error: OSError, cgroup: Path) -> CiliateError:

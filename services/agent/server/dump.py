@@ -11,6 +11,7 @@ from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.lb import Backend, BackendKey, Revnat, ServiceInfo, ServiceKey
 from services.agent.abi.nat import NatEntry, NatFlags, NatKey, NatWay
 from services.agent.abi.policy import PolicyEntry, PolicyKey
+from services.agent.abi.sock import SockEntry, SockKey
 from services.agent.server.views import protocol_name, socket_text, verdict_name
 from services.model.addresses import from_bytes, key_to_prefix
 from services.model.verdict import Direction, Protocol
@@ -67,6 +68,18 @@ def _revnat(raw_key: bytes, raw_value: bytes) -> Row:
     return str(int.from_bytes(raw_key, "little")), socket_text(from_bytes(bytes(entry.address)), _port(entry.port))
 
 
+def _socket(raw_key: bytes, raw_value: bytes) -> Row:
+    key, entry = SockKey.unpack(raw_key), SockEntry.unpack(raw_value)
+    return (
+        str(key.cookie),
+        protocol_name(key.protocol),
+        socket_text(from_bytes(bytes(entry.address)), _port(entry.port)),
+        socket_text(from_bytes(bytes(key.backend)), _port(key.port)),
+        str(entry.service_id),
+        str(entry.netns),
+    )
+
+
 def _conntrack(raw_key: bytes, raw_value: bytes) -> Row:
     key, entry = CtKey.unpack(raw_key), CtEntry.unpack(raw_value)
     numbers = key.protocol in (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
@@ -117,6 +130,7 @@ IPCACHE = Layout("ipcache", ("prefix", "identity", "tunnel"), _ipcache)
 SERVICES = Layout("services", ("frontend", "service_id", "backends"), _service)
 BACKENDS = Layout("backends", ("service_id", "slot", "backend"), _backend)
 REVNAT = Layout("revnat", ("service_id", "frontend"), _revnat)
+SOCKETS = Layout("sockets", ("socket", "protocol", "service", "backend", "service_id", "netns"), _socket)
 CONNTRACK = Layout(
     "ct",
     (

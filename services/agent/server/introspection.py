@@ -24,7 +24,7 @@ _LAYOUTS = {
     pb.MAP_KIND_CT: (dump.CONNTRACK,),
     pb.MAP_KIND_IPCACHE: (dump.IPCACHE,),
     pb.MAP_KIND_NAT: (dump.NAT,),
-    pb.MAP_KIND_LB: (dump.SERVICES, dump.BACKENDS, dump.REVNAT),
+    pb.MAP_KIND_LB: (dump.SERVICES, dump.BACKENDS, dump.REVNAT, dump.SOCKETS),
 }
 _COUNTED: tuple[MapName, ...] = ("policy", "ipcache", "services", "backends", "revnat", "endpoint_addrs")
 

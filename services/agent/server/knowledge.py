@@ -100,6 +100,10 @@ class Knowledge:
             to_bytes(address) + port.to_bytes(2, "big") for address, port in self.engine.load_balancing.live_backends()
         )
 
+    def namespaces(self) -> list[str]:
+        """Files of the local pods' network namespaces."""
+        return [record.endpoint.netns for record in self.manager.endpoints.values() if record.endpoint.netns]
+
     # -- for people ------------------------------------------------------------------------------------------------
 
     def endpoint(self, text: str) -> EndpointRecord:

@@ -223,6 +223,7 @@ class Cluster:
             "pod_cidr4": node.pod_ranges[0],
             "pod_cidr6": node.pod_ranges[1],
             "source": "folder",
+            "socket_lb": "off",  # all nodes share this machine's cgroups
             "objects_dir": str(self.objects),
             "identity_target": f"unix://{self.root / 'identity.sock'}",
             "run_dir": str(node.run_dir),
