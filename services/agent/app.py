@@ -141,9 +141,8 @@ async def run(config: Config) -> None:
         state = AgentState(config.node_name, config.cluster_name, services.__version__)
         cni = CniServer(Path(config.place(config.cni_socket, "cni.sock")), ends.manager)
         describe(state, sources, driver, sink, ends.registrar, cni, http, registry)
-        state.checks += [relay_check(pipeline), routes.check, kernel.sockets.check]
-        sweeper = SocketSweeper(kernel.maps["sockets"], knowledge.live_backends, knowledge.namespaces)
-        state.counters.append(lambda: {"sockets:closed": sweeper.closed_total})
+        state.checks += [relay_check(pipeline), routes.check]
+        sweeper = _watch_sockets(kernel, knowledge, state)
         AgentMetrics(registry, state, knowledge, driver, mailbox, sink, kernel.maps, cni, sources)
 
         async def enforce() -> None:
@@ -185,6 +184,13 @@ async def run(config: Config) -> None:
         }
         jobs |= {"policy:status": status.run()} if status else {}
         await _forever(jobs | routes.jobs() | _endpoint_jobs(ends))
+
+
+def _watch_sockets(kernel: Kernel, knowledge: Knowledge, state: AgentState) -> SocketSweeper:
+    sweeper = SocketSweeper(kernel.maps["sockets"], knowledge.live_backends, knowledge.namespaces)
+    state.checks.append(kernel.sockets.check)
+    state.counters.append(lambda: {"sockets:closed": sweeper.closed_total})
+    return sweeper
 
 
 async def _forever(jobs: Mapping[str, Coroutine[Any, Any, None]]) -> None:
