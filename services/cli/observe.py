@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import inspect
 import sys
@@ -14,13 +15,16 @@ import yaml
 from google.protobuf.json_format import MessageToDict, MessageToJson
 
 from services.cli import connect, flowtext, output, times
+from services.cli.aggregate import KEYS, Groups
 from services.cli.flowfilter import FLAGS, Filters, build
 from services.common.errors import Invalid
+from services.common.pb.details.v1 import details_pb2
 from services.common.pb.observer import observer_pb2, observer_pb2_grpc
 from services.common.tls import channel
 
 DEFAULT_LAST = 20
 ALL = (1 << 64) - 1
+GROUP_FORMATS = ("table", "json", "yaml")
 FORMATS = ("compact", "dict", "table", "json", "jsonpb", "yaml")
 
 
@@ -84,6 +88,22 @@ async def flows(
             raise connect.explain(role, target, error) from error
 
 
+async def show_groups(servers: connect.Servers, call: observer_pb2.GetFlowsRequest, groups: Groups, how: str) -> None:
+    """Count flows by what they have in common; printed when the call ends or is interrupted."""
+    call.extensions.Pack(details_pb2.WantDetails())
+    try:
+        async for message in flows(servers.relay, servers, "relay", call):
+            if message.WhichOneof("response_types") == "flow":
+                groups.add(message.flow)
+            elif message.WhichOneof("response_types") == "lost_events":
+                print(flowtext.lost(message), file=sys.stderr)
+    except asyncio.CancelledError:
+        pass  # a follower that is interrupted shows what it has
+    items = groups.items()
+    titles = [title for title in groups.titles if items]
+    output.say(output.render(items, [(title, title) for title in titles], output.Output(how), "no flows"))
+
+
 async def show(servers: connect.Servers, call: observer_pb2.GetFlowsRequest, style: flowtext.Style, how: str) -> None:
     """Print flows until the call ends."""
     rows = []
@@ -109,13 +129,23 @@ def observe(context: typer.Context, **options: Any) -> None:
     how = options["output"]
     if how not in FORMATS:
         raise Invalid(f"--output: {how!r} is not known; use one of {', '.join(FORMATS)}")
-    if how == "table" and options["follow"]:
+    by = options["aggregate_by"]
+    if by and how not in GROUP_FORMATS:
+        how = "table" if how == "compact" else how
+        if how not in GROUP_FORMATS:
+            raise Invalid(f"--output: groups are printed as {', '.join(GROUP_FORMATS)}")
+    if how == "table" and options["follow"] and not by:
         raise Invalid("--output: a table cannot follow; use compact")
     filters = build({flag.name: options[flag.name.replace("-", "_")] or [] for flag in FLAGS})
+    if options["aggregate_by"] and not any(options[name] for name in ("last", "first", "follow")):
+        options["everything"] = True
     names = ("last", "first", "everything", "follow", "since", "until")
     call = request(filters, datetime.datetime.now(datetime.UTC), **{name: options[name] for name in names})
     if options["raw"]:
         output.say(raw_filters(filters))
+        return
+    if by:
+        connect.run(show_groups(connect.find(context.obj), call, Groups(by.split(",")), how))
         return
     style = flowtext.Style(
         node_names=options["node_names"],
@@ -150,6 +180,15 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         True,
     ),
     "numeric": (Annotated[bool, typer.Option("--numeric", help="addresses instead of names")], False),
+    "aggregate_by": (
+        Annotated[
+            str,
+            typer.Option(
+                "--aggregate-by", help=f"count flows by a list of: {', '.join(KEYS)}; every one unless --last"
+            ),
+        ],
+        "",
+    ),
     "raw": (Annotated[bool, typer.Option("--print-raw-filters", help="show the filters; ask nobody")], False),
 }
 

@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 
 from services.common.errors import Denied, Exhausted, Invalid
+from services.common.pb.details.v1 import details_pb2
 from services.common.pb.observer import observer_pb2 as pb
 from services.common.pb.observer import observer_pb2_grpc
 from services.common.pb.relay import relay_pb2
@@ -104,7 +105,8 @@ class Observer(observer_pb2_grpc.ObserverServicer):
         with self._stream_slot():
             for status in self._node_events():
                 yield status
-            renderer = Renderer(self._store.dictionaries, self._version, fields)
+            details = request.extensions.Is(details_pb2.WantDetails.DESCRIPTOR)
+            renderer = Renderer(self._store.dictionaries, self._version, fields, details=details)
             cursor = self._store.end
             if not window.only_new:
                 async for response in past(self._store, self._archive, renderer, filters, window):

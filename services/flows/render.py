@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from services.common.pb.details.v1 import details_pb2
 from services.common.pb.flow import flow_pb2 as pb
 from services.common.pb.observer import observer_pb2
 from services.flows import mask, summary
@@ -29,6 +30,18 @@ UNPARSED = "::"
 """The address of a packet that was dropped before its addresses were read."""
 
 
+_COUNTERS = (
+    "packets",
+    "reply_packets",
+    "bytes",
+    "reply_bytes",
+    "rtt_us",
+    "retransmits",
+    "duration_us",
+    "policy_revision",
+)
+
+
 class Row:
     """One row's values as attributes."""
 
@@ -44,8 +57,11 @@ class Row:
 class Renderer:
     """Renders for one stream: parties are rendered once and copied."""
 
-    def __init__(self, dictionaries: Dictionaries, version: str, fields: mask.Tree | None = None) -> None:
-        self._dictionaries, self._fields = dictionaries, fields
+    def __init__(
+        self, dictionaries: Dictionaries, version: str, fields: mask.Tree | None = None, *, details: bool = False
+    ) -> None:
+        """`details`: with `FlowDetails` in the extensions."""
+        self._dictionaries, self._fields, self._details = dictionaries, fields, details
         self._emitter = pb.Emitter(name="Ciliate", version=version)
         self._endpoints: dict[int, tuple[int, pb.Endpoint, str, bool]] = {}
 
@@ -106,6 +122,8 @@ class Renderer:
         if decision is not None:
             self._policies(flow, row, decision)
         self._summarise(flow, row, decision, ipv6=ipv6)
+        if self._details:
+            flow.extensions.Pack(_details(row))
         if self._fields is not None:
             mask.apply(self._fields, flow)
         return response
@@ -224,3 +242,8 @@ def _rendered(party: Party) -> tuple[pb.Endpoint, str, bool]:
 def set_time(target: Any, time_ns: int) -> None:
     """Fill a `google.protobuf.Timestamp`."""
     target.seconds, target.nanos = divmod(time_ns, NANOSECONDS)
+
+
+def _details(row: Row) -> details_pb2.FlowDetails:
+    """What the record counted."""
+    return details_pb2.FlowDetails(kind=row.kind, **{name: getattr(row, name) for name in _COUNTERS})
