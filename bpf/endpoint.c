@@ -13,6 +13,7 @@
 #include "lib/link.h"
 #include "lib/native.h"
 #include "lib/overlay.h"
+#include "lib/refuse.h"
 #include "lib/sock_name.h"
 #include "lib/service_path.h"
 #include "lib/tailcall.h"
@@ -159,6 +160,26 @@ INLINE int handle_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	return send_from_endpoint(skb, ctx, src, entry);
 }
 
+/* As `finish`; the sender of what is refused is told. */
+INLINE int finish_or_refuse(struct __sk_buff *skb, struct pkt_ctx *ctx, int verdict)
+{
+	verdict = finish(skb, ctx, verdict);
+	if (unlikely(verdict == TC_ACT_SHOT && (ctx->flags & CTX_F_REFUSE)))
+		tailcalls.call(skb, TAIL_REFUSE);
+	return verdict;
+}
+
+/* Tail call, for a packet that was dropped as it came: its sender gets an answer. */
+int refuse(struct __sk_buff *skb)
+{
+	struct pkt_ctx *ctx = pkt_context();
+
+	if (!ctx || refuse_packet(skb, ctx))
+		return TC_ACT_SHOT;
+	/* Into the pod without asking its policy: nobody else speaks to it. */
+	return ctx->src_endpoint ? bpf_redirect_peer(skb->ifindex, 0) : bpf_redirect(skb->ifindex, 0);
+}
+
 int from_endpoint(struct __sk_buff *skb)
 {
 	struct pkt_ctx *ctx = pkt_context();
@@ -166,7 +187,7 @@ int from_endpoint(struct __sk_buff *skb)
 	if (!ctx)
 		return TC_ACT_SHOT;
 	ctx->direction = DIR_EGRESS;
-	return finish(skb, ctx, handle_from_endpoint(skb, ctx));
+	return finish_or_refuse(skb, ctx, handle_from_endpoint(skb, ctx));
 }
 
 INLINE int handle_ingress(struct __sk_buff *skb, struct pkt_ctx *ctx)

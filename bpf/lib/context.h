@@ -29,7 +29,7 @@ enum ctx_flags {
 	CTX_F_NO_L4 = 2,          /* a later fragment: ports are remembered from the first */
 	CTX_F_ICMP_ERROR = 4,     /* inner_* describe the packet that the error is about */
 	CTX_F_HTTP = 8,           /* the connection is or was under an L7 rule set: HTTP follows it */
-	CTX_F_SYN = 16,           /* TCP SYN without ACK */
+	CTX_F_SYN = 16,           /* TCP SYN without ACK, SCTP INIT */
 	CTX_F_REVNAT = 32,        /* a reply: service_address and service_port are what the client knows */
 	CTX_F_AUDIT = 64,         /* to HTTP: the receiver is only audited */
 	CTX_F_REFUSE = 128,       /* dropped, and the sender is told at once (refuse.h) */

@@ -5,6 +5,7 @@
 #include "context.h"
 #include "drop_reasons.h"
 #include "parse.h"
+#include "sctp.h"
 
 enum {
 	IPV4_CHECKSUM_OFF = 10,
@@ -64,8 +65,8 @@ INLINE u16 nat_port(const struct pkt_ctx *ctx, bool source)
 	return is_icmp_request(ctx->family, ctx->icmp_type) == source ? ctx->icmp_id : 0;
 }
 
-/* Address and port in the L4 header and its checksum. SCTP's does not cover addresses, and cannot be corrected for
- * ports; ICMPv4's covers no addresses either. */
+/* Address and port in the L4 header and its checksum. ICMPv4's does not cover addresses; SCTP's neither, and it changes
+ * for both ports at once (nat_apply). */
 INLINE int nat_end_l4(struct __sk_buff *skb, const struct pkt_ctx *ctx, bool source, struct addr *from, struct addr *to,
 		      u16 port)
 {
@@ -76,13 +77,13 @@ INLINE int nat_end_l4(struct __sk_buff *skb, const struct pkt_ctx *ctx, bool sou
 	/* The v4-mapped prefix is the same on both sides: the difference of 16 bytes is that of 4. */
 	s64 diff = bpf_csum_diff(from, sizeof(*from), to, sizeof(*to), 0);
 
-	if (ctx->protocol != PROTO_SCTP && ctx->protocol != PROTO_ICMP &&
+	if (unlikely(ctx->protocol == PROTO_SCTP))
+		return 0;
+	if (ctx->protocol != PROTO_ICMP &&
 	    bpf_l4_csum_replace(skb, checksum, 0, diff, BPF_F_PSEUDO_HDR | flags))
 		return nat_failed();
 	if (port == old_port)
 		return 0;
-	if (ctx->protocol == PROTO_SCTP)
-		return DROP_UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE;
 	if (bpf_l4_csum_replace(skb, checksum, old_port, port, sizeof(port) | flags) ||
 	    bpf_skb_store_bytes(skb, at, &port, sizeof(port), 0))
 		return nat_failed();
@@ -127,6 +128,9 @@ INLINE int nat_apply(struct __sk_buff *skb, struct pkt_ctx *ctx, struct nat *nat
 {
 	int i, reason = 0;
 
+	if (unlikely(ctx->protocol == PROTO_SCTP && !(ctx->flags & CTX_F_NO_L4)))
+		reason = sctp_ports(skb, ctx, nat->flags & NAT_SOURCE ? nat->sport : ctx->sport,
+				    nat->flags & NAT_DESTINATION ? nat->dport : ctx->dport);
 #pragma nounroll
 	for (i = 0; i < 2; i++) {
 		bool source = i == 0;

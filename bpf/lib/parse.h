@@ -154,6 +154,13 @@ INLINE int parse_datagram(struct __sk_buff *skb, struct pkt_ctx *ctx, u32 off)
 	ctx->dport = l4->dport;
 	ctx->payload_off = off + 8;
 	ctx->payload_len = ctx->ip_len + L3_OFF - ctx->payload_off;
+	/* Behind SCTP's header: the first chunk's type. INIT is what SYN is to TCP. */
+	if (unlikely(ctx->protocol == PROTO_SCTP)) {
+		u8 *chunk = packet_bytes(skb, off + 12, 1);
+
+		if (chunk && *chunk == SCTP_CHUNK_INIT)
+			ctx->flags |= CTX_F_SYN;
+	}
 	return 0;
 }
 

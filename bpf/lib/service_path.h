@@ -26,6 +26,12 @@ INLINE bool has_services(u8 protocol)
 	return protocol == PROTO_TCP || protocol == PROTO_UDP || protocol == PROTO_SCTP;
 }
 
+/* A packet that cannot open a connection. */
+INLINE bool cannot_open(const struct pkt_ctx *ctx)
+{
+	return (ctx->protocol == PROTO_TCP || ctx->protocol == PROTO_SCTP) && !(ctx->flags & CTX_F_SYN);
+}
+
 INLINE bool backend_is(const struct backend *b, const struct ct_entry *entry)
 {
 	return b && b->port == entry->nat_port && addr_equal(&b->address, &entry->nat_address);
@@ -43,7 +49,7 @@ INLINE bool keeps_backend(struct pkt_ctx *ctx, const struct ct_entry *chosen)
 
 	if (ctx->now_ns > chosen->expires_ns)
 		return false;
-	if (ctx->protocol == PROTO_TCP && !(ctx->flags & CTX_F_SYN))
+	if (cannot_open(ctx))
 		return true;
 	ctx->key.remote = chosen->nat_address;
 	ctx->key.remote_port = chosen->nat_port;
@@ -56,7 +62,7 @@ INLINE bool keeps_backend(struct pkt_ctx *ctx, const struct ct_entry *chosen)
 	ctx->key.remote = address;
 	ctx->key.remote_port = port;
 	ctx->key.scope = CT_SCOPE_SERVICE;
-	if (ctx->protocol != PROTO_TCP && answered)
+	if (ctx->protocol == PROTO_UDP && answered)
 		return true;
 	return live && !answered && backend_is(backend_at(chosen->service_id, chosen->nat_slot), chosen);
 }
@@ -121,7 +127,7 @@ INLINE int service_backend(struct pkt_ctx *ctx, struct addr *to, u16 *port)
 	struct service_key frontend = {
 		.address = ctx->daddr, .port = ctx->dport, .protocol = ctx->protocol, .scope = SCOPE_INTERNAL
 	};
-	bool inside = ctx->protocol == PROTO_TCP && !(ctx->flags & CTX_F_SYN);
+	bool inside = cannot_open(ctx);
 	struct service_info *service = NULL;
 	struct ct_entry *chosen;
 	int reason;

@@ -14,6 +14,7 @@ enum tail_call {
 	TAIL_HOST_POLICY = 5, /* the node's turn, of ctx->direction; then its stack or ctx->dst_endpoint */
 	TAIL_NAT_IN = 6,  /* translate a packet that came in by a device or the overlay */
 	TAIL_NAT_OUT = 7, /* translate a packet that leaves by a device */
+	TAIL_REFUSE = 8,  /* a dropped packet becomes its own refusal */
 	TAIL_COUNT = 16,
 };
 

@@ -156,6 +156,10 @@ class Node:
             "refined",
             "services",
             "backends",
+            "backend_slots",
+            "maglev",
+            "source_ranges",
+            "affinity",
             "revnat",
             "endpoint_addrs",
             "endpoint_ifs",
@@ -251,14 +255,25 @@ class Node:
         for direction in directions or (Direction.INGRESS, Direction.EGRESS):
             self.rule(pod, direction, rule_id=0)
 
-    def service(self, service_id: int, vip: str, port: int, backends: list[tuple[str, int]], protocol: int = 6) -> None:
+    def service(
+        self,
+        service_id: int,
+        vip: str,
+        port: int,
+        backends: list[tuple[str, int]],
+        protocol: int = 6,
+        *,
+        scope: int = 0,
+        **info: int,
+    ) -> None:
+        """A frontend and its backends; `info`: further fields of `ServiceInfo`."""
         for slot, (address, target) in enumerate(backends):
             value = Backend(address=ip(address), port=be16(target), protocol=protocol)
             self.map("backends").update(BackendKey(service_id=service_id, slot=slot).pack(), value.pack())
         self.map("revnat").update(u32(service_id), Revnat(address=ip(vip), port=be16(port)).pack())
         self.map("services").update(
-            ServiceKey(address=ip(vip), port=be16(port), protocol=protocol).pack(),
-            ServiceInfo(service_id=service_id, backend_count=len(backends)).pack(),
+            ServiceKey(address=ip(vip), port=be16(port), protocol=protocol, scope=scope).pack(),
+            ServiceInfo(service_id=service_id, backend_count=len(backends), **info).pack(),
         )
 
     def change_policy(self, pod: Pod) -> None:

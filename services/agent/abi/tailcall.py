@@ -16,6 +16,7 @@ class TailCall(IntEnum):
     TAIL_HOST_POLICY = 5
     TAIL_NAT_IN = 6
     TAIL_NAT_OUT = 7
+    TAIL_REFUSE = 8
 
     @property
     def program(self) -> str:

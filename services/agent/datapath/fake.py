@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from services.agent.abi.endpoints import HOST_ENDPOINT, EndpointFlags, EndpointInfo
 from services.agent.abi.events import EventType
 from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
-from services.agent.abi.layout import be16
-from services.agent.abi.lb import Backend, BackendKey, ServiceInfo, ServiceKey
+from services.agent.abi.lb import Scope
 from services.agent.abi.refined import RefinedKey
+from services.agent.datapath.fake_lb import Client, ReferenceBalancer
 from services.agent.datapath.fake_policy import decide
 from services.model.identity import Reserved
 from services.model.verdict import Direction, DropReason, Protocol
@@ -297,20 +297,18 @@ class ReferenceDatapath:
     def _service(self, packet: Packet, sender: EndpointInfo) -> tuple[Packet, tuple[bytes, int] | None]:
         """Where a Service's client really goes, and what it had addressed."""
         key = connection_key(packet, sends=True)
-        if packet.protocol not in (Protocol.TCP, Protocol.UDP) or self._settled(packet, self.conntrack.get(key)):
+        with_services = packet.protocol in (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
+        if not with_services or self._settled(packet, self.conntrack.get(key)):
             return packet, None
-        raw = self.maps["services"].get(
-            ServiceKey(address=packet.destination, port=be16(packet.dport), protocol=packet.protocol).pack()
-        )
         if key not in self.chosen:
-            if raw is None:
+            balancer = ReferenceBalancer(self.maps, self._choose)
+            found = balancer.find(packet.destination, packet.dport, packet.protocol, Scope.INTERNAL)
+            if found is None:
                 return packet, None
-            info = ServiceInfo.unpack(raw)
-            if not opens(packet) or not info.backend_count:
+            backend = balancer.select(*found, Client(packet.source, packet.sport)) if opens(packet) else None
+            if backend is None:
                 raise self._drop(DropReason.SERVICE_BACKEND_NOT_FOUND, sender.id, 0)
-            slot = BackendKey(service_id=info.service_id, slot=self._choose(info.backend_count)).pack()
-            backend = Backend.unpack(self.maps["backends"][slot])
-            self.chosen[key] = bytes(backend.address), be16(backend.port)
+            self.chosen[key] = backend
         address, port = self.chosen[key]
         return replace(packet, destination=address, dport=port), (packet.destination, packet.dport)
 
