@@ -198,7 +198,7 @@ class Cluster:
         cgroup = self._cgroups.node(node.name)
         config |= {"cgroup_root": str(cgroup)} if cgroup else {"socket_lb": "off"}
         return self._part(
-            f"agent-{node.name}", "services.agent", config, lambda: self._agent_ready(node.name), node.name
+            f"agent-{node.name}", "services.agent", config, lambda: self.agent_ready(node.name), node.name
         )
 
     async def _launch(self, part: _Part) -> None:
@@ -228,7 +228,8 @@ class Cluster:
                 return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
         return False
 
-    async def _agent_ready(self, node: str) -> bool:
+    async def agent_ready(self, node: str) -> bool:
+        """Whether a node's agent enforces."""
         if not (self._paths.node(node) / "cni.sock").exists():
             return False
         async with channel(self.agent_target(node), self.client, "agent") as there:
