@@ -86,7 +86,7 @@ async def test_an_agent_that_is_killed_and_comes_back_fails_no_request(sandbox: 
         os.kill(agent["pid"], signal.SIGKILL)
     async with asyncio.timeout(60):
         for name in agents:
-            while not await sandbox.cluster.agent_ready(name.removeprefix("agent-")):
+            while not await sandbox.cluster.agent_ready(name.removeprefix("agent-")):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.1)
     found = await load.end()
     assert found["failed"] == 0, found
