@@ -1,0 +1,201 @@
+"""Short connections and requests through a Service between two pods, flows on, against kube-proxy's rules.
+
+    ratio_1 ratio_1k ratio_10k ratio_30k   short connections per second, over kube-proxy's iptables rules for as many
+                                 Services on the same pods with plain routing; the rule of the Service in use is the
+                                 last of the chain. `_middle`: half-way, where a Service is on average
+    nft_ratio_*                  the same over kube-proxy's nftables mode
+    kept_ratio_* kept_nft_*      requests per second on one connection
+    p99_us_* iptables_p99_us_*   of a short connection
+    update_p50_ms_* update_p99_ms_*   one endpoint of one Service changes -> the maps have it, by the agent's engine
+    iptables_update_ms_* nft_update_ms_*   the same by iptables-restore --noflush and nft -f, median
+    service_bytes backend_bytes  kernel memory; agent_service_bytes: the agent's, of a Service with two endpoints
+
+Every Service has two endpoints. Ours are balanced at the socket; the pods are policed and every connection is a flow.
+Client and server share one core; on the other the ring is read as fast as an agent reads it. Ratios are medians over
+interleaved rounds. The last line is one JSON object. `--quick`: up to 1,000 Services, for trying the bench itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import _service_traffic as traffic
+from bench._kube_proxy import Iptables, Nftables, Service
+from bench._service_updates import Agent
+from bench.datapath import prepare, read_events
+from services.agent.abi.config import ConfigFlags
+from services.model.verdict import Direction
+from tests.datapath.node import sh
+from tests.datapath.socketed import hooked
+from tests.datapath.wire import WiredNode
+
+SIZES = {1: "1", 1_000: "1k", 10_000: "10k", 30_000: "30k"}
+PORTS = (8080, 8081)
+ADDRESS, PORT = "10.96.0.10", 80
+PEER_UPDATES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A pair of pods and what balances between them."""
+
+    name: str
+    node: WiredNode
+    cgroup: Path | None = None
+
+    def measure(self, kind: str, seconds: float) -> traffic.Sample:
+        """The client's side of one round."""
+        netns = self.node.pod_ns(self.node.pods[1])
+        return traffic.measure(kind, netns, ADDRESS, PORT, seconds, self.cgroup)
+
+
+def make_node(cache: Path, number: int, policed: bool) -> WiredNode:
+    """A node with a client and a server; without policy nothing of ours touches a packet."""
+    node = WiredNode(cache, number, ct=262_144, ct_queue=32_768, services=65_536, backends=262_144)
+    try:
+        node.settings(flags=ConfigFlags.SOCKET_LB, ct_queue_places=32_768)
+        client, server = node.add_pod(1, 1001), node.add_pod(2, 1002)
+        for pod in (client, server):
+            prepare(node.pod_ns(pod))
+        for identity in range(2000, 2100):  # a policy of some size around the rules that matter
+            node.rule(server, Direction.INGRESS, identity, 6, 80)
+        for port in PORTS:
+            node.rule(client, Direction.EGRESS, 1002, 6, port, rule_id=12)
+            node.rule(server, Direction.INGRESS, 1001, 6, port, rule_id=11)
+        if not policed:
+            for pod in node.pods.values():
+                sh("tc", "qdisc", "del", "dev", f"lxc{pod.id}", "clsact", netns=node.name)
+    except BaseException:
+        node.close()
+        raise
+    return node
+
+
+def filler(index: int) -> Service:
+    """A Service that nobody uses."""
+    endpoints = (f"10.{128 + (index >> 15)}.{(index >> 7) & 255}.{2 * (index & 127) + k}:8080" for k in (0, 1))
+    return Service(
+        f"bench/svc-{index}:http", f"10.{97 + (index >> 16)}.{(index >> 8) & 255}.{index & 255}", 80, tuple(endpoints)
+    )
+
+
+def services_of(node: WiredNode, size: int, middle: bool = False) -> list[Service]:
+    """`size` Services; the one in use is the last, or in the middle."""
+    server = node.pods[2].ipv4
+    used = Service("bench/used:http", ADDRESS, PORT, tuple(f"{server}:{port}" for port in PORTS))
+    before = size // 2 if middle else size - 1
+    return [*(filler(i) for i in range(before)), used, *(filler(i) for i in range(before, size - 1))]
+
+
+@contextlib.contextmanager
+def contestants(cache: Path) -> Iterator[dict[str, Contestant]]:
+    """ours, iptables, nftables: each with its servers running."""
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for number, name in enumerate(("ours", "iptables", "nftables"), start=1):
+            node = make_node(cache, number, policed=name == "ours")
+            stack.callback(node.close)
+            cgroup = None
+            if name == "ours":
+                cgroup = stack.enter_context(hooked(node.root, node.name))[0].path
+            server = node.pods[2]
+            stack.enter_context(traffic.servers(node.pod_ns(server), server.ipv4, PORTS, cgroup))
+            found[name] = Contestant(name, node, cgroup)
+        yield found
+
+
+def play(players: list[Contestant], rounds: int, seconds: float) -> dict[tuple[str, str], list[traffic.Sample]]:
+    """Interleaved rounds, each starting with another one."""
+    samples: dict[tuple[str, str], list[traffic.Sample]] = {}
+    for number in range(rounds):
+        for kind in ("short", "kept"):
+            for player in players[number % len(players) :] + players[: number % len(players)]:
+                taken = player.measure(kind, seconds if kind == "short" else seconds / 2)
+                samples.setdefault((player.name, kind), []).append(taken)
+    return samples
+
+
+def compare(samples: dict[tuple[str, str], list[traffic.Sample]], suffix: str) -> dict[str, float]:
+    """Medians of rounds' ratios; p99 is the rounds' median, too."""
+
+    def ratio(kind: str, peer: str) -> float:
+        pairs = zip(samples["ours", kind], samples[peer, kind], strict=True)
+        return statistics.median(ours.rate / theirs.rate for ours, theirs in pairs)
+
+    def median(name: str, what: str) -> float:
+        return statistics.median(getattr(sample, what) for sample in samples[name, "short"])
+
+    figures = {f"ratio_{suffix}": ratio("short", "iptables"), f"kept_ratio_{suffix}": ratio("kept", "iptables")}
+    for name, prefix in (("ours", ""), ("iptables", "iptables_"), ("nftables", "nft_")):
+        if (name, "short") in samples:
+            figures[f"{prefix}per_s_{suffix}"] = median(name, "rate")
+            figures[f"{prefix}p99_us_{suffix}"] = median(name, "p99_us")
+    if ("nftables", "short") in samples:
+        figures[f"nft_ratio_{suffix}"] = ratio("short", "nftables")
+        figures[f"kept_nft_{suffix}"] = ratio("kept", "nftables")
+    return figures
+
+
+def updates(peers: tuple[Iptables, Nftables], agent: Agent, chosen: Service, suffix: str) -> dict[str, float]:
+    """One endpoint changes, again and again."""
+    figures = {}
+    for name, peer in zip(("iptables", "nft"), peers, strict=True):
+        taken = [peer.update(chosen) for _ in range(PEER_UPDATES)]
+        figures[f"{name}_update_ms_{suffix}"] = statistics.median(taken) * 1000
+    p50, p99 = agent.update_ms()
+    return figures | {f"update_p50_ms_{suffix}": p50, f"update_p99_ms_{suffix}": p99}
+
+
+def run(players: dict[str, Contestant], sizes: list[int], rounds: int, seconds: float) -> dict[str, float]:
+    """All sizes, growing."""
+    ours, other = players["ours"], players["nftables"]
+    iptables, nftables = Iptables(players["iptables"].node.name), Nftables(other.node.name)
+    nftables.install()
+    agent = Agent(ours.node)
+    figures: dict[str, float] = {}
+    known: set[str] = set()
+    for size in sizes:
+        suffix = SIZES[size]
+        iptables.install(services_of(players["iptables"].node, size))
+        wanted = services_of(other.node, size)
+        nftables.add([service for service in wanted if service.name not in known])
+        known |= {service.name for service in wanted}
+        agent.set_services(services_of(ours.node, size))
+        figures |= compare(play(list(players.values()), rounds, seconds), suffix)
+        figures |= updates((iptables, nftables), agent, filler(0) if size > 1 else wanted[0], suffix)
+        if size >= 10_000:
+            iptables.install(services_of(players["iptables"].node, size, middle=True))
+            two = [players["ours"], players["iptables"]]
+            key = f"{suffix}_middle"
+            figures[f"ratio_{key}"] = compare(play(two, max(rounds // 2, 1), seconds), key)[f"ratio_{key}"]
+        print(suffix, {k: round(v, 2) for k, v in figures.items() if k.endswith(suffix)}, file=sys.stderr)
+    return figures | agent.memory()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="up to 1,000 Services, for trying the bench itself")
+    quick = parser.parse_args().quick
+    sizes, rounds, seconds = ([1, 1_000], 3, 0.3) if quick else (list(SIZES), 7, 0.7)
+    with tempfile.TemporaryDirectory() as folder, contestants(Path(folder)) as players:
+        reader = read_events(players["ours"].node)
+        try:
+            figures = run(players, sizes, rounds, seconds)
+        finally:
+            os.kill(reader, signal.SIGTERM)
+            os.waitpid(reader, 0)
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()
