@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from services.common.pb.details.v1 import details_pb2
 
 from services.cli import aggregate
 from services.cli.aggregate import KEYS, Groups, duration
 from services.common.errors import Invalid
+from services.common.pb.details.v1 import details_pb2
 from services.common.pb.flow import flow_pb2
 
 CLOSE = details_pb2.FlowDetails.CLOSE
