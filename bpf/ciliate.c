@@ -2,6 +2,7 @@
 /* The datapath as one translation unit: compiled once, so that all programs share their maps. */
 #include "endpoint.c"
 #include "http.c"
+#include "http_deny.c"
 #include "nat.c"
 #include "netdev.c"
 #include "overlay.c"

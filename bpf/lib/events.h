@@ -20,6 +20,12 @@ enum event_flags {
 	EVENT_F_AUDIT = 1, /* passed, though policy refuses it: drop_reason says why it would have been dropped */
 };
 
+/* event_header.subtype of EVENT_HTTP_REQUEST. */
+enum http_event_subtype {
+	HTTP_EVENT_REQUEST = 0,  /* refused, or without a response that could be told to be its */
+	HTTP_EVENT_ANSWERED = 1, /* with its response: status and latency */
+};
+
 struct event_header {
 	u8 type;
 	u8 subtype;
@@ -69,10 +75,10 @@ struct http_event {
 	struct event_connection connection;
 	u8 http_version; /* 10, 11; 0 = not known */
 	u8 method_len;
-	u16 status;   /* the kernel's own answer (403), 0 = passed on */
+	u16 status;   /* of the response; the kernel's own answer (403) with a drop_reason; 0 = none */
 	u16 path_len; /* of the whole path; more than 136 = cut */
 	u16 pad1;
-	u32 latency_us;
+	u32 latency_us; /* since the request's head was complete: of the response's head, or of this record */
 	u32 l7_ruleset;
 	char method[16];
 	char path[136];

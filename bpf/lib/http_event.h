@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* One event per request, when its head is complete or refused. Method and path are read from the packet then, not byte
- * by byte on the way; what an earlier packet had of them waits in the connection's entry. */
+/* One event per request: when it is refused, or when the head of its response has come (http_hook.h), or when it is
+ * clear that none will. Method and path are read from the packet when the request's head is complete, not byte by byte on
+ * the way; what an earlier packet had of them waits in the connection's entry. */
 #pragma once
+#include "conntrack.h"
 #include "events.h"
 #include "http_state.h"
 
@@ -48,61 +50,104 @@ INLINE void http_collect(struct __sk_buff *skb, const struct pkt_ctx *ctx, struc
 	now->path_saved = http_collect_field(skb, ctx, w->path, now->path_saved, now->path_seq, length);
 }
 
-/* An earlier packet ended behind the path, before it was known where that is. */
-INLINE void http_emit_path(struct http_event *e, const struct http_work *w, u32 saved)
-{
-	u64 length = e->path_len;
-
-	if (likely(saved <= length)) {
-		__builtin_memcpy(e->path, w->path, HTTP_PATH_MAX);
-		return;
-	}
-	__builtin_memset(e->path, 0, HTTP_PATH_MAX);
-	if (!length || length > HTTP_PATH_MAX)
-		return;
-	asm volatile("%0 &= 255" : "+r"(length));
-	if (length <= HTTP_PATH_MAX)
-		bpf_probe_read_kernel(e->path, length, w->path);
-}
-
-INLINE void http_emit(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w, u16 status, u8 reason)
+/* What an event says of the request whose head was read last. */
+INLINE void http_note(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w, u8 reason)
 {
 	const struct http_parse *now = &w->flow.now;
-	struct http_event *e;
+	struct http_asked *asked = &w->asked;
 
 	/* Not the byte at which a malformed request ended. */
 	http_collect(skb, ctx, w, ctx->tcp_seq + w->pos - (reason ? 1 : 0));
-	e = http_events.ringbuf_reserve(sizeof(*e));
+	asked->complete_ns = precise_now(ctx);
+	asked->rule_id = ctx->rule_id;
+	asked->src_identity = ctx->src_identity;
+	asked->policy_revision = ctx->policy_revision;
+	asked->service_id = ctx->service_id;
+	asked->ruleset = now->ruleset;
+	asked->path_len = now->path_len || (now->flags & HTTP_F_DECIDED) ? now->path_len : now->path_saved;
+	asked->http_version = now->flags & HTTP_F_DECIDED ? (now->flags & HTTP_F_VERSION_10 ? 10 : 11) : 0;
+	asked->method_len = now->method_len;
+	asked->match_type = ctx->match_type;
+	asked->audited = w->audit ? reason : 0;
+	/* An earlier packet ended behind the path, before it was known where that is. */
+	if (unlikely(now->path_saved > asked->path_len)) {
+		u64 length = asked->path_len;
+
+		asm volatile("%0 &= 255" : "+r"(length));
+		if (length < HTTP_PATH_MAX)
+			bpf_probe_read_kernel(&w->path[length], HTTP_PATH_MAX - length, w->zeros);
+	}
+}
+
+/* `from_server`: the packet at hand is the server's. */
+INLINE void http_emit(struct pkt_ctx *ctx, const struct http_asked *asked, const u8 *method, const u8 *path,
+		      bool from_server, u16 status, u8 reason)
+{
+	u64 age_us;
+	struct http_event *e = http_events.ringbuf_reserve(sizeof(*e));
+
 	if (!e) {
 		count_lost(EVENT_HTTP_REQUEST);
 		return;
 	}
-	event_header_fill(&e->header, EVENT_HTTP_REQUEST, ctx->dst_endpoint);
-	e->header.flags = reason && w->audit ? EVENT_F_AUDIT : 0;
-	e->connection.saddr = ctx->saddr;
-	e->connection.daddr = ctx->daddr;
-	e->connection.sport = ctx->sport;
-	e->connection.dport = ctx->dport;
+	event_header_at(&e->header, EVENT_HTTP_REQUEST, from_server ? ctx->src_endpoint : ctx->dst_endpoint,
+			precise_now(ctx));
+	e->header.flags = asked->audited ? EVENT_F_AUDIT : 0;
+	e->header.subtype = from_server && status ? HTTP_EVENT_ANSWERED : HTTP_EVENT_REQUEST;
+	e->connection.saddr = from_server ? ctx->daddr : ctx->saddr;
+	e->connection.daddr = from_server ? ctx->saddr : ctx->daddr;
+	e->connection.sport = from_server ? ctx->dport : ctx->sport;
+	e->connection.dport = from_server ? ctx->sport : ctx->dport;
 	e->connection.protocol = PROTO_TCP;
 	e->connection.tcp_flags = ctx->tcp_flags;
 	e->connection.direction = DIR_INGRESS;
-	e->connection.ct_state = ctx->ct_state;
-	e->connection.src_identity = ctx->src_identity;
-	e->connection.dst_identity = ctx->dst_identity;
-	e->connection.rule_id = ctx->rule_id;
-	e->connection.policy_revision = ctx->policy_revision;
-	e->connection.drop_reason = reason;
-	e->connection.match_type = ctx->match_type;
+	e->connection.ct_state = CT_ESTABLISHED;
+	e->connection.src_identity = asked->src_identity;
+	e->connection.dst_identity = from_server ? ctx->src_identity : ctx->dst_identity;
+	e->connection.rule_id = asked->rule_id;
+	e->connection.policy_revision = asked->policy_revision;
+	e->connection.drop_reason = reason | asked->audited;
+	e->connection.match_type = asked->match_type;
 	e->connection.pad0 = 0;
-	e->connection.service_id = ctx->service_id;
-	e->http_version = now->flags & HTTP_F_DECIDED ? (now->flags & HTTP_F_VERSION_10 ? 10 : 11) : 0;
-	e->method_len = now->method_len;
+	e->connection.service_id = asked->service_id;
+	e->http_version = asked->http_version;
+	e->method_len = asked->method_len;
 	e->status = status;
-	e->path_len = now->path_len || (now->flags & HTTP_F_DECIDED) ? now->path_len : now->path_saved;
+	e->path_len = asked->path_len;
 	e->pad1 = 0;
-	e->latency_us = 0;
-	e->l7_ruleset = now->ruleset;
-	__builtin_memcpy(e->method, w->method, HTTP_METHOD_MAX);
-	http_emit_path(e, w, now->path_saved);
+	age_us = (e->header.time_ns - asked->complete_ns) / 1000;
+	e->latency_us = age_us > 0xffffffff ? 0xffffffff : age_us;
+	e->l7_ruleset = asked->ruleset;
+	__builtin_memcpy(e->method, method, HTTP_METHOD_MAX);
+	__builtin_memcpy(e->path, path, HTTP_PATH_MAX);
 	http_events.ringbuf_submit(e, wakeup_flags(ctx));
+}
+
+/* Report the request that the connection waits for an answer to, if there is one: status 0 says that there was none.
+ * True: there was one. `from_server`: the packet at hand is the server's. */
+INLINE bool http_settle(struct pkt_ctx *ctx, struct http_conn *conn, bool from_server, u16 status)
+{
+	if (__sync_val_compare_and_swap(&conn->asked.waiting, (u64)HTTP_WAITS, (u64)HTTP_TAKEN) != HTTP_WAITS)
+		return false;
+	http_emit(ctx, &conn->asked, conn->asked_method, conn->asked_path, from_server, status, 0);
+	conn->asked.waiting = HTTP_WAITS_NOT;
+	return true;
+}
+
+/* The request of the packet at hand is on its way to the server: its event waits for the answer. */
+INLINE void http_expect(struct pkt_ctx *ctx, struct http_work *w, struct http_conn *conn)
+{
+	struct http_asked *asked = &conn->asked;
+
+	if (likely(!asked->waiting && !asked->pipelined && !w->asked.pipelined)) {
+		w->asked.waiting = HTTP_WAITS_NOT;
+		*asked = w->asked;
+		__builtin_memcpy(conn->asked_method, w->method, HTTP_METHOD_MAX);
+		__builtin_memcpy(conn->asked_path, w->path, HTTP_PATH_MAX);
+		__sync_fetch_and_add(&asked->waiting, HTTP_WAITS);
+		return;
+	}
+	asked->pipelined |= http_settle(ctx, conn, false, 0) | w->asked.pipelined;
+	if (w->asked.waiting)
+		http_emit(ctx, &w->asked, w->method, w->path, false, 0, 0);
 }

@@ -5,6 +5,8 @@
 #pragma once
 #include "types.h"
 
+/* "HTTP/1.1", as a little-endian or big-endian machine reads it. */
+#define HTTP_VERSION_11 bpf_htonll(0x485454502f312e31ULL)
 #define HTTP_GRAMMAR_STATES 128
 #define HTTP_GRAMMAR_VIEWS 2
 #define HTTP_ATTENTIVE HTTP_GRAMMAR_STATES /* added to a phase: the second view */

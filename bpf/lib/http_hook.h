@@ -6,9 +6,9 @@
  * what has arrived. The socket's rcv_nxt would not: it lags while packets wait in the socket's backlog. */
 #pragma once
 #include "drop_reasons.h"
-#include "http_state.h"
-#include "http_tables.h"
+#include "http_event.h"
 #include "http_grammar.h"
+#include "http_tables.h"
 #include "parse.h"
 
 /* Packets that the kernel sends in the server's name. Pods cannot set it: the mark is cleared when a packet changes
@@ -43,6 +43,30 @@ INLINE void http_open(struct pkt_ctx *ctx)
 	http_conns.update(&ctx->key, conn);
 }
 
+#define HTTP_STATUS_LINE 12 /* "HTTP/1.1 200" */
+#define HTTP_STATUS_UPGRADE 101
+
+/* The head of a response, where one is waited for: a packet that begins with a status line. */
+INLINE void http_response(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_conn *conn)
+{
+	u64 line[2] = {};
+	u8 *text = (u8 *)line;
+	u32 i, status = 0;
+
+	if (ctx->payload_len < HTTP_STATUS_LINE || bpf_skb_load_bytes(skb, ctx->payload_off, line, HTTP_STATUS_LINE))
+		return;
+	if ((line[0] | bpf_htonll(1)) != HTTP_VERSION_11 || text[8] != ' ')
+		return;
+#pragma unroll
+	for (i = 9; i < HTTP_STATUS_LINE; i++) {
+		if (text[i] < '0' || text[i] > '9')
+			return;
+		status = status * 10 + text[i] - '0';
+	}
+	if (status >= 200 || status == HTTP_STATUS_UPGRADE) /* those below announce another one */
+		http_settle(ctx, conn, true, status);
+}
+
 /* A packet from a server pod to its client on a connection under HTTP policy; ctx->key is the server's conntrack key.
  * Called before the packet is rewritten or sent on. Returns 0 or a drop reason. */
 INLINE int http_reply_hook(struct __sk_buff *skb, struct pkt_ctx *ctx)
@@ -58,7 +82,14 @@ INLINE int http_reply_hook(struct __sk_buff *skb, struct pkt_ctx *ctx)
 			http_open(ctx);
 		return 0;
 	}
-	if (!conn || (ctx->tcp_flags & (TCP_ACK | TCP_RST)) != TCP_ACK)
+	if (!conn)
+		return 0;
+	if (conn->asked.waiting == HTTP_WAITS) {
+		http_response(skb, ctx, conn);
+		if (unlikely(ctx->tcp_flags & (TCP_FIN | TCP_RST)))
+			http_settle(ctx, conn, true, 0);
+	}
+	if ((ctx->tcp_flags & (TCP_ACK | TCP_RST)) != TCP_ACK)
 		return 0;
 	/* The kernel has answered in the server's place: what it still says would contradict. */
 	if (unlikely(conn->flow.mode == HTTP_ANSWERED || conn->flow.mode == HTTP_RESET))

@@ -12,8 +12,6 @@
 #define HTTP_HEAD_BYTES 65536
 #define HTTP_LENGTH_DIGITS 15
 #define HTTP_CHUNK_DIGITS 12
-/* As a little-endian or big-endian machine reads them. */
-#define HTTP_VERSION_11 bpf_htonll(0x485454502f312e31ULL)
 #define HTTP_LINE_END bpf_htons(0x0d0a)
 #define HTTP_RANGE_MAX (1U << 30) /* of a body that sequence numbers can tell from what was before */
 

@@ -81,6 +81,32 @@ struct http_flow {
 };
 _Static_assert(sizeof(struct http_flow) == 184, "http_flow");
 
+enum http_waiting {
+	HTTP_WAITS_NOT = 0,
+	HTTP_WAITS = 1,
+	HTTP_TAKEN = 2, /* by a program that is writing its event */
+};
+
+/* A request that was allowed and is not answered yet: both make one event. Whoever turns `waiting` from HTTP_WAITS into
+ * HTTP_TAKEN reports it. */
+struct http_asked {
+	u64 complete_ns; /* when its head was */
+	u64 waiting;     /* enum http_waiting */
+	u32 rule_id;
+	u32 src_identity;
+	u32 policy_revision;
+	u32 service_id;
+	u16 ruleset;
+	u16 path_len;
+	u8 http_version; /* 10, 11 */
+	u8 method_len;
+	u8 match_type;
+	u8 pipelined; /* requests came before answers: from here on nobody counts which belongs to which */
+	u8 audited;   /* drop reason that the request would have had */
+	u8 pad[7];
+};
+_Static_assert(sizeof(struct http_asked) == 48, "http_asked");
+
 struct http_conn {
 	u64 version;
 	u32 acked;  /* highest byte that the server has acknowledged: its rcv_nxt, or less */
@@ -89,10 +115,13 @@ struct http_conn {
 		     * chooses the one, the server the other. */
 	u32 pad;
 	struct http_flow flow;
-	u8 method[HTTP_METHOD_MAX];
+	u8 method[HTTP_METHOD_MAX]; /* of a head that is not complete */
 	u8 path[HTTP_PATH_MAX];
+	struct http_asked asked;
+	u8 asked_method[HTTP_METHOD_MAX];
+	u8 asked_path[HTTP_PATH_MAX];
 };
-_Static_assert(sizeof(struct http_conn) == 360, "http_conn");
+_Static_assert(sizeof(struct http_conn) == 560, "http_conn");
 
 BPF_F_TABLE("lru_hash", struct ct_key, struct http_conn, http_conns, 65536, 0);
 
@@ -121,6 +150,7 @@ struct http_work {
 	u8 byte;
 	u8 audit; /* nothing is refused: only told */
 	u8 pad[3];
+	struct http_asked asked; /* waiting: a head of this packet is complete; its method and path are those below */
 	u32 ts_value;  /* network order */
 	u32 ts_echo;
 	u8 mac[12];    /* of the packet as it came */
@@ -131,6 +161,7 @@ struct http_work {
 	u8 buffer[HTTP_BUFFER];
 	u8 packet[256]; /* an answer under construction: 2 bytes of padding, then Ethernet */
 	u8 pseudo[40];
+	u8 zeros[HTTP_PATH_MAX]; /* never written */
 };
 
 PERCPU_MAP(http_scratch, struct http_work, 1);
@@ -171,10 +202,8 @@ INLINE bool http_copy(struct http_work *w, struct http_conn *conn)
 }
 
 /* False: somebody else was faster, the packet must not pass. */
-INLINE bool http_publish(struct http_work *w, struct ct_key *key)
+INLINE bool http_publish(struct http_work *w, struct http_conn *conn)
 {
-	struct http_conn *conn = http_conns.lookup(key);
-
 	if (!conn)
 		return false;
 	if (__sync_val_compare_and_swap(&conn->version, w->version, w->version + 1) != w->version)

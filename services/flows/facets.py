@@ -26,6 +26,9 @@ POLICY_DROPS = (DropReason.POLICY_DENIED, DropReason.POLICY_DENY)
 
 DROPPED, AUDIT = 2, 4
 
+REPLY = 2
+"""`ct_state` of a response."""
+
 _REASONS = np.arange(256, dtype=np.uint8)
 _REASONS[220:] = DropReason.POLICY_DENIED
 _REASONS[DropReason.CT_QUOTA_EXCEEDED] = DropReason.CT_MAP_INSERTION_FAILED
@@ -59,7 +62,13 @@ def replies(columns: Columns) -> tuple[Array, Array]:
     """(is_reply, is known) of every row.
 
     A record tells of a connection and has its opener as the source, whatever packet raised it: it is no reply. Of a
-    dropped packet it is not known.
+    dropped packet it is not known. Only a response is a row of its own.
     """
     known = (columns["verdict"] != DROPPED) | (columns["kind"] == Kind.HTTP)
-    return np.zeros(len(known), np.bool_), known
+    return responses(columns), known
+
+
+def responses(columns: Columns) -> Array:
+    """Rows that are HTTP responses: source is the server."""
+    found: Array = (columns["kind"] == Kind.HTTP) & (columns["ct_state"] == REPLY)
+    return found

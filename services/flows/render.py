@@ -200,12 +200,16 @@ class Renderer:
     def _summarise(self, flow: pb.Flow, row: Row, decision: Decision | None, *, ipv6: bool) -> None:
         request = self._dictionaries.requests[row.http]
         if row.kind == Kind.HTTP and request is not None:
-            server = self._dictionaries.parties[row.destination] or Party(bytes(16))
-            url = request_url(request, server, row.destination_port)
-            flow.l7.type = pb.REQUEST
+            number, port = (row.source, row.source_port) if row.reply else (row.destination, row.destination_port)
+            server = self._dictionaries.parties[number] or Party(bytes(16))
+            url = request_url(request, server, port)
+            flow.l7.type = pb.RESPONSE if row.reply else pb.REQUEST
             flow.l7.http.method, flow.l7.http.url = request.method, url
             flow.l7.http.protocol = summary.protocol_name(request)
             text = summary.http(request, url)
+            if row.reply:
+                flow.l7.http.code, flow.l7.latency_ns = row.status, row.duration_us * 1000
+                text = summary.http_response(request, url, row.status, row.duration_us)
         elif not flow.HasField("IP"):
             text = "Ethernet"
         else:

@@ -109,6 +109,11 @@ def http(request: HttpRequest, url: str) -> str:
     return f"{protocol_name(request)} {request.method} {url}{cut}"
 
 
+def http_response(request: HttpRequest, url: str, status: int, latency_us: int) -> str:
+    """`HTTP/1.1 200 3ms (GET http://…)`"""
+    return f"{protocol_name(request)} {status} {latency_us // 1000}ms ({request.method} {url})"
+
+
 def protocol_name(request: HttpRequest) -> str:
     """`HTTP/1.1`; `HTTP/1` for 1.0, as Hubble has it."""
     return {10: "HTTP/1", 11: "HTTP/1.1", 20: "HTTP/2"}.get(request.version, "HTTP")

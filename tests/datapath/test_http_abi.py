@@ -11,7 +11,7 @@ from enum import IntEnum, IntFlag
 
 import pytest
 
-from services.agent.abi import http
+from services.agent.abi import events, http
 from services.agent.abi.layout import Struct
 from services.agent.datapath.program import SOURCE_DIR
 from tests.datapath.test_abi import c_enum, prefixed
@@ -25,6 +25,8 @@ from tests.datapath.test_layout import DESCRIBE
         ("http_grammar.h", "http_action", http.HttpAction, "HTTP_ACT_"),
         ("http_state.h", "http_mode", http.HttpMode, "HTTP_"),
         ("http_state.h", "http_flags", http.HttpFlags, "HTTP_F_"),
+        ("http_state.h", "http_waiting", http.HttpWaiting, "HTTP_"),
+        ("events.h", "http_event_subtype", events.HttpSubtype, "HTTP_EVENT_"),
     ],
 )
 def test_enums(header: str, name: str, enum: type[IntEnum] | type[IntFlag], prefix: str) -> None:
@@ -40,6 +42,7 @@ def test_enums(header: str, name: str, enum: type[IntEnum] | type[IntFlag], pref
         ("http_tables.h", "HTTP_ACCEPT", http.ACCEPT),
         ("http_tables.h", "HTTP_DENY_ALL", http.DENY_ALL),
         ("http_grammar.h", "HTTP_GRAMMAR_STATES", http.GRAMMAR_STATES),
+        ("http_grammar.h", "HTTP_GRAMMAR_VIEWS", http.GRAMMAR_VIEWS),
     ],
 )
 def test_constants(header: str, name: str, value: int) -> None:

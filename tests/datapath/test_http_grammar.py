@@ -54,6 +54,7 @@ def feed(node: HttpNode, segments: list[bytes], v6: bool = False) -> tuple[int |
             break
         assert outcome.payload == segment
         offset += len(segment)
+    connection.from_server("RA", seq=connection.server_isn + 1, ack=connection.seq(offset))  # no answer any more
     node.events()
     return refused, [
         (bytes(e["method"]).decode(), bytes(e["path"]).decode(), int(e["status"]), int(e["drop_reason"]))

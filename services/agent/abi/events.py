@@ -34,6 +34,15 @@ class EventType(IntEnum):
     """A request met HTTP policy (http ring only)."""
 
 
+class HttpSubtype(IntEnum):
+    """`enum http_event_subtype`."""
+
+    REQUEST = 0
+    """Refused, or without a response that could be told to be its."""
+    ANSWERED = 1
+    """With its response: `status` and `latency_us`."""
+
+
 class EventFlags(IntFlag):
     """`enum event_flags`."""
 
@@ -99,10 +108,10 @@ HTTP_EVENT = np.dtype(
         *CONNECTION_FIELDS,
         ("http_version", "u1"),  # 10, 11; 0 = not known
         ("method_len", "u1"),
-        ("status", "<u2"),  # the kernel's own answer (403), 0 = passed on
+        ("status", "<u2"),  # of the response; the kernel's own answer (403) with a drop_reason; 0 = none
         ("path_len", "<u2"),  # of the whole path; more than 136 = cut
         ("pad1", "<u2"),
-        ("latency_us", "<u4"),
+        ("latency_us", "<u4"),  # since the request's head was complete: of the response's head, or of this record
         ("l7_ruleset", "<u4"),
         ("method", "S16"),
         ("path", "S136"),

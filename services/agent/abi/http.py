@@ -182,8 +182,38 @@ class HttpFlow(Struct):
     ]
 
 
+class HttpWaiting(IntEnum):
+    """`enum http_waiting`: is there a request without its response?"""
+
+    WAITS_NOT = 0
+    WAITS = 1
+    TAKEN = 2
+    """By a program that is writing its event."""
+
+
+class HttpAsked(Struct):
+    """`struct http_asked`, 48 bytes: a request that was allowed and is not answered yet."""
+
+    _fields_ = [
+        ("complete_ns", ctypes.c_uint64),
+        ("waiting", ctypes.c_uint64),
+        ("rule_id", ctypes.c_uint32),
+        ("src_identity", ctypes.c_uint32),
+        ("policy_revision", ctypes.c_uint32),
+        ("service_id", ctypes.c_uint32),
+        ("ruleset", ctypes.c_uint16),
+        ("path_len", ctypes.c_uint16),
+        ("http_version", ctypes.c_uint8),
+        ("method_len", ctypes.c_uint8),
+        ("match_type", ctypes.c_uint8),
+        ("pipelined", ctypes.c_uint8),
+        ("audited", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 7),
+    ]
+
+
 class HttpConn(Struct):
-    """`struct http_conn`, 360 bytes, keyed by the server's conntrack key."""
+    """`struct http_conn`, 560 bytes, keyed by the server's conntrack key."""
 
     _fields_ = [
         ("version", ctypes.c_uint64),
@@ -194,9 +224,13 @@ class HttpConn(Struct):
         ("flow", HttpFlow),
         ("method", ctypes.c_uint8 * 16),
         ("path", ctypes.c_uint8 * 136),
+        ("asked", HttpAsked),
+        ("asked_method", ctypes.c_uint8 * 16),
+        ("asked_path", ctypes.c_uint8 * 136),
     ]
 
 
 assert ctypes.sizeof(HttpParse) == 48, ctypes.sizeof(HttpParse)
 assert ctypes.sizeof(HttpFlow) == 184, ctypes.sizeof(HttpFlow)
-assert ctypes.sizeof(HttpConn) == 360, ctypes.sizeof(HttpConn)
+assert ctypes.sizeof(HttpAsked) == 48, ctypes.sizeof(HttpAsked)
+assert ctypes.sizeof(HttpConn) == 560, ctypes.sizeof(HttpConn)

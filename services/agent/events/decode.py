@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from services.agent.abi.events import EVENT_VERSION, EventFlags, EventType
+from services.agent.abi.events import EVENT_VERSION, CtState, EventFlags, EventType, HttpSubtype
 from services.agent.events.enrich import Enricher
-from services.flows.columns import Array, Columns
+from services.flows.columns import Array, Columns, take
 from services.model.verdict import DropReason
 
 FORWARDED, DROPPED, AUDIT = 1, 2, 4
@@ -55,14 +55,34 @@ def connections(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:
 
 
 def requests(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:
-    """Columns of `HTTP_EVENT` records: refused ones have a status that the datapath answered, or a drop reason."""
+    """Columns of `HTTP_EVENT` records: a row per request, and one per response with source and destination swapped.
+
+    A refused request has the status that the datapath answered. A record is written when its response comes, or when
+    it is clear that none will: the request is older by `latency_us`.
+    """
     columns = _common(records, enricher, wall)
-    refused = _judge(columns, records, (records["status"] != 0) | (records["drop_reason"] != 0))
+    refused = _judge(columns, records, records["drop_reason"] != 0)
     columns["policy"] = _decisions(records, refused, enricher)
     columns["http"] = enricher.requests(records)
-    columns["status"] = records["status"].copy()
-    columns["duration_us"] = records["latency_us"].copy()
-    return columns
+    columns["status"] = np.where(columns["verdict"] == DROPPED, records["status"], 0).astype(np.uint16)
+    answered = np.flatnonzero(records["subtype"] == HttpSubtype.ANSWERED)
+    responses = _responses(columns, records, answered)
+    columns["time_ns"] = columns["time_ns"] - records["latency_us"].astype(np.int64) * 1000
+    return by_time(columns, responses) if len(answered) else columns
+
+
+def _responses(columns: Columns, records: Array, answered: Array) -> Columns:
+    rows = take(columns, answered)
+    for one, other in (("source", "destination"), ("source_port", "destination_port")):
+        rows[one], rows[other] = rows[other], rows[one]
+    count = len(answered)
+    rows["ct_state"] = np.full(count, CtState.REPLY, np.uint8)
+    rows["verdict"] = np.full(count, FORWARDED, np.uint8)
+    rows["drop_reason"] = np.zeros(count, np.uint8)
+    rows["policy"] = np.zeros(count, np.uint32)
+    rows["status"] = records["status"][answered]
+    rows["duration_us"] = records["latency_us"][answered]
+    return rows
 
 
 def _judge(columns: Columns, records: Array, dropped: Array) -> Array:

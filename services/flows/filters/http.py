@@ -1,4 +1,5 @@
-"""`http_method`, `http_path`, `http_url`, `http_status_code`, `http_header`: requests only.
+"""`http_method`, `http_path`, `http_url`, `http_status_code`, `http_header`: requests and responses; a status has only
+a response.
 
 Refused, as Hubble does, together with event types that leave L7 (129) out.
 """
@@ -14,7 +15,7 @@ import numpy as np
 from services.common.pb.flow import flow_pb2
 from services.flows.columns import Array, Kind
 from services.flows.entries import HttpRequest
-from services.flows.facets import L7
+from services.flows.facets import L7, responses
 from services.flows.filters.base import Condition, FilterError, Rows, regex, where_entry
 from services.flows.names import request_url
 
@@ -33,8 +34,10 @@ def build(given: flow_pb2.FlowFilter) -> list[Condition]:
     for value in given.http_status_code:
         if not _STATUS.fullmatch(value):
             raise FilterError(f"http_status_code: {value!r} is neither a code (404) nor a prefix (4+, 40+)")
-    if given.http_status_code or given.http_header:
-        found.append(Rows.none)  # requests have neither a status nor, yet, recorded headers
+    if given.http_status_code:
+        found.append(_has_status(list(given.http_status_code)))
+    if given.http_header:
+        found.append(Rows.none)  # headers are not recorded
     if given.http_method:
         methods = frozenset(method.lower() for method in given.http_method)
         found.append(where_entry("http", _has_method(methods)))
@@ -43,6 +46,21 @@ def build(given: flow_pb2.FlowFilter) -> list[Condition]:
     if given.http_url:
         found.append(_has_url([regex(text, "http_url") for text in given.http_url]))
     return found
+
+
+def _has_status(asked: list[str]) -> Condition:
+    wanted = np.zeros(1 << 16, np.bool_)
+    for text in asked:
+        prefix = text.rstrip("+")
+        span = 10 ** (3 - len(prefix))
+        wanted[int(prefix) * span : (int(prefix) + 1) * span] = True
+
+    def condition(rows: Rows) -> Array:
+        columns = {name: rows[name] for name in ("kind", "ct_state")}
+        found: Array = responses(columns) & wanted[rows["status"]]
+        return found
+
+    return condition
 
 
 def _has_method(methods: frozenset[str]) -> Callable[[HttpRequest], bool]:
@@ -67,7 +85,10 @@ def _has_url(patterns: list[re.Pattern[str]]) -> Condition:
         mask = rows.none()
         index = np.flatnonzero((rows["kind"] == Kind.HTTP) & (rows["http"] != 0))
         known: dict[tuple[int, int, int], bool] = {}
-        columns = (rows["http"][index], rows["destination"][index], rows["destination_port"][index])
+        answers = responses({name: rows[name][index] for name in ("kind", "ct_state")})
+        servers = np.where(answers, rows["source"][index], rows["destination"][index])
+        ports = np.where(answers, rows["source_port"][index], rows["destination_port"][index])
+        columns = (rows["http"][index], servers, ports)
         for place, key in zip(index.tolist(), zip(*(column.tolist() for column in columns), strict=True), strict=True):
             answer = known.get(key)
             if answer is None:

@@ -252,3 +252,13 @@ def test_hostile_labels_and_paths_stay_texts(flows: Any) -> None:
     assert flows.matching(f(source_label=["unspec:nosource"])) == [0]
     assert flows.matching(f(http_path=["."])) == []  # no request URI
     assert flows.matching(f(http_method=["GET"])) == []
+
+
+def test_responses_have_a_status_and_a_server_as_their_source(flows: Any) -> None:
+    for status in (200, 404, 503, 0):
+        flows.http("/a", ct_state=2, status=status, source=flows.server, destination=flows.client, source_port=8080)
+    flows.http("/a", destination_port=8080)
+    assert flows.matching(f(http_status_code=["404", "5+"])) == [1, 2]
+    assert flows.matching(f(http_status_code=["40+"])) == [1]
+    assert flows.matching(f(reply=[True])) == [0, 1, 2, 3]
+    assert flows.matching(f(http_url=["^http://10.0.0.2:8080/a$"])) == [0, 1, 2, 3, 4]

@@ -212,6 +212,24 @@ def test_http_requests(flows: Any) -> None:
     assert [policy.kind for policy in refused.ingress_denied_by] == ["CiliumNetworkPolicy"]
 
 
+def test_http_responses(flows: Any) -> None:
+    flows.http(
+        source=flows.party("10.0.0.2", 1002),
+        destination=flows.party("10.0.0.1", 1001),
+        source_port=80,
+        destination_port=40000,
+        ct_state=2,
+        status=404,
+        duration_us=3456,
+    )
+    (response,) = flows.rendered()
+    assert response.is_reply.value
+    assert (response.l7.type, response.l7.http.code, response.l7.latency_ns) == (pb.RESPONSE, 404, 3_456_000)
+    assert response.l7.http.url == "http://10.0.0.2/api/v1/users"
+    assert response.Summary == "HTTP/1.1 404 3ms (GET http://10.0.0.2/api/v1/users)"
+    assert (response.event_type.type, response.verdict) == (129, pb.FORWARDED)
+
+
 def test_a_cut_path_says_so(flows: Any) -> None:
     flows.add(kind=Kind.HTTP, http=HttpRequest("GET", "/" + "a" * 135, 11, 500))
     assert flows.rendered()[0].Summary.endswith("(path cut, 500 bytes)")

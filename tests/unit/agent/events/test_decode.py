@@ -122,7 +122,7 @@ def test_requests(records: Any, enricher: Enricher, dictionaries: Dictionaries) 
     columns = decode.requests(
         records.http(
             {},
-            {"status": 403, "method": b"POST", "method_len": 4},
+            {"status": 403, "drop_reason": 220, "method": b"POST", "method_len": 4},
             {"path": b"/\x1b[31m\xff", "path_len": 7},
             {"path": b"/" + b"a" * 135, "path_len": 400},
             {"drop_reason": 221, "path_len": 0},
@@ -142,6 +142,29 @@ def test_requests(records: Any, enricher: Enricher, dictionaries: Dictionaries) 
     ]
     assert columns["verdict"].tolist() == [1, 2, 1, 1, 2, 4]
     assert columns["status"].tolist() == [0, 403, 0, 0, 0, 0]
+
+
+def test_responses_are_rows_of_their_own(records: Any, enricher: Enricher, dictionaries: Dictionaries) -> None:
+    given = records.http(
+        {"latency_us": 5},
+        {"subtype": 1, "status": 404, "latency_us": 7, "time_ns": 50_000, "sport": 4321},
+        {"subtype": 1, "status": 200, "latency_us": 2, "flags": EventFlags.AUDIT, "drop_reason": 220},
+    )
+    given["time_ns"][[0, 2]] = 40_000
+    columns = decode.requests(given, enricher, lambda times: times.astype(np.int64))
+    found = list(
+        zip(*(columns[n].tolist() for n in ("time_ns", "ct_state", "status", "duration_us", "verdict")), strict=True)
+    )
+    assert found == [
+        (35_000, 0, 0, 0, 1),
+        (38_000, 0, 0, 0, 4),
+        (40_000, 2, 200, 2, 1),
+        (43_000, 0, 0, 0, 1),
+        (50_000, 2, 404, 7, 1),
+    ]
+    assert columns["source_port"][[3, 4]].tolist() == [4321, columns["destination_port"][3]]
+    assert columns["source"][4] == columns["destination"][3]
+    assert columns["policy"][4] == 0
 
 
 def test_known_things_are_asked_once(records: Any, enricher: Enricher, names: Any) -> None:

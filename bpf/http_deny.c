@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* HTTP policy says no: answer the client, reset the server; and what the client still sends after that. */
+#include "lib/http_event.h"
+#include "lib/http_refuse.h"
+
+/* Remember that the connection is over, before anybody is told. */
+INLINE bool http_record(struct pkt_ctx *ctx, struct http_work *w)
+{
+	struct http_conn *conn;
+	u32 zero = 0;
+
+	if (w->present)
+		return http_publish(w, http_conns.lookup(&ctx->key));
+	conn = http_fresh.lookup(&zero);
+	if (!conn)
+		return false;
+	__builtin_memset(conn, 0, sizeof(*conn));
+	conn->version = ((u64)bpf_get_prandom_u32() << 32) | (bpf_get_prandom_u32() & ~1U);
+	conn->flow = w->flow;
+	return !http_conns.update(&ctx->key, conn);
+}
+
+INLINE bool http_is_head(const struct http_work *w)
+{
+	return w->flow.now.method_len == 4 && *(u32 *)w->method == bpf_htonl(0x48454144);
+}
+
+/* Deny: the client gets a complete answer, the server never sees the request complete. */
+INLINE int http_deny_now(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
+{
+	bool forbidden = w->answer == HTTP_ANSWER_FORBIDDEN;
+	struct http_flow *flow = &w->flow;
+	struct http_segment segment = {
+		.to_client = true,
+		.flags = forbidden ? TCP_PSH | TCP_ACK | TCP_FIN : TCP_RST | TCP_ACK,
+		.payload = forbidden ? (http_is_head(w) ? HTTP_403_HEAD_LENGTH : HTTP_403_LENGTH) : 0,
+		.seq = ctx->tcp_ack,
+		.ack = ctx->tcp_seq + ctx->payload_len + (ctx->tcp_flags & TCP_FIN ? 1 : 0),
+	};
+	int reason;
+
+	flow->mode = forbidden ? HTTP_ANSWERED : HTTP_RESET;
+	flow->now.seq = segment.ack;
+	flow->now.flags &= ~HTTP_F_LINE;
+	flow->answer_seq = segment.seq;
+	flow->answer_end = segment.seq + segment.payload + 1;
+	if (!http_record(ctx, w))
+		return -DROP_HTTP_OUT_OF_ORDER;
+	if (forbidden)
+		count_packet(DIR_INGRESS, w->reason, ctx->ip_len);
+	reason = http_send_to_client(skb, w, ctx, &segment);
+	if (!reason)
+		reason = http_reset_server(skb, w, ctx);
+	return reason ? -reason : deliver(skb, ctx);
+}
+
+/* The client goes on after its answer: packets that were on their way, its acknowledgement, its FIN. They are taken
+ * in the server's name, without an event: the request had one. */
+INLINE int http_deny_after(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
+{
+	u32 length = ctx->payload_len + (ctx->tcp_flags & TCP_FIN ? 1 : 0), end = ctx->tcp_seq + length;
+	struct http_flow *flow = &w->flow;
+	struct http_segment segment = { .to_client = true, .flags = TCP_ACK, .seq = flow->answer_end };
+	int reason;
+
+	count_packet(DIR_INGRESS, DROP_HTTP_CLOSED, ctx->ip_len);
+	if (!length)
+		return TC_ACT_SHOT;
+	if ((s32)(ctx->tcp_seq - flow->now.seq) <= 0 && (s32)(end - flow->now.seq) > 0) {
+		flow->now.seq = end;
+		http_publish(w, http_conns.lookup(&ctx->key));
+	}
+	segment.ack = flow->now.seq;
+	if (flow->mode == HTTP_RESET) {
+		segment.flags = TCP_RST;
+		segment.seq = ctx->tcp_ack;
+	} else if (ctx->tcp_ack == flow->answer_seq) { /* the answer was lost */
+		segment.flags = TCP_PSH | TCP_ACK | TCP_FIN;
+		segment.seq = flow->answer_seq;
+		segment.payload = flow->answer_end - flow->answer_seq - 1 == HTTP_403_HEAD_LENGTH ? HTTP_403_HEAD_LENGTH :
+												    HTTP_403_LENGTH;
+	}
+	reason = http_send_to_client(skb, w, ctx, &segment);
+	return reason ? -reason : TC_ACT_SHOT;
+}
+
+/* Audit: nothing is known of what follows on this connection, and nothing of it is refused. */
+INLINE int http_let_go(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
+{
+	w->flow.mode = HTTP_UNKNOWN;
+	return http_record(ctx, w) ? deliver(skb, ctx) : -DROP_HTTP_OUT_OF_ORDER;
+}
+
+int http_deny(struct __sk_buff *skb)
+{
+	struct pkt_ctx *ctx = pkt_context();
+	struct http_work *w = http_working();
+	struct http_conn *conn;
+	int reason;
+
+	if (!ctx || !w)
+		return TC_ACT_SHOT;
+	if (w->answer == HTTP_ANSWER_AUDIT && !w->present)
+		__builtin_memset(&w->flow, 0, sizeof(w->flow)); /* it is another connection's */
+	reason = w->answer == HTTP_ANSWER_AUDIT ? 0 : http_note_packet(skb, w, ctx);
+	if (reason)
+		return finish(skb, ctx, -reason);
+	if (w->answer == HTTP_ANSWER_AFTER)
+		return finish(skb, ctx, http_deny_after(skb, ctx, w));
+	conn = http_conns.lookup(&ctx->key);
+	if (conn)
+		http_settle(ctx, conn, false, 0); /* what was asked before is not answered any more */
+	if (w->asked.waiting)
+		http_emit(ctx, &w->asked, w->method, w->path, false, 0, 0);
+	if (w->answer == HTTP_ANSWER_FORBIDDEN || w->answer == HTTP_ANSWER_AUDIT) {
+		http_note(skb, ctx, w, w->reason);
+		http_emit(ctx, &w->asked, w->method, w->path, false, w->answer == HTTP_ANSWER_AUDIT ? 0 : 403, w->reason);
+	} else
+		drop_packet(skb, ctx, w->reason); /* event and count; the packet still becomes the server's reset */
+	return finish(skb, ctx, w->answer == HTTP_ANSWER_AUDIT ? http_let_go(skb, ctx, w) : http_deny_now(skb, ctx, w));
+}

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* How the inspection of a packet ends: it passes and the connection's state is published, it waits for TCP to send it
+ * again, or the connection is refused. Nothing is published before a packet is inspected to its end. */
+#pragma once
+#include "deliver.h"
+#include "http_answer.h"
+#include "http_sequence.h"
+#include "tailcall.h"
+
+/* Refuse the connection, or, while no HTTP policy holds and it is merely followed, stop following it. */
+INLINE int http_refuse(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w, int reason)
+{
+	if (!ctx->l7_ruleset) {
+		w->flow.mode = HTTP_UNKNOWN;
+		if (w->present && !http_publish(w, http_conns.lookup(&ctx->key)))
+			return -DROP_HTTP_OUT_OF_ORDER;
+		return deliver(skb, ctx);
+	}
+	w->reason = reason;
+	w->answer = HTTP_ANSWER_FORBIDDEN;
+	if (reason == DROP_HTTP_TLS || reason == DROP_HTTP_HTTP2 || reason == DROP_HTTP_NO_STATE ||
+	    reason == DROP_HTTP_OUT_OF_ORDER)
+		w->answer = HTTP_ANSWER_RESET;
+	if (w->audit)
+		w->answer = HTTP_ANSWER_AUDIT;
+	tailcalls.call(skb, TAIL_HTTP_DENY);
+	return -DROP_MISSED_TAIL_CALL;
+}
+
+INLINE int http_pass(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w, struct http_conn *conn)
+{
+	if (!http_publish(w, conn))
+		return -DROP_HTTP_OUT_OF_ORDER;
+	return deliver(skb, ctx);
+}
+
+/* A repetition that nothing explains. */
+INLINE int http_strike(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w, struct http_conn *conn)
+{
+	if (w->flow.strikes >= HTTP_STRIKES) {
+		w->expected = w->acked; /* what passed beyond seems to be lost */
+		return http_refuse(skb, ctx, w, DROP_HTTP_OUT_OF_ORDER);
+	}
+	http_publish(w, conn);
+	return -DROP_HTTP_OUT_OF_ORDER;
+}
+
+/* Data on a connection of which nothing is known: it is older than the policy, its entry was evicted, or it did not
+ * speak HTTP while it needed not to. Where a request begins in it only the server knows, so nothing of it may pass:
+ * "looks like a request" would let a client hide one in what the server takes for a body. If the packet is a request
+ * that policy denies, the client is told so; otherwise both sides are reset, and the client tries again. */
+INLINE int http_stranger(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
+{
+	struct http_config *cfg = http_configuration();
+
+	if (!ctx->l7_ruleset || !cfg || (w->audit && w->present))
+		return deliver(skb, ctx);
+	if (w->audit)
+		return http_refuse(skb, ctx, w, DROP_HTTP_NO_STATE);
+	__builtin_memset(&w->flow, 0, sizeof(w->flow));
+	w->flow.now.seq = ctx->tcp_seq;
+	w->flow.now.phase = HTTP_PHASE_START;
+	w->flow.grammar = cfg->grammar;
+	w->expected = ctx->tcp_seq;
+	w->probing = 1;
+	tailcalls.call(skb, TAIL_HTTP_PARSE);
+	return -DROP_MISSED_TAIL_CALL;
+}
