@@ -3,12 +3,14 @@
  *
  * from_endpoint (tc ingress): pod -> parse, anti-spoofing, Service, egress policy -> local pod, overlay or stack
  * to_endpoint   (tc egress):  node's stack -> parse, who is it -> ingress -> pod
+ * forward       (tail call):  the last step of from_endpoint, for packets that L7 rules had to look into
  * ingress       (tail call):  ingress policy of ctx->dst_endpoint, replies of Services, HTTP, delivery
  */
 #include "lib/deliver.h"
 #include "lib/hairpin.h"
 #include "lib/hostfw.h"
-#include "lib/http_hook.h"
+#include "lib/fqdn.h"
+#include "lib/l7_path.h"
 #include "lib/ipcache.h"
 #include "lib/link.h"
 #include "lib/native.h"
@@ -50,6 +52,43 @@ INLINE int check_elsewhere(const struct pkt_ctx *ctx, bool stack_bound)
 	return stack_bound && is_service_address(ctx) ? DROP_SERVICE_BACKEND_NOT_FOUND : 0;
 }
 
+/* The sender's policy has agreed: on to where it goes. */
+INLINE int forward_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct endpoint_info *dst,
+				 const struct remote_endpoint_info *remote)
+{
+	count_packet(DIR_EGRESS, 0, ctx->ip_len);
+	if (dst) {
+		ctx->dst_endpoint = dst->id;
+		ctx->delivery = DELIVER_PEER;
+		tailcalls.call(skb, TAIL_INGRESS);
+		return -DROP_MISSED_TAIL_CALL;
+	}
+	if (remote)
+		return encapsulate(skb, ctx, remote);
+	return is_cluster_pod(ctx->dst_identity) && routes_natively(datapath_config()) ? route_natively(skb, ctx) :
+											  to_host(skb, ctx);
+}
+
+/* What L7 rules let pass. */
+INLINE int handle_forward(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	struct endpoint_info *dst = ctx->dst_endpoint ? endpoint_by_id(ctx->dst_endpoint) : NULL;
+	struct remote_endpoint_info *remote = dst ? NULL : ipcache_lookup(&ctx->daddr);
+
+	if (remote && addr_is_zero(&remote->tunnel_endpoint))
+		remote = NULL;
+	return forward_from_endpoint(skb, ctx, dst, remote);
+}
+
+int forward(struct __sk_buff *skb)
+{
+	struct pkt_ctx *ctx = pkt_context();
+
+	if (!ctx)
+		return TC_ACT_SHOT;
+	return finish(skb, ctx, handle_forward(skb, ctx));
+}
+
 /* Where does it go, may it go there, and then send it. */
 INLINE int send_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct endpoint_info *src,
 			      struct ct_entry *entry)
@@ -80,25 +119,19 @@ INLINE int send_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, const 
 	}
 	if (unlikely(!ctx->service_id && (!entry || ct_is_over(entry, ctx))))
 		name_service(skb, ctx);
+	if (unlikely(src->flags & ENDPOINT_F_FQDN) && fqdn_decides(ctx, entry, src)) {
+		tailcalls.call(skb, TAIL_NAMED);
+		return -DROP_MISSED_TAIL_CALL;
+	}
 	reason = police(ctx, entry, src, DIR_EGRESS, ctx->dst_identity, dst ? dst->id : 0);
 	if (reason)
 		return -reason;
-	if (ctx->ct_state == CT_REPLY && (ctx->flags & CTX_F_HTTP)) {
-		reason = http_reply_hook(skb, ctx);
+	if (unlikely(ctx->flags & CTX_F_HTTP)) {
+		reason = l7_from_endpoint(skb, ctx, dst ? dst->id : 0);
 		if (reason)
 			return -reason;
 	}
-	count_packet(DIR_EGRESS, 0, ctx->ip_len);
-	if (dst) {
-		ctx->dst_endpoint = dst->id;
-		ctx->delivery = DELIVER_PEER;
-		tailcalls.call(skb, TAIL_INGRESS);
-		return -DROP_MISSED_TAIL_CALL;
-	}
-	if (remote)
-		return encapsulate(skb, ctx, remote);
-	return is_cluster_pod(ctx->dst_identity) && routes_natively(datapath_config()) ? route_natively(skb, ctx) :
-											  to_host(skb, ctx);
+	return forward_from_endpoint(skb, ctx, dst, remote);
 }
 
 /* A packet that may concern a Service: what has to become of it (nat->flags 0: nothing). 0, 1 when it goes back to the
@@ -190,6 +223,21 @@ int from_endpoint(struct __sk_buff *skb)
 	return finish_or_refuse(skb, ctx, handle_from_endpoint(skb, ctx));
 }
 
+/* A packet to a pod on a connection under L7 rules, the pod's own or those of what it asked. 0 to go on, or a drop
+ * reason. */
+INLINE int l7_to_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	u32 kind = l7_kind(ctx->l7_ruleset);
+
+	if (ctx->ct_state == CT_NEW || ctx->ct_state == CT_ESTABLISHED)
+		tailcalls.call(skb, kind == L7_KIND_TLS ? TAIL_TLS_HELLO : TAIL_HTTP_ENTRY);
+	else if (ctx->ct_state == CT_REPLY && kind == L7_KIND_DNS)
+		tailcalls.call(skb, TAIL_DNS_ANSWER);
+	else
+		return 0;
+	return DROP_MISSED_TAIL_CALL;
+}
+
 INLINE int handle_ingress(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
 	struct endpoint_info *dst = endpoint_by_id(ctx->dst_endpoint);
@@ -213,11 +261,12 @@ INLINE int handle_ingress(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	}
 	if (reason)
 		return -reason;
-	if ((ctx->flags & CTX_F_HTTP) && (ctx->ct_state == CT_NEW || ctx->ct_state == CT_ESTABLISHED)) {
+	if (unlikely(ctx->flags & CTX_F_HTTP)) {
 		if (dst->flags & ENDPOINT_F_AUDIT)
 			ctx->flags |= CTX_F_AUDIT;
-		tailcalls.call(skb, TAIL_HTTP_ENTRY);
-		return -DROP_MISSED_TAIL_CALL;
+		reason = l7_to_endpoint(skb, ctx);
+		if (reason)
+			return -reason;
 	}
 	return deliver(skb, ctx);
 }

@@ -33,6 +33,7 @@ enum ctx_flags {
 	CTX_F_REVNAT = 32,        /* a reply: service_address and service_port are what the client knows */
 	CTX_F_AUDIT = 64,         /* to HTTP: the receiver is only audited */
 	CTX_F_REFUSE = 128,       /* dropped, and the sender is told at once (refuse.h) */
+	CTX_F_OPEN = 1024,        /* to names: the connection is open, and may outlive the names of its peer */
 };
 
 struct pkt_ctx {
@@ -87,6 +88,13 @@ struct pkt_ctx {
 	struct addr service_address; /* with service_id: what the client addressed */
 	u16 service_port;
 	u16 pad;
+	/* Policy about a destination that has names (fqdn.h). */
+	struct {
+		u32 rank; /* enum policy_rank */
+		u32 rule_id;
+		u32 l7_ruleset;
+		u32 match_type;
+	} named;
 	u64 now_ns;     /* coarse monotonic clock (a few ms) */
 	u64 precise_ns; /* the exact one, read at most once per packet; 0: not yet */
 	u64 events; /* emitted by this CPU: every so many wake the reader */

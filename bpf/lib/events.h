@@ -13,7 +13,10 @@ enum event_type {
 	EVENT_CLOSE = 4,
 	EVENT_VERDICT_CHANGE = 5,
 	EVENT_HTTP_REQUEST = 6,
-	EVENT_TYPES = 8,
+	EVENT_DNS_QUERY = 9,
+	EVENT_DNS_ANSWER = 10,
+	EVENT_TLS_HELLO = 11,
+	EVENT_TYPES = 16,
 };
 
 enum event_flags {
@@ -85,9 +88,30 @@ struct http_event {
 };
 _Static_assert(sizeof(struct http_event) == 248, "http_event");
 
-/* Pages of ring; both powers of two. */
+#define NAME_EVENT_ADDRESSES 8
+
+/* A DNS question or answer, or a TLS client's first message. */
+struct name_event {
+	struct event_header header;
+	struct event_connection connection;
+	u32 ttl;        /* seconds, the lowest of the answer */
+	u32 latency_us; /* from question to answer */
+	u32 l7_ruleset;
+	u16 id;
+	u16 qtype;
+	u16 answers; /* addresses in the answer; more than 8: the rest is left out here */
+	u8 rcode;
+	u8 name_len;
+	u8 pad1[20];
+	struct addr addresses[NAME_EVENT_ADDRESSES];
+	char name[256];
+};
+_Static_assert(sizeof(struct name_event) == 504, "name_event");
+
+/* Pages of ring; powers of two. */
 BPF_RINGBUF_OUTPUT(events, 2048);
 BPF_RINGBUF_OUTPUT(http_events, 1024);
+BPF_RINGBUF_OUTPUT(name_events, 1024);
 
 /* Events of each kind (index: enum event_type) that found the ring full. Exact: nothing else loses events here. */
 PERCPU_MAP(lost, u64, EVENT_TYPES);

@@ -88,3 +88,19 @@ INLINE struct policy_entry *policy_lookup(u32 policy_id, u8 direction, u32 ident
 	*match_type = any ? match_type_of(any, false) : MATCH_NONE;
 	return any;
 }
+
+/* What an entry comes to, where several may decide: the highest does. */
+enum policy_rank {
+	RANK_NONE = 0,   /* no entry: default deny */
+	RANK_REFUSE = 1, /* allowed on a condition that nobody can enforce */
+	RANK_L7 = 2,     /* allowed as far as L7 rules do */
+	RANK_ALLOW = 3,
+	RANK_DENY = 4,
+};
+
+INLINE u32 policy_rank(const struct policy_entry *entry)
+{
+	if (entry->flags & POLICY_F_DENY)
+		return entry->precedence >= PRECEDENCE_MAX ? RANK_DENY : RANK_REFUSE;
+	return entry->l7_ruleset ? RANK_L7 : RANK_ALLOW;
+}

@@ -15,7 +15,14 @@ enum tail_call {
 	TAIL_NAT_IN = 6,  /* translate a packet that came in by a device or the overlay */
 	TAIL_NAT_OUT = 7, /* translate a packet that leaves by a device */
 	TAIL_REFUSE = 8,  /* a dropped packet becomes its own refusal */
-	TAIL_COUNT = 16,
+	TAIL_DNS_QUERY = 9,  /* a pod's question, under a rule set */
+	TAIL_DNS_ANSWER = 10, /* an answer on its way to the pod that asked */
+	TAIL_DNS_RECORDS = 11,
+	TAIL_DNS_LEARN = 12,
+	TAIL_TLS_HELLO = 13, /* a client's packet of a connection with a rule set of server names */
+	TAIL_NAMED = 14,     /* the sender's turn, where destinations may be allowed by name */
+	TAIL_FORWARD = 15,   /* what the sender's policy has agreed to, on to where it goes */
+	TAIL_COUNT = 24,
 };
 
 BPF_F_TABLE("prog", u32, u32, tailcalls, TAIL_COUNT, 0);

@@ -7,9 +7,15 @@
 #include "ct_room.h"
 #include "deliver.h"
 #include "endpoints.h"
+#include "l7.h"
 #include "policy.h"
 #include "refined.h"
 #include "trace.h"
+
+/* 1 in the one program that has asked the destination's names before (fqdn.c): they answer for policy. */
+#ifndef NAMED_TURN
+#define NAMED_TURN 0
+#endif
 
 /* What policy says of a packet in the original direction. */
 struct decision {
@@ -19,6 +25,22 @@ struct decision {
 	u8 drop_reason; /* 0: allowed */
 	u8 audited;     /* instead of drop_reason, where the endpoint is only audited */
 };
+
+/* The destination's names had their say already (fqdn.h). */
+INLINE struct decision decide_named(const struct pkt_ctx *ctx)
+{
+	struct decision d = {
+		.rule_id = ctx->named.rule_id, .l7_ruleset = ctx->named.l7_ruleset, .match_type = ctx->named.match_type,
+	};
+
+	if (ctx->named.rank == RANK_NONE)
+		d.drop_reason = DROP_POLICY_DENIED;
+	else if (ctx->named.rank == RANK_DENY || ctx->named.rank == RANK_REFUSE)
+		d.drop_reason = DROP_POLICY_DENY;
+	else if (d.l7_ruleset && !l7_enforced(d.l7_ruleset, DIR_EGRESS, ctx->protocol))
+		d.drop_reason = DROP_HTTP_NO_STATE;
+	return d;
+}
 
 INLINE struct decision decide_strictly(const struct pkt_ctx *ctx, const struct endpoint_info *ep, u8 direction, u32 peer)
 {
@@ -32,6 +54,8 @@ INLINE struct decision decide_strictly(const struct pkt_ctx *ctx, const struct e
 			return d;
 		port = ctx->sport; /* the type */
 	}
+	if (NAMED_TURN)
+		return decide_named(ctx);
 	if (unlikely(ep->flags & (direction == DIR_INGRESS ? ENDPOINT_F_REFINE_INGRESS : ENDPOINT_F_REFINE_EGRESS)))
 		peer = refine(peer, &ctx->key.remote);
 	entry = policy_lookup(ep->policy_id, direction, peer, ctx->protocol, port, &d.match_type);
@@ -43,7 +67,7 @@ INLINE struct decision decide_strictly(const struct pkt_ctx *ctx, const struct e
 	d.l7_ruleset = entry->l7_ruleset;
 	if (entry->flags & POLICY_F_DENY)
 		d.drop_reason = DROP_POLICY_DENY;
-	else if (d.l7_ruleset && (direction != DIR_INGRESS || ctx->protocol != PROTO_TCP))
+	else if (d.l7_ruleset && !l7_enforced(d.l7_ruleset, direction, ctx->protocol))
 		d.drop_reason = DROP_HTTP_NO_STATE; /* L7 rules that nobody here could enforce: fail closed */
 	return d;
 }

@@ -35,6 +35,7 @@ from services.agent.calc.engine import Engine
 from services.agent.config import Config
 from services.agent.datapath.loader_client import Loaded
 from services.agent.datapath.maps import PinnedMap
+from services.agent.datapath.name_tables import Lifetimes
 from services.agent.datapath.nat_gc import NatCollector
 from services.agent.datapath.settings import NodeSettings
 from services.agent.datapath.sink import DatapathSink
@@ -52,6 +53,7 @@ from services.agent.endpoints.relabel import Relabeller
 from services.agent.events.losses import LostMap
 from services.agent.events.pipeline import FlowPipeline, PipelineConfig
 from services.agent.http_policy import HttpPolicy
+from services.agent.name_policy import NamePolicy
 from services.agent.server.cni import CniServer
 from services.agent.server.connections import watch_connections
 from services.agent.server.health import describe, relay_check
@@ -129,8 +131,8 @@ async def run(config: Config) -> None:
             capabilities=Capabilities(host_policies=config.host_firewall),
             native_routing=config.native_routing,
         )
-        http = HttpPolicy(kernel.maps)
-        mailbox, sink = Mailbox(), DatapathSink(kernel.maps, http.write)
+        http, names = HttpPolicy(kernel.maps), NamePolicy(kernel.maps, _lifetimes(config))
+        mailbox, sink = Mailbox(), DatapathSink(kernel.maps, http.write, names.write)
         driver = Driver(mailbox, engine, sink, config.addresses)
         ends = await _endpoints(config, stack, kernel, identities, driver)
         devices = routing.Devices(kernel.devices[0], kernel.overlay)
@@ -140,7 +142,7 @@ async def run(config: Config) -> None:
         stack.callback(pipeline.close)
         state = AgentState(config.node_name, config.cluster_name, services.__version__)
         cni = CniServer(Path(config.place(config.cni_socket, "cni.sock")), ends.manager)
-        describe(state, sources, driver, sink, ends.registrar, cni, http, registry)
+        describe(state, sources, driver, sink, ends.registrar, cni, [http, names], registry)
         state.checks += [relay_check(pipeline), routes.check]
         sweeper = _watch_sockets(kernel, knowledge, state)
         AgentMetrics(registry, state, knowledge, driver, mailbox, sink, kernel.maps, cni, sources)
@@ -191,6 +193,10 @@ def _watch_sockets(kernel: Kernel, knowledge: Knowledge, state: AgentState) -> S
     state.checks.append(kernel.sockets.check)
     state.counters.append(lambda: {"sockets:closed": sweeper.closed_total})
     return sweeper
+
+
+def _lifetimes(config: Config) -> Lifetimes:
+    return Lifetimes(config.fqdn_min_ttl, config.fqdn_grace)
 
 
 async def _forever(jobs: Mapping[str, Coroutine[Any, Any, None]]) -> None:

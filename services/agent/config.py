@@ -89,6 +89,8 @@ class Config(BaseConfig):
     host_firewall: bool = Field(
         True, description="enforce policies that select this node (nodeSelector); off: a way back into a closed node"
     )
+    fqdn_min_ttl: float = Field(0, description="seconds that addresses of DNS names count at least", ge=0)
+    fqdn_grace: float = Field(10, description="seconds that they count beyond their TTL", ge=0)
     policy_max: int = Field(262_144, description="entries of the policy map", ge=1024)
     ct_max: int = Field(262_144, description="entries of the connection table", ge=1024)
     ct_quota: int = Field(

@@ -105,7 +105,9 @@ class Driver:
                 self._log.error("maps refused entries, trying again", errors=self._sink.errors)
             return
         # Not even the first changes are lost: what should be is compared with what is.
-        done = self._sink.resync(self._engine.desired(), HttpRulesets(self._engine.rulesets()))
+        done = self._sink.resync(
+            self._engine.desired(), HttpRulesets(self._engine.rulesets()), self._engine.name_rules()
+        )
         self._synced = True
         self._log.info("maps reconciled", **{name: f"+{put} -{removed}" for name, (put, removed) in done.items()})
         if self.on_sync:

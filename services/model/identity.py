@@ -33,6 +33,8 @@ CLUSTER_MAX = (1 << 24) - 1
 LOCAL_MIN = (1 << 24) + 1
 LOCAL_MAX = (1 << 25) - 1
 """Node-local identities (CIDR, FQDN): meaningful on one node only, never sent on the wire."""
+FQDN_MIN = LOCAL_MAX - (1 << 20) + 1
+"""From here to LOCAL_MAX: sets of toFQDNs selectors that some name matches. Below: prefixes of policies."""
 REFINED_MIN = (1 << 25) + 1
 REFINED_MAX = (1 << 26) - 1
 """Parts of an identity that some rule on this node tells apart: keys of its policy map, nothing else."""

@@ -19,8 +19,10 @@ from enum import IntEnum
 
 from services.model.verdict import Protocol
 from services.policy.l7 import L7
-from services.policy.rules import LAST_PORT, Traffic
+from services.policy.rules import LAST_PORT, Traffic, merged_l7
 
+NO_RULE = 0
+"""The rule id of what holds where no rule has a say."""
 PRECEDENCE_DENY = 255
 PRECEDENCE_PEER = 3
 PRECEDENCE_ANY_L7 = 2
@@ -152,20 +154,13 @@ def decide(pieces: Sequence[Piece]) -> Value | None:
         guarded = next(p for p in pieces if p.authentication in {"required", "test-always-fail"})
         if guarded.refuse:
             return Value(Effect.REFUSE, guarded.rule_id)
-    narrowed: list[Piece] = []
-    for piece in pieces:
-        if piece.refuse:
-            continue
-        if piece.traffic.l7 is None:
-            return Value(Effect.ALLOW, piece.rule_id)
-        narrowed.append(piece)
-    if not narrowed:
+    able = [piece for piece in pieces if not piece.refuse]
+    if not able:
         return Value(Effect.REFUSE, pieces[0].rule_id)
-    merged = narrowed[0].traffic.l7
-    for piece in narrowed[1:]:
-        if merged is not None and piece.traffic.l7 is not None:
-            merged = merged.union(piece.traffic.l7)
-    return Value(Effect.ALLOW, narrowed[0].rule_id, merged)
+    l7 = merged_l7((piece.traffic for piece in able), opened=any(piece.rule_id == NO_RULE for piece in able))
+    plain = next((piece for piece in able if piece.traffic.l7 is None), able[0])
+    asking = next((piece for piece in able if piece.traffic.l7 is not None), able[0])
+    return Value(Effect.ALLOW, (plain if l7 is None else asking).rule_id, l7)
 
 
 def slots(wanted: Function, any_peer: Function = NOTHING) -> Template:

@@ -1,7 +1,7 @@
 """Layer-7 rules of a port: HTTP, DNS, Kafka, generic parsers, TLS server names and listeners, as values.
 
-Only HTTP is enforced by the datapath; the others are kept, so that the compiler can refuse what it cannot enforce
-instead of letting it pass.
+HTTP, DNS and TLS server names are enforced by the datapath; the others are kept, so that the compiler can refuse what
+it cannot enforce instead of letting it pass.
 """
 
 from __future__ import annotations
@@ -65,10 +65,16 @@ class DnsRule:
         """Whether every name matches."""
         return self.pattern and set(self.name.rstrip(".")) == {"*"}
 
+    def __str__(self) -> str:
+        return self.name
+
+
+ANY_NAME = DnsRule("*", pattern=True)
+
 
 @dataclass(frozen=True, slots=True)
 class OtherRule:
-    """A rule of a kind that the datapath does not enforce: Kafka, a generic parser, TLS server names, a listener."""
+    """A rule of another kind: TLS server names, which the datapath enforces, or Kafka, a generic parser, a listener."""
 
     kind: str
     fields: tuple[tuple[str, str], ...] = ()
@@ -102,5 +108,21 @@ class L7:
         """The HTTP rules in a fixed order."""
         return tuple(sorted(self.http, key=lambda rule: rule.sort_key))
 
+    def names(self) -> frozenset[str]:
+        """The names and patterns of DNS rules, or of TLS server names."""
+        tls = {name for rule in self.other if rule.kind == TLS for name, _ in rule.fields}
+        return frozenset(tls | {rule.name for rule in self.dns})
+
+    @property
+    def by_names(self) -> bool:
+        """Whether names are all there is to compare: DNS rules alone, or TLS server names alone."""
+        if self.kind == DNS:
+            return not self.http and not self.other
+        return self.kind == TLS and not self.http and not self.dns and {rule.kind for rule in self.other} == {TLS}
+
+    def texts(self) -> tuple[str, ...]:
+        """What is allowed, one text each, in a fixed order."""
+        return tuple(str(rule) for rule in self.http_rules()) or tuple(sorted(self.names()))
+
     def __str__(self) -> str:
-        return f"{self.kind} [{', '.join(str(rule) for rule in self.http_rules())}]" if self.http else self.kind
+        return f"{self.kind} [{', '.join(self.texts())}]" if self.texts() else self.kind

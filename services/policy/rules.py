@@ -5,11 +5,12 @@ Input: the readers (`networkpolicy`, `cilium`). Output: the declarative oracle (
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from services.model.objects import ObjectKey
 from services.model.verdict import Direction, Protocol
-from services.policy.l7 import L7
+from services.policy.l7 import ANY_NAME, DNS, L7
 from services.policy.peers import Peer
 from services.policy.problems import Problem
 from services.policy.selectors import Selector
@@ -60,6 +61,29 @@ class Traffic:
 
 
 EVERYTHING = (Traffic(),)
+EVERY_NAME = L7(DNS, dns=frozenset({ANY_NAME}))
+
+
+def merged_l7(allowed: Iterable[Traffic], *, opened: bool = False) -> L7 | None:
+    """What is still asked of each request where all of these allow (policy-semantics 3.4); None: nothing.
+
+    `opened`: what no rule allows passes as well.
+
+    A plain allow ends all asking, but for DNS: questions are looked at all the same, because addresses are learned from
+    their answers. There a plain allow of the port opens every name, and one of all ports says nothing about names.
+    """
+    items = list(allowed)
+    merged: L7 | None = None
+    for item in items:
+        if item.l7 is not None:
+            merged = item.l7 if merged is None else merged.union(item.l7)
+    if merged is None:
+        return None
+    plain = [item for item in items if item.l7 is None]
+    if merged.kind == DNS:
+        opens = opened or any(item.breadth > 1 or item.name for item in plain)
+        return merged.union(EVERY_NAME) if opens else merged
+    return None if plain or opened else merged
 
 
 @dataclass(frozen=True, slots=True)

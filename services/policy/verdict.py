@@ -14,7 +14,7 @@ from services.model.labels import SOURCE_RESERVED
 from services.model.verdict import Direction
 from services.policy.l7 import L7
 from services.policy.peers import Party
-from services.policy.rules import Policy, Rule, Spec, Traffic
+from services.policy.rules import Policy, Rule, Spec, Traffic, merged_l7
 
 
 class Mode(Enum):
@@ -130,10 +130,7 @@ def decide(
     if not allowing:
         return Decision(Outcome.ALLOW if plain else Outcome.DROP)
     narrowed = [traffic.l7 for _, traffic in allowing if traffic.l7 is not None]
-    merged: L7 | None = None
-    if not plain and len(narrowed) == len(allowing):
-        for l7 in narrowed:
-            merged = l7 if merged is None else merged.union(l7)
+    merged = merged_l7((traffic for _, traffic in allowing), opened=plain)
     modes = {match.rule.authentication for match in matches}
     required = bool(modes & {"required", "test-always-fail"}) and "disabled" not in modes and not local_host
     return Decision(Outcome.ALLOW, matches, merged, bool(narrowed), required)

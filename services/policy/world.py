@@ -16,7 +16,7 @@ from services.model.labels import POD_NAMESPACE, SOURCE_CIDR, SOURCE_K8S, SOURCE
 from services.model.verdict import Direction
 from services.policy.conflicts import Conflict, conflicts
 from services.policy.explain import Explanation, explain
-from services.policy.l7 import HTTP, Request, RequestMatcher
+from services.policy.l7 import DNS, HTTP, Request, RequestMatcher
 from services.policy.peers import CidrPeer, IpBlockPeer, Party, cidr_key
 from services.policy.rules import Policy, Spec
 from services.policy.selectors import LabelView
@@ -32,7 +32,7 @@ class Fate(Enum):
 
     ALLOWED = "allowed"
     REQUESTS = "allowed, requests are filtered"
-    """Connections pass; each request must meet HTTP rules."""
+    """Connections pass; each request must meet HTTP rules, each question or server's name those about names."""
     REFUSED = "refused"
     """A request that meets no HTTP rule, or a condition that is not enforced and so lets nobody in."""
     DENIED = "denied by a rule"
@@ -183,6 +183,8 @@ class World:
         l7 = decision.l7
         if l7 is None or (l7.everything and not l7.other):
             return ALLOWED
+        if l7.by_names and (l7.kind != DNS or direction == Direction.EGRESS):
+            return Answer(Fate.REQUESTS, tuple(f"{l7.kind} {name}" for name in l7.texts()))
         if direction != Direction.INGRESS or not l7.http:
             place = direction.name.lower()
             return Answer(

@@ -7,7 +7,7 @@ from enum import IntEnum, IntFlag
 
 import pytest
 
-from services.agent.abi import config, conntrack, endpoints, events, lb, metrics, nat
+from services.agent.abi import config, conntrack, endpoints, events, lb, metrics, names, nat
 from services.agent.abi.tailcall import TailCall
 from services.agent.datapath.program import SOURCE_DIR
 from services.model.verdict import Direction, DropReason
@@ -45,6 +45,7 @@ def test_every_drop_reason_has_one_number() -> None:
         ("lb.h", "service_flags", lb.ServiceFlags, "SERVICE_F_", set()),
         ("lb.h", "backend_flags", lb.BackendFlags, "BACKEND_F_", set()),
         ("lb.h", "lb_client_kind", lb.ClientKind, "LB_CLIENT_", set()),
+        ("l7.h", "l7_kind", names.L7Kind, "L7_KIND_", set()),
         ("tailcall.h", "tail_call", TailCall, "TAIL_", {"TAIL_COUNT"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -20,6 +20,7 @@ from services.agent.abi import (
     ipcache,
     lb,
     metrics,
+    names,
     nat,
     policy,
     refined,
@@ -79,6 +80,11 @@ VALUES: dict[str, Any] = {
     "lay_sock_key": sock.SockKey,
     "lay_flow_event": events.FLOW_EVENT,
     "lay_http_event": events.HTTP_EVENT,
+    "lay_name_event": events.NAME_EVENT,
+    "names_config": names.NamesConfig,
+    "fqdn_names": names.FqdnName,
+    "lay_fqdn_slot": names.FqdnSlot,
+    "dns_asked": names.DnsAsked,
 }
 KEYS: dict[str, Any] = {
     "ct": conntrack.CtKey,

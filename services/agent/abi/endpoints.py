@@ -26,6 +26,8 @@ class EndpointFlags(IntFlag):
     REFINE_INGRESS = 2
     """Rules tell pods of one identity apart (`abi.refined`)."""
     REFINE_EGRESS = 4
+    FQDN = 8
+    """Has toFQDNs rules: destinations in the outside world are looked up by name (`abi.names`)."""
 
 
 class EndpointInfo(Struct):

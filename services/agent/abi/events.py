@@ -32,6 +32,12 @@ class EventType(IntEnum):
     """An established connection met a changed policy; the new verdict is in `drop_reason` (0: allowed)."""
     HTTP_REQUEST = 6
     """A request met HTTP policy (http ring only)."""
+    DNS_QUERY = 9
+    """A pod asked for a name, or was refused to (name ring only)."""
+    DNS_ANSWER = 10
+    """It was answered; what the answer taught is known to the kernel by then (name ring only)."""
+    TLS_HELLO = 11
+    """A TLS client named its server, or was refused (name ring only)."""
 
 
 class HttpSubtype(IntEnum):
@@ -119,5 +125,25 @@ HTTP_EVENT = np.dtype(
 )
 """`struct http_event`, 248 bytes."""
 
+NAME_EVENT = np.dtype(
+    [
+        *HEADER_FIELDS,
+        *CONNECTION_FIELDS,
+        ("ttl", "<u4"),  # seconds, the lowest of the answer
+        ("latency_us", "<u4"),  # from question to answer
+        ("l7_ruleset", "<u4"),
+        ("id", "<u2"),
+        ("qtype", "<u2"),
+        ("answers", "<u2"),  # addresses in the answer; more than 8: the rest is left out here
+        ("rcode", "u1"),
+        ("name_len", "u1"),
+        ("pad1", "u1", (20,)),
+        ("addresses", "u1", (8, 16)),
+        ("name", "S256"),
+    ]
+)
+"""`struct name_event`, 504 bytes: the connection in its original direction, whoever speaks."""
+
 assert FLOW_EVENT.itemsize == 120, FLOW_EVENT.itemsize
 assert HTTP_EVENT.itemsize == 248, HTTP_EVENT.itemsize
+assert NAME_EVENT.itemsize == 504, NAME_EVENT.itemsize

@@ -15,7 +15,7 @@ class Metric(Struct):
 
 REASONS = 256
 METRICS_ENTRIES = 3 * REASONS
-LOST_ENTRIES = 8
+LOST_ENTRIES = 16
 """Index of map `lost`: `events.EventType`."""
 
 

@@ -17,6 +17,13 @@ class TailCall(IntEnum):
     TAIL_NAT_IN = 6
     TAIL_NAT_OUT = 7
     TAIL_REFUSE = 8
+    TAIL_DNS_QUERY = 9
+    TAIL_DNS_ANSWER = 10
+    TAIL_DNS_RECORDS = 11
+    TAIL_DNS_LEARN = 12
+    TAIL_TLS_HELLO = 13
+    TAIL_NAMED = 14
+    TAIL_FORWARD = 15
 
     @property
     def program(self) -> str:

@@ -11,7 +11,7 @@ from services.agent.calc.endpoints import EndpointTables
 from services.agent.calc.group import HOST_KEY, Group, GroupKey
 from services.agent.calc.identities import Identities
 from services.agent.calc.ipcache import Ipcache
-from services.agent.calc.maps import MapName
+from services.agent.calc.maps import MapName, NameRules
 from services.agent.calc.policies import Policies, PolicyStatus
 from services.agent.calc.policy_maps import PolicyMaps
 from services.agent.calc.requests import meets
@@ -129,6 +129,10 @@ class Answers:
     def rulesets(self) -> dict[int, tuple[HttpRule, ...]]:
         """Every HTTP rule set that entries may name."""
         return self._maps.rulesets.desired()
+
+    def name_rules(self) -> NameRules:
+        """Every rule about names, and which identities toFQDNs selectors have."""
+        return self._maps.name_rules()
 
     def policy_status(self) -> list[PolicyStatus]:
         """What became of every policy document, endpoints that it cannot be computed for included."""

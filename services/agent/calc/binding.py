@@ -1,7 +1,7 @@
 """Binds rules to one group of endpoints: rule numbers, the subject's named ports, and what the datapath can enforce.
 
-What it cannot enforce (DNS names, Kafka, TLS, HTTP on egress, mutual authentication) is refused rather than let pass: a
-policy that asks for more than there is must not give less than it says.
+What it cannot enforce (Kafka, TLS termination, HTTP on egress, mutual authentication) is refused rather than let pass:
+a policy that asks for more than there is must not give less than it says.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from services.model.verdict import Direction
 from services.policy.compile import Piece
-from services.policy.l7 import HTTP, L7
-from services.policy.peers import ANYONE, IpBlockPeer, Peer, PortHolder, PortNames, reserved
+from services.policy.l7 import HTTP, L7, TLS
+from services.policy.peers import ANYONE, FqdnPeer, IpBlockPeer, Peer, PortHolder, PortNames, reserved
 from services.policy.problems import Problem
 from services.policy.rules import Policy, Rule, Traffic
 
@@ -24,6 +24,8 @@ class Capabilities:
 
     http_ingress: bool = True
     http_egress: bool = False
+    names: bool = True
+    """DNS rules on egress, TLS server names both ways."""
     other_l7: bool = False
     authentication: bool = False
     host_policies: bool = True
@@ -35,7 +37,7 @@ class Capabilities:
             return traffic, False
         if l7.kind == HTTP and (self.http_ingress if direction == Direction.INGRESS else self.http_egress):
             return traffic, False
-        if self.other_l7:
+        if self.other_l7 or (self.names and l7.by_names and (l7.kind == TLS or direction == Direction.EGRESS)):
             return traffic, False
         if l7.everything and not l7.other:
             return dataclasses.replace(traffic, l7=None), False
@@ -82,6 +84,11 @@ class Program:
     def names(self) -> frozenset[tuple[str, int]]:
         """(name, protocol) of ports whose numbers are the destination's."""
         return frozenset((p.traffic.name, int(p.traffic.protocol)) for bound in self.bound for p in bound.named)
+
+    @property
+    def by_name(self) -> bool:
+        """Whether some rule allows destinations by DNS name."""
+        return any(isinstance(peer, FqdnPeer) for bound in self.bound for peer in bound.peers)
 
     @property
     def refines(self) -> bool:

@@ -159,6 +159,8 @@ class Group:
             flags |= EndpointFlags.REFINE_INGRESS
         if self.sides[Direction.EGRESS].refines:
             flags |= EndpointFlags.REFINE_EGRESS
+        if self.sides[Direction.EGRESS].program.by_name:
+            flags |= EndpointFlags.FQDN
         return flags
 
     def size(self) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from services.agent.calc.numbers import StableNumbers
 from services.agent.calc.refined import PortName, Ports, Refinements
 from services.model.addresses import IPAddress, IPNetwork
-from services.model.identity import LOCAL_MAX, LOCAL_MIN, RESERVED_LABELS, NumericIdentity
+from services.model.identity import FQDN_MIN, LOCAL_MIN, RESERVED_LABELS, NumericIdentity
 from services.model.labels import SOURCE_CIDR, SOURCE_RESERVED, Label, Labels
 from services.model.objects import ContainerPort, IpEntry, LocalEndpoint, Pod
 from services.policy.peers import IpBlockPeer, Party, Peer, cidr_key
@@ -161,7 +161,7 @@ class PrefixIdentities:
     """Identities for prefixes that policies name: counted, and the same number for the same prefix on every run."""
 
     def __init__(self) -> None:
-        self._numbers = StableNumbers(LOCAL_MIN, LOCAL_MAX)
+        self._numbers = StableNumbers(LOCAL_MIN, FQDN_MIN - 1)
         self._users: dict[IPNetwork, int] = {}
 
     def acquire(self, prefix: IPNetwork) -> tuple[NumericIdentity, Labels] | None:

@@ -11,6 +11,7 @@ from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.layout import be16
 from services.agent.abi.policy import FIXED_BITS, PolicyFlags
 from services.agent.abi.refined import RefinedKey
+from services.agent.calc.names import FqdnAutomaton
 from services.model.addresses import IPAddress, IPNetwork, prefix_to_key, to_bytes
 from services.policy.compile import Effect, Slot, precedence
 from services.policy.l7 import HttpRule
@@ -69,7 +70,24 @@ class HttpRulesets:
     rulesets: Mapping[int, tuple[HttpRule, ...]]
 
 
-Change = Put | Remove | HttpRulesets
+@dataclass(frozen=True, slots=True, eq=False)
+class NameRules:
+    """All patterns of names: replaces what was there. `rulesets`: number (1..1023) -> patterns; `identities`: set of
+    toFQDNs selectors -> its identity."""
+
+    rulesets: Mapping[int, frozenset[str]]
+    fqdn: FqdnAutomaton
+    identities: Mapping[frozenset[str], int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NamesMoved:
+    """Names that are known already shall have the identities that go with these rules."""
+
+    rules: NameRules
+
+
+Change = Put | Remove | HttpRulesets | NameRules | NamesMoved
 
 # Hundreds of thousands of policy entries are written at a start; these are `abi.policy`'s structs without a ctypes
 # object for each (a test holds the two together).

@@ -2,7 +2,8 @@
 
 Peers are counted by their users. A peer that can only match pods of certain namespaces is asked about those alone, so
 that a new identity meets its own namespace's selectors and the few that are open, not all of the cluster's. Likewise a
-prefix is asked about the identities of the prefixes inside it: lists of tens of thousands of prefixes are usual.
+prefix is asked about the identities of the prefixes inside it (lists of tens of thousands of prefixes are usual), and a
+DNS name about those that stand for names.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from itertools import islice
 from typing import TypeGuard
 
 from services.model.addresses import IPNetwork
-from services.model.labels import POD_NAMESPACE, SOURCE_K8S
-from services.policy.peers import CidrPeer, LabelPeer, Party, Peer, cidr_of
+from services.model.labels import POD_NAMESPACE, SOURCE_FQDN, SOURCE_K8S
+from services.policy.peers import CidrPeer, FqdnPeer, LabelPeer, Party, Peer, cidr_of
 
 _Place = tuple[int, int, int, int]
 """Of a CIDR identity: (IP version, first address, prefix length, identity)."""
@@ -36,6 +37,8 @@ class PeerIndex:
         self._watched: dict[Peer, _Watched] = {}
         self._by_namespace: dict[str, dict[Peer, _Watched]] = {}
         self._open: dict[Peer, _Watched] = {}
+        self._by_name: dict[Peer, _Watched] = {}
+        self._named: set[int] = set()
         self._parties: dict[int, Party] = {}
         self._namespace_of: dict[int, str] = {}
         self._in_namespace: dict[str, set[int]] = {}
@@ -65,6 +68,9 @@ class PeerIndex:
         if _by_prefix(peer):
             self._by_prefix.setdefault(peer.prefix, {})[peer] = watched
             candidates: Iterable[int] = list(self._inside(peer.prefix))
+        elif isinstance(peer, FqdnPeer):
+            self._by_name[peer] = watched
+            candidates = self._named
         elif namespaces is None:
             self._open[peer] = watched
             candidates = self._parties
@@ -86,6 +92,8 @@ class PeerIndex:
             self._by_prefix[peer.prefix].pop(peer)
             if not self._by_prefix[peer.prefix]:
                 del self._by_prefix[peer.prefix]
+        elif isinstance(peer, FqdnPeer):
+            del self._by_name[peer]
         elif watched.namespaces is None:
             del self._open[peer]
         for namespace in watched.namespaces or ():
@@ -102,6 +110,12 @@ class PeerIndex:
             self._in_namespace[before].discard(number)
         asked: dict[Peer, _Watched] = dict(self._by_namespace.get(before or "", {}))
         asked.update(self._move(number, cidr_of(party.view) if party is not None else None))
+        if number in self._named:
+            asked.update(self._by_name)
+            self._named.discard(number)
+        if party is not None and party.view.has_source(SOURCE_FQDN):
+            asked.update(self._by_name)
+            self._named.add(number)
         if party is None:
             self._parties.pop(number, None)
         else:

@@ -11,10 +11,12 @@ from collections.abc import Iterable
 
 from services.agent.calc.binding import ANY_RULE, Capabilities, Program, bind, with_local_host
 from services.agent.calc.catalogue import Catalogue
+from services.agent.calc.fqdn import FqdnSelectors
 from services.agent.calc.group import ANY_IDENTITY, HOST_KEY, Group, GroupKey
 from services.agent.calc.identities import Identities, PrefixIdentities
 from services.agent.calc.ipcache import Ipcache
-from services.agent.calc.maps import policy_entry, policy_key
+from services.agent.calc.maps import NameRules, policy_entry, policy_key
+from services.agent.calc.name_sets import NameSets
 from services.agent.calc.numbers import StableNumbers
 from services.agent.calc.peer_index import PeerIndex
 from services.agent.calc.policies import Policies
@@ -27,9 +29,9 @@ from services.model.objects import ObjectKey
 from services.model.verdict import Direction
 from services.policy.compile import Effect, Slot, Template
 from services.policy.conflicts import conflicts
-from services.policy.l7 import HttpRule
+from services.policy.l7 import HTTP, L7
 from services.policy.nodes import node_view
-from services.policy.peers import CidrPeer, IpBlockPeer, Party, Peer
+from services.policy.peers import CidrPeer, FqdnPeer, IpBlockPeer, Party, Peer
 from services.policy.rules import Policy, Spec
 from services.policy.selectors import LabelView
 from services.policy.verdict import Mode, applying, is_closed, is_enforced
@@ -51,6 +53,8 @@ class PolicyMaps:
         self._mode, self._capabilities, self._capacity = mode, capabilities, capacity
         self.catalogue = Catalogue()
         self.rulesets = Rulesets()
+        self.name_sets = NameSets()
+        self.fqdn = FqdnSelectors(identities)
         self.groups: dict[GroupKey, Group] = {}
         self._index = PeerIndex()
         self._prefixes = PrefixIdentities()
@@ -114,7 +118,8 @@ class PolicyMaps:
         for group in dead:
             released += self._drop(group)
         self._release(released)
-        # Prefixes that came or went have changed what identities there are.
+        names_moved = self.fqdn.settle()
+        # Prefixes and names that came or went have changed what identities there are.
         for number, _, party in self._identities.refresh():
             self.identity_changed(number, party)
         self._rebind = set()
@@ -128,7 +133,11 @@ class PolicyMaps:
                 self._touched.add(group.key)
         self._fit()
         changes, self._changes = self._changes, PolicyChanges()
-        changes.rulesets = self.rulesets.settle(self._rulesets_in_use())
+        used = self._l7_in_use()
+        changes.rulesets = self.rulesets.settle({l7.http_rules() for l7 in used if not l7.by_names})
+        if self.name_sets.settle(l7 for l7 in used if l7.by_names) or names_moved:
+            changes.names, changes.names_moved = self.name_rules(), names_moved
+            self.name_sets.free_retired()
         touched = {key for key in self._touched if key in self.groups} | {g.key for g in rebound if not g.revision}
         self._touched = set()
         for key in touched:
@@ -275,6 +284,8 @@ class PolicyMaps:
         if not self._index.acquire(peer):
             return
         self._identities.watch(peer, on=True)
+        if isinstance(peer, FqdnPeer):
+            self.fqdn.acquire(peer.name)
         if isinstance(peer, CidrPeer | IpBlockPeer):
             for prefix in peer.prefixes():
                 made = self._prefixes.acquire(prefix)
@@ -287,6 +298,8 @@ class PolicyMaps:
             if self._index.release(peer):
                 del self._users[peer]
                 self._identities.watch(peer, on=False)
+                if isinstance(peer, FqdnPeer):
+                    self.fqdn.release(peer.name)
                 if isinstance(peer, CidrPeer | IpBlockPeer):
                     for prefix in peer.prefixes():
                         gone = self._prefixes.release(prefix)
@@ -322,9 +335,13 @@ class PolicyMaps:
             return False
         return bool(applying([after], party))
 
-    def _rulesets_in_use(self) -> set[tuple[HttpRule, ...]]:
+    def name_rules(self) -> NameRules:
+        """Everything that the datapath should know of names."""
+        return NameRules(self.name_sets.desired(), *self.fqdn.rules())
+
+    def _l7_in_use(self) -> set[L7]:
         sides = (side for group in self.groups.values() for side in group.sides.values())
-        return {l7.http_rules() for side in sides for l7 in side.l7()}
+        return {l7 for side in sides for l7 in side.l7()}
 
     def _emit(self, group: Group, direction: Direction, number: int, before: Template, after: Template) -> None:
         """Write the difference of one identity's entries, unless the group is closed for want of room."""
@@ -349,7 +366,13 @@ class PolicyMaps:
     def _value(self, slot: Slot, number: int) -> bytes:
         if slot.value.l7 is None:
             return policy_entry(slot, 0, any_peer=number == ANY_IDENTITY)
-        return policy_entry(slot, self.rulesets.take(slot.value.l7.http_rules()) or 0, any_peer=number == ANY_IDENTITY)
+        return policy_entry(slot, self._ruleset(slot.value.l7), any_peer=number == ANY_IDENTITY)
+
+    def _ruleset(self, l7: L7) -> int:
+        """The number that entries carry; 0 where there is none, and the traffic is refused."""
+        if l7.by_names:
+            return self.name_sets.take(l7) or 0
+        return self.rulesets.take(l7.http_rules()) or 0 if l7.kind == HTTP else 0
 
 
 def sorted_keys(keys: Iterable[GroupKey]) -> list[GroupKey]:

@@ -2,10 +2,11 @@
 
 While changes are being written every packet must meet either the old or the new verdict:
 
-1. HTTP rule sets, because entries name them by number.
+1. Rule sets of HTTP and of names, because entries name them by number.
 2. Service backends, their look-up tables and client ranges, then frontends: a frontend never counts a slot that is
    not there.
-3. Policy entries, denies first, before any address means an identity that they are about.
+3. Policy entries, denies first, before any address means an identity that they are about. Then the names that are
+   known already get their new identities.
 4. The address table, both ways: an address moves from one fully policed identity to another in one write. Around it
    the parts of identities: they are known before the address, and forgotten after it. Then endpoints that begin to look
    at them.
@@ -20,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from services.agent.calc.maps import Change, HttpRulesets, MapName, Put, Remove
+from services.agent.calc.maps import Change, HttpRulesets, MapName, NameRules, NamesMoved, Put, Remove
 from services.agent.calc.table import Table
 
 SERVICE_MAPS: tuple[MapName, ...] = ("backends", "backend_slots", "maglev", "source_ranges", "revnat", "services")
@@ -38,6 +39,9 @@ class PolicyChanges:
     remains: dict[bytes, None] = field(default_factory=dict)
     """Of groups that are gone, or of parts that a group looks at no more: its endpoints must be told first."""
     rulesets: HttpRulesets | None = None
+    names: NameRules | None = None
+    names_moved: bool = False
+    """Whether toFQDNs selectors are others than before."""
 
     def put(self, key: bytes, value: bytes, *, deny: bool) -> None:
         """The map shall hold this."""
@@ -80,10 +84,12 @@ def sequence(
     """One list, safe to apply from the front."""
     backend = {name: table.take() for name, table in services.items()}
     local = {name: table.take() for name, table in endpoints.items()}
-    ordered: list[Change] = [policy.rulesets] if policy.rulesets else []
+    ordered: list[Change] = [change for change in (policy.rulesets, policy.names) if change is not None]
     for name in SERVICE_MAPS:
         ordered += backend[name][0]
     ordered += policy.written()
+    if policy.names is not None and policy.names_moved:
+        ordered.append(NamesMoved(policy.names))
     ordered += parts[0]
     ordered += ipcache[0] + ipcache[1]
     ordered += parts[1]

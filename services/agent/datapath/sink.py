@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from services.agent.calc.maps import MAP_NAMES, Change, HttpRulesets, MapName, Put, Remove
+from services.agent.calc.maps import MAP_NAMES, Change, HttpRulesets, MapName, NameRules, NamesMoved, Put, Remove
 from services.agent.calc.sequencer import SERVICE_MAPS
 from services.agent.datapath.reconcile import MapAccess, MapReconciler
 
@@ -24,30 +24,41 @@ RESYNC_ORDER: tuple[MapName, ...] = (
 
 
 class DatapathSink:
-    """All maps that calc writes. `write_rulesets` installs HTTP rule sets; they precede entries that name them."""
+    """All maps that calc writes. `write_rulesets` installs HTTP rule sets; they precede entries that name them.
+    `write_names` does the same with rules about names, and gives known names their identities."""
 
     def __init__(
-        self, maps: Mapping[str, MapAccess], write_rulesets: Callable[[HttpRulesets], None] | None = None
+        self,
+        maps: Mapping[str, MapAccess],
+        write_rulesets: Callable[[HttpRulesets], None] | None = None,
+        write_names: Callable[[NameRules | NamesMoved], None] | None = None,
     ) -> None:
         self.reconcilers: dict[MapName, MapReconciler] = {name: MapReconciler(maps[name]) for name in MAP_NAMES}
         self._write_rulesets = write_rulesets
+        self._write_names = write_names
 
     def apply(self, changes: Sequence[Change]) -> bool:
         """Apply in order. False: something failed; it is counted, kept, and `retry` tries it again."""
         ok = True
         run: list[Put | Remove] = []
         for change in changes:
-            if isinstance(change, HttpRulesets):
+            if not isinstance(change, Put | Remove):
                 ok = self._flush(run) and ok
                 run = []
-                if self._write_rulesets is not None:
-                    self._write_rulesets(change)
+                self._write_rules(change)
                 continue
             if run and (run[0].map != change.map or type(run[0]) is not type(change)):
                 ok = self._flush(run) and ok
                 run = []
             run.append(change)
         return self._flush(run) and ok
+
+    def _write_rules(self, change: HttpRulesets | NameRules | NamesMoved) -> None:
+        if isinstance(change, HttpRulesets):
+            if self._write_rulesets is not None:
+                self._write_rulesets(change)
+        elif self._write_names is not None:
+            self._write_names(change)
 
     def _flush(self, run: list[Put | Remove]) -> bool:
         if not run:
@@ -57,12 +68,16 @@ class DatapathSink:
         return reconciler.apply(puts, [change.key for change in run if isinstance(change, Remove)])
 
     def resync(
-        self, desired: Mapping[MapName, Mapping[bytes, bytes]], rulesets: HttpRulesets | None = None
+        self,
+        desired: Mapping[MapName, Mapping[bytes, bytes]],
+        rulesets: HttpRulesets | None = None,
+        names: NameRules | None = None,
     ) -> dict[MapName, tuple[int, int]]:
         """Make all maps equal to what should be: after a restart, or when in doubt. Returns what was written and
         removed per map."""
-        if rulesets is not None and self._write_rulesets is not None:
-            self._write_rulesets(rulesets)
+        for rules in (rulesets, names):
+            if rules is not None:
+                self._write_rules(rules)
         # Services go on all the time: what frontends refer to is written before them, and removed after them.
         found = {name: self.reconcilers[name].compare(desired.get(name, {})) for name in SERVICE_MAPS}
         for name, (puts, _) in found.items():
@@ -70,6 +85,8 @@ class DatapathSink:
         done = {name: self.reconcilers[name].prune(desired.get(name, {})) for name in RESYNC_ORDER}
         for name, (_, removals) in reversed(found.items()):
             self.reconcilers[name].apply({}, removals)
+        if names is not None:
+            self._write_rules(NamesMoved(names))
         return done | {name: (len(puts), len(removals)) for name, (puts, removals) in found.items()}
 
     def retry(self) -> bool:

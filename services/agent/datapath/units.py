@@ -81,9 +81,10 @@ SOCKET_HOOKS: Mapping[str, Kind] = {
 }
 """Programs on cgroups (`bpf/sock.c`)."""
 
-CILIATE, XDP, SOCKET = "ciliate.c", "xdp.c", "sock.c"
+CILIATE, NAMES, XDP, SOCKET = "ciliate.c", "names.c", "xdp.c", "sock.c"
 UNITS: tuple[Unit, ...] = (
     Unit(CILIATE),
+    Unit(NAMES),
     Unit(XDP, default=Kind(ProgramType.XDP), optional=True),
     Unit(SOCKET, kinds=SOCKET_HOOKS, optional=True),
 )

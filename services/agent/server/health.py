@@ -29,8 +29,8 @@ class Synced(Protocol):
     def changes(self) -> int: ...
 
 
-class HttpErrors(Protocol):
-    """HTTP rules that cannot be enforced."""
+class RuleErrors(Protocol):
+    """L7 rules that cannot be enforced."""
 
     @property
     def errors(self) -> tuple[str, ...]: ...
@@ -43,7 +43,7 @@ def describe(
     sink: DatapathSink,
     registrar: Registrar,
     cni: CniServer,
-    http: HttpErrors,
+    rules: Sequence[RuleErrors],
     registry: CollectorRegistry,
 ) -> None:
     """Tell the state whom to ask for what."""
@@ -55,7 +55,7 @@ def describe(
         lambda: component("identities", _merged(identities) | dict(registrar.errors), not driver.synced),
         lambda: component("datapath", _map_errors(sink), not driver.synced),
     ]
-    state.http_errors = lambda: http.errors
+    state.rule_errors = lambda: tuple(error for each in rules for error in each.errors)
     state.lost = lambda: _samples(registry, "ciliate_events_lost")
     state.counters = [
         lambda: {f"cni:{command}:{outcome}": count for (command, outcome), count in cni.calls.items()},

@@ -54,7 +54,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             object_errors=[_line(*item) for errors in state.reporting for item in errors().items()],
             policy_errors=[
                 *(f"{status.key}: {problem}" for status in statuses for problem in status.problems),
-                *state.http_errors(),
+                *state.rule_errors(),
             ],
             pod_ranges=self._pod_ranges,
             addresses_used=sum(pool.used for pool in pools),

@@ -39,7 +39,7 @@ class AgentState:
     counters: list[Callable[[], Mapping[str, int]]] = field(default_factory=list)
     lost: Callable[[], Mapping[str, int]] = dict
     connections: Callable[[], pb.ConnectionTable] = pb.ConnectionTable
-    http_errors: Callable[[], tuple[str, ...]] = tuple
+    rule_errors: Callable[[], tuple[str, ...]] = tuple
 
     def become_ready(self) -> None:
         """Every endpoint is enforced as the cluster's state demands; said once."""

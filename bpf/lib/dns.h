@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* DNS messages of pods under DNS rules: the question, and who waits for which answer. */
+#pragma once
+#include "conntrack.h"
+#include "context.h"
+#include "drop_reasons.h"
+#include "events.h"
+#include "fqdn.h"
+#include "l7.h"
+#include "names.h"
+#include "own_packet.h"
+#include "parse.h"
+
+enum {
+	DNS_HEADER = 12,
+	DNS_QUESTION_MAX = 255 + 4,
+	DNS_LOADED = 288,     /* bytes of a message that are looked at here: header and question fit */
+	DNS_ADDRESSES = 64,   /* of one answer that can be learned */
+	DNS_RECORDS = 512,    /* of one answer */
+	DNS_STEPS = 48,       /* labels and records in one run */
+	DNS_A = 1,
+	DNS_CNAME = 5,
+	DNS_AAAA = 28,
+	DNS_IN = 1,
+	DNS_REFUSED = 5,
+	/* The third byte of a message ... */
+	DNS_QR = 0x80,
+	DNS_OPCODE = 0x78,
+	DNS_TC = 0x02,
+	DNS_RD = 0x01,
+	/* ... and the fourth. */
+	DNS_CD = 0x10,
+	DNS_RCODE = 0x0f,
+};
+
+#define DNS_PATIENCE (15 * SECOND) /* an answer that takes longer answers nobody */
+
+struct dns_header {
+	u16 id;
+	u8 flags;
+	u8 code;
+	u16 questions;
+	u16 answers;
+	u16 authorities;
+	u16 additional;
+};
+_Static_assert(sizeof(struct dns_header) == DNS_HEADER, "dns_header");
+
+/* A question that a pod asked. The connection's key has both addresses and ports, so that only the server that was
+ * asked can answer, to the port that asked. */
+struct dns_asked_key {
+	struct ct_key connection;
+	u16 id; /* as on the wire */
+	u16 pad;
+	u32 pad2;
+};
+_Static_assert(sizeof(struct dns_asked_key) == 48, "dns_asked_key");
+
+struct dns_asked {
+	u64 name; /* hash */
+	u64 asked_ns;
+	u16 qtype;
+	u16 qclass;
+	u32 pad;
+};
+_Static_assert(sizeof(struct dns_asked) == 24, "dns_asked");
+
+/* Least recently used first: a question that is forgotten is asked again. */
+BPF_F_TABLE("lru_hash", struct dns_asked_key, struct dns_asked, dns_asked, 16384, 0);
+
+/* What the programs hand to one another about the message at hand. */
+struct dns_work {
+	u64 hash; /* of the name */
+	u64 asked_ns;
+	u64 expires_ns; /* of what is learned, with FQDN_CONCERNS */
+	u64 oldest_ns;
+	u32 slot;
+	u32 state;  /* of the automaton */
+	u32 have;   /* bytes of the message in `message` */
+	u32 at;     /* next byte to read, from the start of the message */
+	u32 length; /* bytes of the message */
+	u32 question_end;
+	u32 left;   /* of the label at hand */
+	u32 name_len;
+	u32 ttl;
+	u32 identity; /* of the selectors that match the name */
+	u32 records;  /* answers still to read */
+	u32 addresses;
+	u16 id;
+	u16 qtype;
+	u16 qclass;
+	u8 rcode;
+	u8 skipped; /* of the record at hand: its owner's name is behind us */
+	u8 reason;  /* drop reason of a question that is audited or refused */
+	u8 pad[3];
+	u8 name[NAME_BYTES];
+	u8 message[512]; /* the verifier sees offsets up to 511 */
+	u8 record[16];   /* a record's fixed part */
+	struct addr found[DNS_ADDRESSES];
+	struct own_packet own;
+};
+
+PERCPU_MAP(dns_scratch, struct dns_work, 1);
+PERCPU_MAP(fqdn_fresh, struct fqdn_name, 1);
+PERCPU_MAP(fqdn_ip_fresh, struct fqdn_ip, 1);
+
+INLINE struct dns_work *dns_working(void)
+{
+	u32 zero = 0;
+
+	return dns_scratch.lookup(&zero);
+}
+
+/* Read the name at w->at of w->message: lower-case, with a final dot, walking the automaton on the way. False: it is
+ * not a name, or one with a pointer, which no question needs, or a label has a dot in it. */
+INLINE bool dns_read_name(struct dns_work *w, const struct name_table *table)
+{
+	bool done = false;
+	int i;
+	u8 c;
+
+	__builtin_memset(w->name, 0, sizeof(w->name));
+	w->name_len = 0;
+	w->left = 0;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < 256; i++) {
+		u32 at = w->at, out = w->name_len;
+
+		asm volatile("" ::: "memory");
+		if (at >= w->have || at >= 511 || out >= NAME_BYTES - 2)
+			return false;
+		c = w->message[BOUNDED(at, 511)];
+		w->at = at + 1;
+		if (w->left) {
+			w->left -= 1;
+			c = name_fold(c);
+			if (c == '.' || !c)
+				return false;
+		} else {
+			if (c > 63)
+				return false;
+			w->left = c;
+			if (!i && c)
+				continue; /* no dot before the first label */
+			done = !c;
+			c = '.';
+		}
+		w->name[BOUNDED(out, NAME_BYTES - 1)] = c;
+		w->name_len = out + 1;
+		w->state = name_next(table, w->state, c);
+		if (done)
+			return true;
+	}
+	return false;
+}
