@@ -12,18 +12,23 @@ import statistics
 import struct
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import Any
 
+from services.agent.abi.config import ConfigFlags
+from services.agent.abi.nat import NetdevInfo
 from services.agent.datapath import syscall
 from services.agent.datapath.objects import CompiledObject, loads
 from services.model.verdict import Direction
-from tests.datapath.node import GATEWAY_MAC, Node, Pod, inside, u32
+from tests.datapath.node import GATEWAY_MAC, TC_ACT_SHOT, WORLD4, Node, Pod, inside, ip, sh, u32
+
+PLACES = 32_768
 
 FEEDER = """
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/pkt_cls.h>
-struct original { u8 bytes[34]; u16 length; u32 count_up; u32 port; };
+struct original { u8 bytes[54]; u16 length; u32 count_up; u32 port; };
 BPF_F_TABLE("array", u32, struct original, originals, 1, 0);
 BPF_F_TABLE("prog", u32, u32, hook, 1, 0);
 
@@ -33,9 +38,9 @@ int feeder(struct __sk_buff *skb)
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct original *o = originals.lookup(&zero);
 
-	if (!o || data + 38 > end)
+	if (!o || data + 54 > end)
 		return TC_ACT_SHOT;
-	__builtin_memcpy(data, o->bytes, 34);
+	__builtin_memcpy(data, o->bytes, 54);
 	if (o->count_up) {
 		o->port += 1;
 		*(u16 *)(data + 34) = o->port;
@@ -82,7 +87,7 @@ class Feeder:
             os.close(fd)
 
     def _run(self, target: int, packet: bytes, ifindex: int, count_up: bool, rounds: int, repeat: int) -> list[int]:
-        original = packet[:34] + struct.pack("<H", len(packet)) + struct.pack("<II", int(count_up), 0)
+        original = packet[:54] + struct.pack("<H", len(packet)) + struct.pack("<II", int(count_up), 0)
         syscall.map_update(self.maps["originals"], u32(0), original)
         syscall.map_update(self.maps["hook"], u32(0), u32(target))
         context = struct.pack("<11I", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ifindex) + bytes(192 - 44)
@@ -98,40 +103,113 @@ class Feeder:
         return cost - floor
 
 
-def _packet(src: Pod, dst: str, flags: str, v6: bool = False) -> bytes:
+def _packet(source: str, target: str, flags: str, mac: str = "") -> bytes:
     from scapy.all import IP, TCP, Ether, IPv6, raw
 
-    network: Any = IPv6(src=src.ipv6, dst=dst, hlim=255) if v6 else IP(src=src.ipv4, dst=dst, ttl=255)
-    return bytes(raw(Ether(src=src.mac, dst=GATEWAY_MAC) / network / TCP(sport=1000, dport=80, flags=flags)))
+    network: Any = IPv6 if ":" in target else IP
+    ttl = {"hlim": 255} if ":" in target else {"ttl": 255}
+    frame = Ether(src=mac or "02:00:00:00:77:02", dst=GATEWAY_MAC)
+    return bytes(raw(frame / network(src=source, dst=target, **ttl) / TCP(sport=1000, dport=80, flags=flags)))
 
 
-def measure(cache_dir: Path) -> dict[str, float]:
-    """ns per packet, established and new: at one endpoint (a pod talks to another node) and at both of a local pair."""
-    node = Node(cache_dir, ct=262144, events=1 << 24)
+@dataclass(frozen=True, slots=True)
+class Path:
+    """One way of a packet: which hook gets it on which interface, from whom, to whom."""
+
+    name: str
+    hook: str
+    source: str
+    target: str
+    link: int
+    mac: str = ""
+    flags: int = 0
+    opens: bool = True
+    """Whether connections are opened, too."""
+
+
+FAR_POD, FAR_NODE, NODE, WORLD, VIP = "10.244.2.9", "192.168.77.2", "192.168.77.1", "203.0.113.9", "10.96.0.10"
+
+
+def _rules(node: Node) -> tuple[Pod, Pod]:
+    """Two pods with a policy of some size around the rules that matter, and a table of addresses."""
+    a, b = node.pod(1, 1001), node.pod(2, 1002)
+    for pod in (a, b):
+        for identity in range(2000, 2040):
+            for direction in Direction:
+                node.rule(pod, direction, identity, 6, 8000 + identity % 7)
+    for port in (80, 8080):
+        node.rule(b, Direction.INGRESS, a.identity, 6, port, rule_id=11)
+        node.rule(a, Direction.EGRESS, b.identity, 6, port, rule_id=12)
+    node.rule(a, Direction.EGRESS, 77, 6, 80, rule_id=13)
+    node.rule(a, Direction.EGRESS, WORLD4, 6, 80, rule_id=14)
+    node.rule(b, Direction.INGRESS, 77, 6, 80, rule_id=15)
+    for i in range(1, 200):
+        node.ipcache(f"10.{i}.0.0/16", 3000 + i)
+    node.ipcache(NODE, 1)
+    node.ipcache(FAR_NODE, 6)
+    return a, b
+
+
+def _uplink(node: Node) -> None:
+    """The node's own network: an uplink with the far node behind it."""
+    for command in (
+        "link set pod3 up",
+        "link set host3 up",
+        f"addr replace {NODE}/24 dev host3",
+        f"neigh replace {FAR_NODE} lladdr 02:00:00:00:77:02 dev host3 nud permanent",
+        f"route replace 10.244.2.0/24 via {FAR_NODE}",
+    ):
+        sh("ip", *command.split(), netns=node.name)
+    sh("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward", netns=node.name)
+    node.map("netdevs").update(u32(node.ifindexes[3]), NetdevInfo(ipv4=ip(NODE)).pack())
+
+
+def _paths(a: Pod, b: Pod, up: int) -> list[Path]:
+    native, masquerade = int(ConfigFlags.NATIVE_ROUTING), int(ConfigFlags.MASQUERADE)
+    return [
+        Path("", "from_endpoint", a.ipv4, FAR_POD, a.ifindex, a.mac),
+        Path("pair_", "from_endpoint", a.ipv4, b.ipv4, a.ifindex, a.mac),
+        Path("pair_v6_", "from_endpoint", a.ipv6, b.ipv6, a.ifindex, a.mac, opens=False),
+        Path("service_", "from_endpoint", a.ipv4, VIP, a.ifindex, a.mac),
+        Path("native_", "from_endpoint", a.ipv4, FAR_POD, a.ifindex, a.mac, native),
+        Path("native_in_", "from_netdev", FAR_POD, b.ipv4, up, "", native),
+        Path("masquerade_", "to_netdev", a.ipv4, WORLD, up, "", masquerade),
+        Path("host_", "from_netdev", FAR_NODE, NODE, up),
+        Path("untouched_", "from_netdev", FAR_NODE, NODE, up, opens=False),
+    ]
+
+
+def _prepare(node: Node, path: Path) -> None:
+    node.reset()
+    _, b = _rules(node)
+    node.settings(overlay_ifindex=node.ifindexes[2], flags=path.flags, ct_queue_places=PLACES)
+    node.ipcache(FAR_POD, 77, "" if path.flags & ConfigFlags.NATIVE_ROUTING else FAR_NODE)
+    if path.name == "service_":
+        node.service(41, VIP, 80, [(b.ipv4, 8080)])
+    if path.name == "host_":
+        host = node.host()
+        for identity in range(2000, 2040):
+            node.rule(host, Direction.INGRESS, identity, 6, 8000 + identity % 7)
+        node.rule(host, Direction.INGRESS, 6, 6, 80, rule_id=16)
+
+
+def measure(cache_dir: FilePath) -> dict[str, float]:
+    """ns per packet, established and new: at one endpoint (a pod talks to another node; the keys without a prefix), at
+    both of a local pair, through a Service, and so on: see `_paths`."""
+    node = Node(cache_dir, ct=262_144, ct_queue=PLACES, events=1 << 24)
     feeder = None
+    figures = {}
     try:
         feeder = Feeder(node)
-        node.settings(overlay_ifindex=node.ifindexes[3])
-        a, b = node.pod(1, 1001), node.pod(2, 1002)
-        far = "10.244.2.9"
-        for pod in (a, b):
-            for identity in range(2000, 2040):
-                for direction in Direction:
-                    node.rule(pod, direction, identity, 6, 8000 + identity % 7)
-        node.rule(b, Direction.INGRESS, a.identity, 6, 80, rule_id=11)
-        node.rule(a, Direction.EGRESS, b.identity, 6, 80, rule_id=12)
-        node.rule(a, Direction.EGRESS, 77, 6, 80, rule_id=13)
-        for i in range(1, 200):
-            node.ipcache(f"10.{i}.0.0/16", 3000 + i)
-        node.ipcache(far, 77, "192.168.77.2")
-        figures = {}
-        for prefix, dst, v6 in (("", far, False), ("pair_", b.ipv4, False), ("pair_v6_", b.ipv6, True)):
-            syn, ack = _packet(a, dst, "S", v6), _packet(a, dst, "A", v6)
-            node.run("from_endpoint", syn, a.ifindex)
-            figures[f"{prefix}established_ns"] = feeder.ns("from_endpoint", ack, a.ifindex, new=False)
-            if not v6:
-                figures[f"{prefix}new_ns"] = feeder.ns("from_endpoint", syn, a.ifindex, new=True, rounds=100)
-            node.events()
+        _uplink(node)
+        for path in _paths(*_rules(node), node.ifindexes[3]):
+            _prepare(node, path)
+            syn, ack = (_packet(path.source, path.target, flags, path.mac) for flags in "SA")
+            if node.run(path.hook, syn, path.link).verdict == TC_ACT_SHOT:
+                raise RuntimeError(f"path {path.name}: the packet was dropped")
+            figures[f"{path.name}established_ns"] = feeder.ns(path.hook, ack, path.link, new=False)
+            if path.opens:
+                figures[f"{path.name}new_ns"] = feeder.ns(path.hook, syn, path.link, new=True, rounds=100)
         return figures
     finally:
         if feeder is not None:
@@ -140,4 +218,4 @@ def measure(cache_dir: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(measure(Path(sys.argv[1])))
+    print(measure(FilePath(sys.argv[1])))
