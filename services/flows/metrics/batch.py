@@ -12,7 +12,7 @@ import numpy as np
 from services.flows.columns import Array, Columns
 from services.flows.dictionary import Dictionaries
 from services.flows.entries import HttpRequest, Party
-from services.flows.facets import event_types
+from services.flows.facets import event_types, responses
 from services.flows.filters.base import Table
 from services.flows.metrics.names import Namer
 from services.model.addresses import V4_MAPPED_PREFIX
@@ -22,6 +22,8 @@ WORLD = frozenset({Reserved.WORLD, Reserved.WORLD_IPV4, Reserved.WORLD_IPV6})
 
 COUNTABLE = 1 << 17
 """Combinations up to which counting in a table is cheaper than sorting."""
+LIMITS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Upper bounds of histograms in seconds, Prometheus's default; the last bucket has none."""
 
 
 class Facts:
@@ -56,13 +58,26 @@ class Batch:
         return event_types(self.columns, 0)
 
     @cached_property
+    def responses(self) -> Array:
+        """Rows that are HTTP responses."""
+        return responses(self.columns)
+
+    @cached_property
+    def http(self) -> Array:
+        """Numbers of method and version (`facts.request`)."""
+        found: Array = self.facts.request.table(self.dictionaries.requests)[self.columns["http"]]
+        return found
+
+    @cached_property
     def second(self) -> tuple[Array, Array]:
         """(type, sub type) of the second facets; type 0 where there is none."""
         return event_types(self.columns, 1)
 
 
-def counted(keys: Sequence[Array], rows: Array) -> Iterator[tuple[tuple[int, ...], int]]:
-    """(numbers, how many) of every distinct combination of the columns among `rows` (indices)."""
+def measured(
+    keys: Sequence[Array], rows: Array, values: Array | None, buckets: int
+) -> Iterator[tuple[tuple[int, ...], Array, float]]:
+    """(numbers, rows per bucket, sum of `values`) of every distinct combination. `values`: seconds, of all rows."""
     if not len(rows):
         return
     combined = np.zeros(len(rows), np.int64)
@@ -71,15 +86,27 @@ def counted(keys: Sequence[Array], rows: Array) -> Iterator[tuple[tuple[int, ...
         taken = key[rows]
         sizes.append(int(taken.max()) + 1)
         combined = combined * sizes[-1] + taken
-    if math.prod(sizes) <= COUNTABLE:
-        counts = np.bincount(combined)
-        found = np.flatnonzero(counts)
-        counts = counts[found]
-    else:
-        found, counts = np.unique(combined, return_counts=True)
-    for number, count in zip(found.tolist(), counts.tolist(), strict=True):
+    found, where = _distinct(combined, math.prod(sizes))
+    seconds = np.zeros(len(rows)) if values is None else values[rows]
+    places = np.zeros(len(rows), np.int64) if values is None else np.searchsorted(LIMITS, seconds)
+    counts = np.bincount(where * buckets + places, minlength=len(found) * buckets).reshape(len(found), buckets)
+    sums = np.bincount(where, weights=seconds, minlength=len(found))
+    for number, series, total in zip(found.tolist(), counts, sums.tolist(), strict=True):
         numbers = []
         for size in reversed(sizes):
             number, last = divmod(number, size)  # noqa: PLW2901
             numbers.append(last)
-        yield tuple(reversed(numbers)), count
+        yield tuple(reversed(numbers)), series, total
+
+
+def _distinct(combined: Array, size: int) -> tuple[Array, Array]:
+    """(distinct numbers, for each row the place of its number among them), by the cheaper of two ways."""
+    if size > COUNTABLE:
+        found, where = np.unique(combined, return_inverse=True)
+        return found, where
+    marks = np.zeros(size, np.bool_)
+    marks[combined] = True
+    found = np.flatnonzero(marks)
+    places = np.zeros(size, np.int64)
+    places[found] = np.arange(len(found))
+    return found, places[combined]

@@ -6,10 +6,14 @@ folded: counted under `other` in every label, so that sums stay right, and told 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
+import numpy as np
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from services.flows.columns import Array
+from services.flows.metrics.batch import LIMITS
 
 OTHER = "other"
 
@@ -38,11 +42,13 @@ class Series(Collector):
         key = values if values in series or len(series) < self._limit else self._folded(name, values)
         series[key] = series.get(key, 0) + count
 
-    def observe(self, name: str, values: tuple[str, ...], seconds: Iterable[float]) -> None:
-        """Add measurements."""
+    def observe(self, name: str, values: tuple[str, ...], counts: Array, total: float) -> None:
+        """Add measurements: how many in each bucket, and their sum."""
         series = self._histograms[name][2]
         key = values if values in series or len(series) < self._limit else self._folded(name, values)
-        series.setdefault(key, _Buckets()).add(seconds)
+        buckets = series.setdefault(key, _Buckets())
+        buckets.counts += counts
+        buckets.sum += total
 
     def _folded(self, name: str, values: tuple[str, ...]) -> tuple[str, ...]:
         self.folded[name] = self.folded.get(name, 0) + 1
@@ -69,22 +75,11 @@ class Series(Collector):
 
 
 class _Buckets:
-    LIMITS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, float("inf"))
-
     def __init__(self) -> None:
-        self._counts = [0] * len(self.LIMITS)
+        self.counts = np.zeros(len(LIMITS) + 1, np.int64)
         self.sum = 0.0
-
-    def add(self, seconds: Iterable[float]) -> None:
-        for value in seconds:
-            place = next(place for place, limit in enumerate(self.LIMITS) if value <= limit)
-            self._counts[place] += 1
-            self.sum += value
 
     def rows(self) -> list[tuple[str, float]]:
         """(upper bound, how many up to it)."""
-        found, total = [], 0
-        for limit, count in zip(self.LIMITS, self._counts, strict=True):
-            total += count
-            found.append(("+Inf" if limit == float("inf") else str(limit), float(total)))
-        return found
+        bounds = [*(str(limit) for limit in LIMITS), "+Inf"]
+        return list(zip(bounds, np.cumsum(self.counts).astype(float).tolist(), strict=True))

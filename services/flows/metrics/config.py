@@ -13,7 +13,8 @@ from services.common.errors import Invalid
 from services.flows.metrics.contexts import IDENTIFIERS, LABELS
 from services.flows.metrics.families import GROUPS
 
-ALL = tuple(GROUPS)
+ALL = tuple(name for name in GROUPS if name != "httpV2")
+"""The default: everything, HTTP in its first form."""
 CONTEXTS = ("sourceContext", "destinationContext", "labelsContext")
 OPTIONS: dict[str, tuple[str, ...]] = {"flows-to-world": ("any-drop", "port")}
 
@@ -37,12 +38,14 @@ def parse(texts: Iterable[str]) -> tuple[Group, ...]:
         if group.name in found:
             raise Invalid(f"hubble_metrics: {group.name!r} is there twice")
         found[group.name] = group
+    if {"http", "httpV2"} <= found.keys():
+        raise Invalid("hubble_metrics: http and httpV2 exclude each other; keep one of them")
     return tuple(found.values())
 
 
 def _group(text: str) -> Group:
     name, _, rest = text.partition(":")
-    _known(name, ALL, "group")
+    _known(name, tuple(GROUPS), "group")
     values: dict[str, str] = {}
     for part in filter(None, rest.split(";")):
         option, _, value = part.partition("=")

@@ -55,6 +55,7 @@ SIDE_LABELS: dict[str, Callable[[Party], str]] = {
 LABELS = (*(f"{side}_{name}" for side in ("source", "destination") for name in SIDE_LABELS), "traffic_direction")
 """Values of `labelsContext`, in the order in which they appear."""
 
+OTHER_SIDE = {"source": "destination", "destination": "source"}
 _DIRECTIONS = {int(Direction.INGRESS): "ingress", int(Direction.EGRESS): "egress"}
 
 
@@ -67,9 +68,9 @@ class Context:
     namer: Namer[Party] | None = None
     """None: the column is the direction."""
 
-    def key(self, batch: Batch) -> Array:
+    def key(self, batch: Batch, *, swapped: bool) -> Array:
         """A number per row."""
-        values = batch[self.column]
+        values = batch[OTHER_SIDE.get(self.column, self.column) if swapped else self.column]
         return values if self.namer is None else self.namer.table(batch.dictionaries.parties)[values]
 
     def text(self, number: int) -> str:
@@ -87,9 +88,9 @@ class Contexts:
     def labels(self) -> tuple[str, ...]:
         return tuple(part.label for part in self.parts)
 
-    def keys(self, batch: Batch) -> list[Array]:
-        """A column of numbers per label."""
-        return [part.key(batch) for part in self.parts]
+    def keys(self, batch: Batch, *, swapped: bool) -> list[Array]:
+        """A column of numbers per label. `swapped`: a response is told as its request would be."""
+        return [part.key(batch, swapped=swapped) for part in self.parts]
 
     def texts(self, numbers: Sequence[int]) -> tuple[str, ...]:
         """The labels' values."""

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
-from services.flows.columns import STORED, Columns, length, zeros
+from services.flows.columns import STORED, Array, Columns, length, zeros
 from services.flows.dictionary import Dictionaries
-from services.flows.metrics.batch import Batch, Facts, counted
+from services.flows.metrics import families
+from services.flows.metrics.batch import LIMITS, Batch, Facts, measured
 from services.flows.metrics.budget import Series
 from services.flows.metrics.config import Group
 from services.flows.metrics.contexts import Contexts, build
@@ -25,7 +26,8 @@ class FlowMetrics:
         for group in groups:
             contexts = build(group.source, group.destination, group.labels)
             for family in GROUPS[group.name]:
-                self._series.declare(family.name, family.text, (*family.label_names(group.options), *contexts.labels))
+                declare = self._series.declare_histogram if family.seconds else self._series.declare
+                declare(family.name, family.text, (*family.label_names(group.options), *contexts.labels))
                 self._families.append((family, group, contexts))
         if groups:
             registry.register(self._series)
@@ -38,9 +40,19 @@ class FlowMetrics:
         complete = {name: columns[name] if name in columns else zeros(name, rows) for name in STORED}
         batch = Batch(complete, dictionaries, self._facts)
         for family, group, contexts in self._families:
-            keys = contexts.keys(batch)
+            keys = contexts.keys(batch, swapped=family.swapped)
             for series in family.series(batch, group.options):
-                own = len(series.keys)
-                for numbers, count in counted([*series.keys, *keys], series.rows):
-                    values = (*series.labels(numbers[:own]), *contexts.texts(numbers[own:]))
-                    self._series.add(family.name, values, count)
+                self._count(batch, family, contexts, series, [*series.keys, *keys])
+
+    def _count(
+        self, batch: Batch, family: Family, contexts: Contexts, series: families.Series, keys: Sequence[Array]
+    ) -> None:
+        own = len(series.keys)
+        seconds = family.seconds(batch) if family.seconds else None
+        buckets = len(LIMITS) + 1 if family.seconds else 1
+        for numbers, counts, total in measured(keys, series.rows, seconds, buckets):
+            values = (*series.labels(numbers[:own]), *contexts.texts(numbers[own:]))
+            if family.seconds:
+                self._series.observe(family.name, values, counts, total)
+            else:
+                self._series.add(family.name, values, int(counts[0]))

@@ -53,6 +53,10 @@ class Family:
     series: Callable[[Batch, Mapping[str, str]], Iterator[Series]]
     optional: Mapping[str, str] | None = None
     """Option -> label that it adds."""
+    seconds: Callable[[Batch], Array] | None = None
+    """A histogram of this measure."""
+    swapped: bool = False
+    """Its rows are responses, told from the side of who asked."""
 
     def label_names(self, options: Mapping[str, str]) -> tuple[str, ...]:
         """All labels of the family with these options."""
@@ -133,19 +137,42 @@ def _policy(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
         return DIRECTIONS.get(key[0], "traffic_direction_unknown"), match, _verdict(key[3]).lower()
 
     keys = (batch["direction"], batch["kind"], batch["match_type"], batch["verdict"])
-    told = (batch.first[0] == POLICY_VERDICT) | (batch.second[0] == POLICY_VERDICT) | (batch["kind"] == Kind.HTTP)
+    requests = (batch["kind"] == Kind.HTTP) & ~batch.responses
+    told = (batch.first[0] == POLICY_VERDICT) | (batch.second[0] == POLICY_VERDICT) | requests
     yield Series(np.flatnonzero(told & ~host), keys, labels)
 
 
-def _http_requests(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
-    request = batch.facts.request
-    kinds = request.table(batch.dictionaries.requests)[batch["http"]]
+def _requests(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
+    rows = np.flatnonzero((batch["kind"] == Kind.HTTP) & ~batch.responses)
+    yield Series(rows, (batch.http, batch["direction"]), lambda key: (*_request(batch, key[0]), _reporter(key[1])))
+
+
+def _responses(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
+    keys = (batch.http, batch["status"], batch["direction"])
 
     def labels(key: Sequence[int]) -> tuple[str, ...]:
-        method, _, version = request.names[key[0]].partition(" ")
-        return method, HTTP_VERSIONS.get(version, "HTTP/1"), REPORTERS.get(key[1], "unknown")
+        return (*_request(batch, key[0]), str(key[1]), _reporter(key[2]))
 
-    yield Series(np.flatnonzero(batch["kind"] == Kind.HTTP), (kinds, batch["direction"]), labels)
+    yield Series(np.flatnonzero(batch.responses), keys, labels)
+
+
+def _durations(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
+    keys = (batch.http, batch["direction"])
+    yield Series(np.flatnonzero(batch.responses), keys, lambda key: (_request(batch, key[0])[0], _reporter(key[1])))
+
+
+def _seconds(batch: Batch) -> Array:
+    return batch["duration_us"] / 1e6
+
+
+def _request(batch: Batch, number: int) -> tuple[str, str]:
+    """(method, protocol)."""
+    method, _, version = batch.facts.request.names[number].partition(" ")
+    return method, HTTP_VERSIONS.get(version, "HTTP/1")
+
+
+def _reporter(direction: int) -> str:
+    return REPORTERS.get(direction, "unknown")
 
 
 def _to_world(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
@@ -175,7 +202,34 @@ GROUPS: dict[str, tuple[Family, ...]] = {
     ),
     "icmp": (Family("hubble_icmp", "ICMP messages that open an exchange", ("family", "type"), _icmp),),
     "policy": (Family("hubble_policy_verdicts", "Decisions of policy", ("direction", "match", "action"), _policy),),
-    "http": (Family("hubble_http_requests", "HTTP requests", ("method", "protocol", "reporter"), _http_requests),),
+    "http": (
+        Family("hubble_http_requests", "HTTP requests", ("method", "protocol", "reporter"), _requests),
+        Family("hubble_http_responses", "HTTP responses", ("method", "protocol", "status", "reporter"), _responses),
+        Family(
+            "hubble_http_request_duration_seconds",
+            "From request to response head",
+            ("method", "reporter"),
+            _durations,
+            seconds=_seconds,
+        ),
+    ),
+    "httpV2": (
+        Family(
+            "hubble_http_requests",
+            "HTTP requests that were answered",
+            ("method", "protocol", "status", "reporter"),
+            _responses,
+            swapped=True,
+        ),
+        Family(
+            "hubble_http_request_duration_seconds",
+            "From request to response head",
+            ("method", "reporter"),
+            _durations,
+            seconds=_seconds,
+            swapped=True,
+        ),
+    ),
     "flows-to-world": (
         Family(
             "hubble_flows_to_world",

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.common.errors import Invalid
 from services.common.pb.flow import flow_pb2 as pb
 from services.flows.columns import Kind
+from services.flows.facets import REPLY
 from services.flows.metrics.config import ALL, parse
 from services.flows.metrics.exporter import FlowMetrics
 from services.model.identity import Reserved
@@ -84,6 +85,24 @@ def test_requests(flows: Any) -> None:
         value(found, "hubble_flows_processed_total", protocol="HTTP", type="L7", subtype="HTTP", verdict="FORWARDED")
         == 2
     )
+
+
+def test_responses_and_how_long_they_took(flows: Any) -> None:
+    for status, microseconds in ((200, 4_000), (200, 30_000), (500, 20_000_000)):
+        answer = {"source": flows.server, "destination": flows.client, "source_port": 80, "ct_state": REPLY}
+        flows.http(status=status, duration_us=microseconds, **answer)
+    flows.http()
+    found = scraped(flows, "http:sourceContext=pod")
+    told = {"method": "GET", "protocol": "HTTP/1.1", "reporter": "server"}
+    assert value(found, "hubble_http_requests_total", source="default/client", **told) == 1
+    assert value(found, "hubble_http_responses_total", source="default/server", status="200", **told) == 2
+    name, labels = "hubble_http_request_duration_seconds", {"method": "GET", "reporter": "server"}
+    labels["source"] = "default/server"
+    assert [value(found, f"{name}_bucket", le=le, **labels) for le in ("0.005", "0.05", "10.0", "+Inf")] == [1, 2, 2, 3]
+    assert value(found, f"{name}_sum", **labels) == pytest.approx(20.034)
+    assert value(found, f"{name}_count", **labels) == 3
+    second = scraped(flows, "httpV2:sourceContext=pod")
+    assert value(second, "hubble_http_requests_total", source="default/client", status="500", **told) == 1
 
 
 def test_the_world(flows: Any) -> None:
@@ -175,5 +194,7 @@ def test_what_is_not_known_is_refused(text: str, message: str) -> None:
 
 
 def test_twice_is_refused() -> None:
+    with pytest.raises(Invalid, match="exclude each other"):
+        parse(["http", "httpV2"])
     with pytest.raises(Invalid, match="'drop' is there twice"):
         parse(["drop", "drop:sourceContext=pod"])
