@@ -165,8 +165,32 @@ def _target_number(port: Mapping[str, Any], pod: Mapping[str, Any]) -> int | Non
     return None
 
 
-def endpoint_slices(service: Mapping[str, Any], pods: Iterable[Document]) -> list[Document]:
-    """The Service's EndpointSlices: one per address family and set of port numbers (named ports may differ by pod)."""
+def is_ending(pod: Mapping[str, Any]) -> bool:
+    """Whether the Pod has been told to end."""
+    return bool(pod["metadata"].get("deletionTimestamp"))
+
+
+def _conditions(service: Mapping[str, Any], pod: Mapping[str, Any]) -> Document:
+    ready, ending = is_ready(pod), is_ending(pod)
+    published = bool(service["spec"].get("publishNotReadyAddresses"))
+    return {"ready": published or (ready and not ending), "serving": ready, "terminating": ending}
+
+
+def _hints(service: Mapping[str, Any], node: str, zone: str) -> Document:
+    """What trafficDistribution asks for: clients stay in their zone, or on their node."""
+    wish = service["spec"].get("trafficDistribution")
+    if wish == "PreferSameNode":
+        return {"forNodes": [{"name": node}], **({"forZones": [{"name": zone}]} if zone else {})}
+    if wish in ("PreferClose", "PreferSameZone") and zone:
+        return {"forZones": [{"name": zone}]}
+    return {}
+
+
+def endpoint_slices(
+    service: Mapping[str, Any], pods: Iterable[Document], zones: Mapping[str, str] | None = None
+) -> list[Document]:
+    """The Service's EndpointSlices: one per address family and set of port numbers (named ports may differ by pod).
+    `zones`: node -> zone."""
     chosen = selected_pods(service, pods)
     ports = service["spec"].get("ports") or []
     grouped: dict[tuple[str, tuple[int | None, ...]], list[Document]] = {}
@@ -174,12 +198,16 @@ def endpoint_slices(service: Mapping[str, Any], pods: Iterable[Document]) -> lis
         numbers = tuple(_target_number(port, pod) for port in ports)
         for version in (4, 6):
             for address in _addresses(pod, version):
-                ready = is_ready(pod)
+                node = pod["spec"]["nodeName"]
+                zone = (zones or {}).get(node, "")
+                hints = _hints(service, node, zone)
                 grouped.setdefault((f"IPv{version}", numbers), []).append(
                     {
                         "addresses": [address],
-                        "conditions": {"ready": ready, "serving": ready, "terminating": False},
-                        "nodeName": pod["spec"]["nodeName"],
+                        "conditions": _conditions(service, pod),
+                        "nodeName": node,
+                        **({"zone": zone} if zone else {}),
+                        **({"hints": hints} if hints else {}),
                         "targetRef": {
                             "kind": "Pod",
                             "namespace": pod["metadata"]["namespace"],
@@ -222,7 +250,7 @@ def dns_records(services: Iterable[Document], pods: Sequence[Document]) -> str:
         name = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc.cluster.local"
         addresses = list(service["spec"].get("clusterIPs") or ())
         if addresses == ["None"]:
-            ready = [pod for pod in selected_pods(service, pods) if is_ready(pod)]
+            ready = [pod for pod in selected_pods(service, pods) if is_ready(pod) and not is_ending(pod)]
             addresses = [entry["ip"] for pod in ready for entry in pod["status"]["podIPs"]]
         lines += [f"{address} {name}" for address in addresses]
     return "".join(f"{line}\n" for line in sorted(lines))

@@ -14,6 +14,7 @@ import socket
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from services.common.errors import CiliateError, NotFound, Unavailable
 from services.common.log import get_logger
 from services.common.retry import Backoff
 from services.model.objects import ObjectKey
-from services.sandbox import cni, netns, state
+from services.sandbox import cni, ending, netns, state
 from services.sandbox.cgroups import Cgroups
 from services.sandbox.images import PodPlace, Program, image_of
 from services.sandbox.manifests import Document, key_of
+from services.sandbox.pod_files import hosts_file, resolv_conf, write_files
 from services.sandbox.processes import Child, Processes
 
-CLUSTER_DNS = "10.96.0.10"
 _PROBE_SECONDS = 0.5
+TOLD_SECONDS = 0.5
+"""How long a terminating pod goes on serving: until every node has heard that it gets nothing new."""
 
 _START = """\
 mount --bind "$CILIATE_POD/resolv.conf" /etc/resolv.conf
@@ -113,8 +116,19 @@ class Kubelet:
                 self._log.warning("pod failed", pod=str(pod.key), error=str(error))
                 await self._take_down(pod)
 
+    async def terminate(self, pod: RunningPod) -> None:
+        """End a Pod whose `run` was cancelled as Kubernetes does: all are told, it serves on until they have heard it,
+        it is asked to end, and it is ended when its grace is over."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        pod.document = {**pod.document, "metadata": {**pod.document["metadata"], "deletionTimestamp": now}}
+        self._report(pod, "terminating")
+        if pod.ready and pod.child is not None:
+            await asyncio.sleep(max(TOLD_SECONDS, ending.pre_stop_seconds(pod.document)))
+            await ending.ask(pod.pid, pod.child.process, ending.grace_seconds(pod.document))
+        await self.stop(pod)
+
     async def stop(self, pod: RunningPod) -> None:
-        """End a Pod whose `run` was cancelled, and forget it."""
+        """End a Pod whose `run` was cancelled at once, and forget it."""
         await self._take_down(pod)
         self.pods.pop(pod.key, None)
         self._changed()
@@ -144,7 +158,7 @@ class Kubelet:
         files = dict(program.files)
         files[str(directory / "resolv.conf")] = resolv_conf(pod.key.namespace)
         files[str(directory / "hosts")] = hosts_file(pod.key.name, pod.addresses)
-        _write_files(files)
+        write_files(files)
         environment = {
             "CILIATE_POD": str(directory),
             "CILIATE_POD_NAME": pod.key.name,
@@ -273,11 +287,6 @@ def enter(pid: int, arguments: list[str]) -> list[str]:
     return ["nsenter", "-t", str(pid), "--mount", "--uts", "--net", "--pid", "--", *arguments]
 
 
-def _write_files(files: Mapping[str, str]) -> None:
-    for path, text in files.items():
-        Path(path).write_text(text, encoding="utf-8")
-
-
 def pod_status(pod: RunningPod) -> dict[str, Any]:
     """The Kubernetes status of a Pod."""
     ready = "True" if pod.ready else "False"
@@ -288,14 +297,3 @@ def pod_status(pod: RunningPod) -> dict[str, Any]:
     if pod.addresses:
         found |= {"podIP": pod.addresses[0], "podIPs": [{"ip": address} for address in pod.addresses]}
     return found
-
-
-def resolv_conf(namespace: str) -> str:
-    """What the kubelet gives a pod of the namespace: short Service names are found through the search list."""
-    search = f"{namespace}.svc.cluster.local svc.cluster.local cluster.local"
-    return f"nameserver {CLUSTER_DNS}\nsearch {search}\noptions ndots:5 timeout:2\n"
-
-
-def hosts_file(name: str, addresses: list[str]) -> str:
-    """The pod's own names."""
-    return "127.0.0.1 localhost\n::1 localhost\n" + "".join(f"{address} {name}\n" for address in addresses)

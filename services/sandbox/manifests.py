@@ -30,11 +30,13 @@ API_VERSIONS = {
     "NetworkPolicy": "networking.k8s.io/v1",
     "CiliumNetworkPolicy": "cilium.io/v2",
     "CiliumClusterwideNetworkPolicy": "cilium.io/v2",
+    "CiliumLoadBalancerIPPool": "cilium.io/v2",
 }
-CLUSTER_SCOPED = frozenset({"Namespace", "Node", "CiliumClusterwideNetworkPolicy"})
+CLUSTER_SCOPED = frozenset({"Namespace", "Node", "CiliumClusterwideNetworkPolicy", "CiliumLoadBalancerIPPool"})
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_SERVICE_TYPES = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
 _STEP = re.compile(r"\[(\d+)\]|\[['\"](.*?)['\"]\]|([^.\[\]]+)")
 
 
@@ -228,17 +230,21 @@ def _pod_mistakes(spec: Document, path: tuple[str | int, ...]) -> Iterator[_Mist
 
 def _service_mistakes(spec: Document) -> Iterator[_Mistake]:
     kind = spec.get("type", "ClusterIP")
-    if kind != "ClusterIP":
-        yield ("spec", "type"), f"{kind!r} is not run by the sandbox; use ClusterIP"
+    if kind not in _SERVICE_TYPES:
+        yield ("spec", "type"), f"{kind!r} is no type of Services; use one of {', '.join(_SERVICE_TYPES)}"
     ports = spec.get("ports") or []
     if not isinstance(ports, list):
         yield ("spec", "ports"), "must be a list"
         return
-    if not ports and spec.get("clusterIP") != "None":
+    if not ports and spec.get("clusterIP") != "None" and kind != "ExternalName":
         yield ("spec", "ports"), "is missing; a Service needs at least one port"
     for index, port in enumerate(ports):
         number = port.get("port") if isinstance(port, dict) else None
         if not isinstance(number, int) or not 0 < number < 65536:
             yield ("spec", "ports", index, "port"), f"{number!r} must be a port number, 1 to 65535"
+        elif port.get("protocol", "TCP") not in ("TCP", "UDP", "SCTP"):
+            yield ("spec", "ports", index, "protocol"), f"{port['protocol']!r} must be TCP, UDP or SCTP"
+        elif not isinstance(port.get("nodePort") or 0, int):
+            yield ("spec", "ports", index, "nodePort"), f"{port['nodePort']!r} must be a port number"
         elif len(ports) > 1 and not port.get("name"):
             yield ("spec", "ports", index, "name"), "is missing; a Service with several ports names each"

@@ -14,8 +14,10 @@ import yaml
 
 from services.common.errors import Invalid, NotFound
 from services.model.objects import ObjectKey
+from services.model.services import ZONE_LABEL
 from services.policy.read import KINDS
 from services.sandbox.controller import ClusterIps, endpoint_slices, plan_pods
+from services.sandbox.exposure import with_addresses, with_node_ports
 from services.sandbox.images import check_images
 from services.sandbox.manifests import Document, Manifest, key_of
 
@@ -43,7 +45,9 @@ class ObjectStore:
                 images += [line for line in check_images(document, manifest.origin) if line not in images]
             before = fresh.get(key)
             if document["kind"] == "Service":
-                document = self._with_address(document, before, fresh.values())
+                document = with_node_ports(self._with_address(document, before, fresh.values()), before, fresh.values())
+                if before is not None and "status" in before:
+                    document = {**document, "status": before["status"]}
             if document["kind"] == "Node":
                 document = self._with_place(document, before, manifest.origin)
             document = _with_uid(document, before)
@@ -51,10 +55,12 @@ class ObjectStore:
             fresh[key] = document
         self._check_namespaces(manifests, fresh)
         plan_pods(fresh.values(), self._nodes)
-        self.objects = fresh
+        self.objects = with_addresses(fresh)
         return told + [f"image {line}" for line in images]
 
     def _with_address(self, service: Document, before: Document | None, known: Iterable[Document]) -> Document:
+        if service["spec"].get("type") == "ExternalName":
+            return service
         if before is not None and not service["spec"].get("clusterIP"):
             kept = {name: before["spec"][name] for name in ("clusterIP", "clusterIPs") if name in before["spec"]}
             service = {**service, "spec": {**service["spec"], **kept}}
@@ -84,7 +90,7 @@ class ObjectStore:
         gone = set(keys) | {
             other for key in keys if key.kind == "Namespace" for other in self.objects if other.namespace == key.name
         }
-        self.objects = {key: document for key, document in self.objects.items() if key not in gone}
+        self.objects = with_addresses({key: found for key, found in self.objects.items() if key not in gone})
         return [f"{key} deleted" for key in sorted(gone)]
 
     def planned_pods(self) -> dict[ObjectKey, Document]:
@@ -98,11 +104,16 @@ class ObjectStore:
     def for_agents(self, pods: Iterable[Document]) -> dict[ObjectKey, Document]:
         """Every object that agents should know, given the Pods as they are."""
         pods = list(pods)
+        zones = {
+            key.name: (document["metadata"].get("labels") or {}).get(ZONE_LABEL, "")
+            for key, document in self.objects.items()
+            if document["kind"] == "Node"
+        }
         found = {key: document for key, document in self.objects.items() if document["kind"] in _FOLLOWED}
         found |= {key_of(pod): pod for pod in pods}
         for service in self.services():
             if service["spec"].get("selector"):
-                found |= {key_of(item): item for item in endpoint_slices(service, pods)}
+                found |= {key_of(item): item for item in endpoint_slices(service, pods, zones)}
         return found
 
 

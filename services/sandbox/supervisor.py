@@ -27,6 +27,7 @@ from services.sandbox.controller import dns_records, is_ready
 from services.sandbox.kubelet import Kubelet, RunningPod
 from services.sandbox.manifests import Manifest
 from services.sandbox.processes import Processes
+from services.sandbox.rollout import Running, deployments_of, next_steps, owner_of
 from services.sandbox.store import ObjectsFolder, ObjectStore
 from services.sandbox.system import node_manifests, system_manifests
 
@@ -52,6 +53,7 @@ class Sandbox:
         )
         self._folder: ObjectsFolder | None = None
         self._runs: dict[ObjectKey, asyncio.Task[None]] = {}
+        self._ends: dict[ObjectKey, asyncio.Task[None]] = {}
         self._dns = ""
         self._dirty, self._changed = asyncio.Event(), asyncio.Condition()
         self._driver: asyncio.Task[None] | None = None
@@ -93,6 +95,9 @@ class Sandbox:
             steps.callback(self.kubelet.close)
             steps.push_async_callback(self.processes.stop_all)
             steps.push_async_callback(self.cluster.stop)
+            for ending in self._ends.values():
+                ending.cancel()
+            await asyncio.gather(*self._ends.values(), return_exceptions=True)
             pods = list(self.kubelet.pods.values())
             ends = await asyncio.gather(*(self._stop_pod(pod) for pod in pods), return_exceptions=True)
             if failed := [str(end) for end in ends if isinstance(end, BaseException)]:
@@ -146,22 +151,36 @@ class Sandbox:
             await self._dirty.wait()
             self._dirty.clear()
             planned = self.store.planned_pods()
-            for key in self.kubelet.pods.keys() - planned.keys():
-                await self._stop_pod(self.kubelet.pods[key])
-            for key in planned.keys() - self.kubelet.pods.keys():
+            running = [
+                Running(key, owner_of(pod.document), pod.ready, key in self._ends)
+                for key, pod in self.kubelet.pods.items()
+            ]
+            start, end = next_steps(planned, running, deployments_of(self.store.objects.values()))
+            for key in end:
+                self._ends[key] = asyncio.create_task(self._end_pod(self.kubelet.pods[key]), name=f"end {key}")
+            for key in start:
                 pod = self.kubelet.admit(planned[key])
                 self._runs[key] = asyncio.create_task(self.kubelet.run(pod), name=f"pod {key}")
-            for run in self._runs.values():
-                if run.done() and not run.cancelled() and (error := run.exception()) is not None:
+            for task in (*self._runs.values(), *self._ends.values()):
+                if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                     raise error
+            self._ends = {key: task for key, task in self._ends.items() if not task.done()}
             async with self._changed:
                 self._changed.notify_all()
 
-    async def _stop_pod(self, pod: RunningPod) -> None:
+    async def _end_pod(self, pod: RunningPod) -> None:
+        """Let a pod finish what it does, and end it."""
+        await self._cancel_run(pod)
+        await self.kubelet.terminate(pod)
+
+    async def _cancel_run(self, pod: RunningPod) -> None:
         run = self._runs.pop(pod.key, None)
         if run is not None:
             run.cancel()
             await asyncio.gather(run, return_exceptions=True)
+
+    async def _stop_pod(self, pod: RunningPod) -> None:
+        await self._cancel_run(pod)
         await self.kubelet.stop(pod)
 
     async def watch(self) -> None:

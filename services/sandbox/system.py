@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from services.sandbox.kubelet import CLUSTER_DNS
 from services.sandbox.manifests import Manifest, parse
 from services.sandbox.netns import NodeNet, Topology
+from services.sandbox.pod_files import CLUSTER_DNS
 
 _SYSTEM = f"""
 apiVersion: v1
