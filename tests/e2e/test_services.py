@@ -1,0 +1,188 @@
+"""Services in a sandbox: every way to reach one from inside, nobody behind one, a Deployment changing under load."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.sandbox import netns
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[2]
+CILIATE = (sys.executable, "-m", "services.cli")
+NAME = f"services-{os.getpid()}"
+MANIFEST = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 3
+      containers: [{name: c, image: "nginx:%(tag)s", ports: [{name: http, containerPort: 80}]}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: client}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: client}}
+  template:
+    metadata: {labels: {app: client}}
+    spec: {containers: [{name: c, image: curlimages/curl}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: LoadBalancer
+  ipFamilyPolicy: RequireDualStack
+  externalIPs: [198.51.100.7]
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: http, nodePort: 30999}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: sticky}
+spec:
+  sessionAffinity: ClientIP
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: http}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: nobody}
+spec:
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: nobody}
+  ports: [{name: http, port: 80}, {name: dns, port: 53, protocol: UDP}]
+"""
+
+# Connects, asks, reads, closes, as fast as it can, until a file is there; prints how many worked and what did not.
+LOAD = r"""
+import os, socket, sys
+address, stop, done, failed = sys.argv[1], sys.argv[2], 0, []
+while not os.path.exists(stop):
+    try:
+        with socket.create_connection((address, 80), 5) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            answer = b""
+            while part := connection.recv(4096):
+                answer += part
+        assert b"Server name: web-" in answer, answer
+        done += 1
+    except Exception as error:
+        failed.append(repr(error))
+print(done, len(failed), failed[:3])
+"""
+
+
+def ciliate(*arguments: str, text: str | None = None, check: bool = True) -> str:
+    """What `ciliate` prints."""
+    done = subprocess.run(
+        [*CILIATE, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "CILIATE_SANDBOX": NAME},
+        capture_output=True,
+        text=True,
+        input=text,
+        check=False,
+        timeout=120,
+    )
+    assert not check or not done.returncode, f"{arguments}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sandbox() -> Iterator[None]:
+    try:
+        ciliate("sandbox", "up")
+        ciliate("sandbox", "apply", "-f", "-", text=MANIFEST % {"tag": "1"})
+        yield
+    finally:
+        ciliate("sandbox", "down", check=False)
+
+
+def status() -> Any:
+    return json.loads(ciliate("sandbox", "status", "-o", "json"))
+
+
+def curl(*arguments: str) -> tuple[int, str]:
+    """curl in the client: (its status, its output)."""
+    done = ciliate(
+        "sandbox", "exec", "client", "--", "sh", "-c", f'curl -gs -m 5 {" ".join(arguments)}; echo " $?"', check=False
+    )
+    output, _, code = done.strip().rpartition(" ")
+    return int(code), output
+
+
+def addresses(name: str) -> list[str]:
+    detail = next(o["detail"] for o in status()["objects"] if (o["kind"], o["name"]) == ("Service", name))
+    return [text for text in detail.split()[0].split(",") if text]
+
+
+def test_every_way_to_reach_it_from_inside() -> None:
+    client = next(pod for pod in status()["pods"] if pod["owner"] == "client")
+    own = {node.name: node.address4 for node in netns.plan("", 2).nodes}[client["node"]]
+    four, six = addresses("web")
+    for url in (four, f"[{six}]", "10.111.0.1", "198.51.100.7", f"{own}:30999", "web.default.svc.cluster.local"):
+        code, output = curl(f"http://{url}/")
+        assert (code, "Server name: web-" in output) == (0, True), (url, output)
+
+
+def test_nobody_behind_it_is_told_at_once() -> None:
+    for address in addresses("nobody"):
+        started = time.monotonic()
+        code, _ = curl(f"http://[{address}]/" if ":" in address else f"http://{address}/")
+        assert code == 7, "refused, not timed out"
+        assert time.monotonic() - started < 4
+
+
+def test_other_ports_of_a_service_are_nobody_s() -> None:
+    code, _ = curl("--connect-timeout 1", f"http://{addresses('web')[0]}:81/")
+    assert code in (7, 28)
+
+
+def test_affinity() -> None:
+    (address,) = addresses("sticky")
+    code, output = curl(f"'http://{address}/[1-20]'")
+    names = {line for line in output.splitlines() if line.startswith("Server name")}
+    assert (code, len(names)) == (0, 1)
+
+
+def test_a_rolling_update_under_load_fails_no_request(tmp_path: Path) -> None:
+    """Short connections from a pod, while every backend is replaced."""
+    before = {pod["name"] for pod in status()["pods"] if pod["owner"] == "web"}
+    stop = tmp_path / "stop"
+    load = subprocess.Popen(
+        [*CILIATE, "sandbox", "exec", "client", "--", "python3", "-c", LOAD, addresses("web")[0], str(stop)],
+        cwd=ROOT,
+        env={**os.environ, "CILIATE_SANDBOX": NAME},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        time.sleep(1)
+        ciliate("sandbox", "apply", "-f", "-", text=MANIFEST % {"tag": "2"})
+        time.sleep(1)
+    finally:
+        stop.touch()
+        output, _ = load.communicate(timeout=60)
+    after = {pod["name"] for pod in status()["pods"] if pod["owner"] == "web"}
+    assert len(after) == 2
+    assert not before & after
+    done, failed, *reasons = output.split(maxsplit=2)
+    assert (int(failed), "".join(reasons).strip()) == (0, "[]")
+    assert int(done) > 100
