@@ -53,6 +53,7 @@ from services.agent.endpoints.relabel import Relabeller
 from services.agent.events.losses import LostMap
 from services.agent.events.pipeline import FlowPipeline, PipelineConfig
 from services.agent.http_policy import HttpPolicy
+from services.agent.learned import LearnedNames
 from services.agent.name_policy import NamePolicy
 from services.agent.server.cni import CniServer
 from services.agent.server.connections import watch_connections
@@ -137,7 +138,7 @@ async def run(config: Config) -> None:
         ends = await _endpoints(config, stack, kernel, identities, driver)
         devices = routing.Devices(kernel.devices[0], kernel.overlay)
         routes = await routing.build(config, stack, devices, kernel.settings, ends.links, ends.manager.local)
-        knowledge = Knowledge(engine, ends.manager, ends.pods, identities)
+        knowledge = Knowledge(engine, ends.manager, ends.pods, identities, LearnedNames(kernel.maps))
         pipeline = _pipeline(config, files, kernel, knowledge, registry)
         stack.callback(pipeline.close)
         state = AgentState(config.node_name, config.cluster_name, services.__version__)
@@ -300,6 +301,7 @@ def _pipeline(
         knowledge,
         kernel.maps["events"].fd,
         kernel.maps["http_events"].fd,
+        kernel.maps["name_events"].fd,
         LostMap(kernel.maps["lost"]),
         registry,
     )

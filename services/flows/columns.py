@@ -28,6 +28,10 @@ class Kind(IntEnum):
     CLOSE = 4
     VERDICT_CHANGE = 5
     HTTP = 6
+    DNS_QUERY = 9
+    DNS_ANSWER = 10
+    TLS = 11
+    """A TLS client named its server."""
     LOST = 255
     """No flow: events that were lost here. `drop_reason` = source, `source_port` = cpu, `bytes` = how many,
     `reply_bytes` = nanoseconds between the first and the last."""

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from services.flows.columns import Array
-from services.flows.entries import Decision, HttpRequest, NodeRef, Party, ServiceRef
+from services.flows.entries import Decision, L7Record, NodeRef, Party, ServiceRef
 
 T = TypeVar("T", bound=Hashable)
 
@@ -88,14 +88,12 @@ class Dictionaries:
         self.parties: Dictionary[Party] = Dictionary()
         self.decisions: Dictionary[Decision] = Dictionary()
         self.services: Dictionary[ServiceRef] = Dictionary()
-        self.requests: Dictionary[HttpRequest] = Dictionary()
+        self.requests: Dictionary[L7Record] = Dictionary()
         self.nodes: Dictionary[NodeRef] = Dictionary()
 
-    def of(
-        self, name: str
-    ) -> Dictionary[Party] | Dictionary[Decision] | Dictionary[ServiceRef] | Dictionary[HttpRequest]:
+    def of(self, name: str) -> Dictionary[Party] | Dictionary[Decision] | Dictionary[ServiceRef] | Dictionary[L7Record]:
         """The dictionary that `columns.DICTIONARY_OF` names."""
-        found: Dictionary[Party] | Dictionary[Decision] | Dictionary[ServiceRef] | Dictionary[HttpRequest] = getattr(
+        found: Dictionary[Party] | Dictionary[Decision] | Dictionary[ServiceRef] | Dictionary[L7Record] = getattr(
             self, name
         )
         return found

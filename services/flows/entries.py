@@ -25,6 +25,8 @@ class Party:
     endpoint_id: int = 0
     """The node's own number; 0 where the party is not local to the node that saw the flow."""
     cluster: str = ""
+    names: tuple[str, ...] = ()
+    """DNS names that pods of the node have learned the address under, without final dots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,24 @@ class HttpRequest:
     version: int = 0
     """10, 11; 0 = unknown."""
     path_length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NameRecord:
+    """A DNS question or answer, or the server that a TLS client named. `query` is hostile input, made printable."""
+
+    query: str
+    """Of DNS with a final dot."""
+    qtype: int = 0
+    rcode: int = 0
+    ttl: int = 0
+    """Seconds, the lowest of the answer."""
+    addresses: tuple[str, ...] = ()
+    answers: int = 0
+    """Addresses in the answer; more than `addresses` has = cut."""
+
+
+L7Record = HttpRequest | NameRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,9 @@ def event_types(columns: Columns, facet: int) -> tuple[Array, Array]:
         types[refused] = DROP
         types[allowed | (kind == Kind.UPDATE) | (kind == Kind.CLOSE)] = TRACE
         types[decided] = POLICY_VERDICT
-        types[kind == Kind.HTTP] = L7
+        types[(kind == Kind.HTTP) | is_dns(columns)] = L7
+        types[kind == Kind.TLS] = TRACE
+        types[(kind == Kind.TLS) & dropped] = DROP
     else:
         types[refused & np.isin(reason, POLICY_DROPS)] = POLICY_VERDICT
         types[decided] = TRACE
@@ -64,11 +66,19 @@ def replies(columns: Columns) -> tuple[Array, Array]:
     A record tells of a connection and has its opener as the source, whatever packet raised it: it is no reply. Of a
     dropped packet it is not known. Only a response is a row of its own.
     """
-    known = (columns["verdict"] != DROPPED) | (columns["kind"] == Kind.HTTP)
+    known = (columns["verdict"] != DROPPED) | (columns["kind"] == Kind.HTTP) | is_dns(columns)
     return responses(columns), known
 
 
 def responses(columns: Columns) -> Array:
-    """Rows that are HTTP responses: source is the server."""
-    found: Array = (columns["kind"] == Kind.HTTP) & (columns["ct_state"] == REPLY)
+    """Rows that are HTTP responses or DNS answers: source is the server."""
+    found: Array = ((columns["kind"] == Kind.HTTP) & (columns["ct_state"] == REPLY)) | (
+        columns["kind"] == Kind.DNS_ANSWER
+    )
+    return found
+
+
+def is_dns(columns: Columns) -> Array:
+    """Rows that are DNS questions or answers."""
+    found: Array = (columns["kind"] == Kind.DNS_QUERY) | (columns["kind"] == Kind.DNS_ANSWER)
     return found

@@ -11,7 +11,7 @@ from services.common.pb.observer import observer_pb2
 from services.flows import mask, summary
 from services.flows.columns import Array, Columns, Kind, length
 from services.flows.dictionary import Dictionaries
-from services.flows.entries import Decision, NodeRef, Party
+from services.flows.entries import Decision, NameRecord, NodeRef, Party
 from services.flows.facets import AUDIT, DROP, DROPPED, HUBBLE_REASON, L7, POLICY_VERDICT, TRACE, event_types, replies
 from services.flows.names import request_url, row_uuids
 from services.model.addresses import V4_MAPPED_PREFIX, from_bytes
@@ -133,6 +133,10 @@ class Renderer:
         destination, destination_ip, _ = self._endpoint(row.destination)
         flow.source.CopyFrom(source)
         flow.destination.CopyFrom(destination)
+        for number, names in ((row.source, flow.source_names), (row.destination, flow.destination_names)):
+            party = self._dictionaries.parties[number]
+            if party is not None and party.names:
+                names.extend(party.names)
         if source_ip != UNPARSED or destination_ip != UNPARSED:
             flow.IP.source, flow.IP.destination = source_ip, destination_ip
             flow.IP.ipVersion = pb.IPv6 if ipv6 else pb.IPv4
@@ -199,7 +203,9 @@ class Renderer:
 
     def _summarise(self, flow: pb.Flow, row: Row, decision: Decision | None, *, ipv6: bool) -> None:
         request = self._dictionaries.requests[row.http]
-        if row.kind == Kind.HTTP and request is not None:
+        if isinstance(request, NameRecord):
+            text = _name(flow, row, request)
+        elif row.kind == Kind.HTTP and request is not None:
             number, port = (row.source, row.source_port) if row.reply else (row.destination, row.destination_port)
             server = self._dictionaries.parties[number] or Party(bytes(16))
             url = request_url(request, server, port)
@@ -227,6 +233,24 @@ class Renderer:
             ),
         ]
         flow.Summary = "; ".join(part for part in parts if part)
+
+
+def _name(flow: pb.Flow, row: Row, record: NameRecord) -> str:
+    """A DNS message, or a TLS client's server name; the line about it."""
+    if row.kind == Kind.TLS:
+        flow.destination_names.extend(name for name in (record.query,) if name not in flow.destination_names)
+        return summary.tls(record)
+    dns = flow.l7.dns
+    flow.l7.type = pb.RESPONSE if row.reply else pb.REQUEST
+    dns.query, dns.observation_source = record.query, "kernel"
+    dns.qtypes.append(summary.record_type(record.qtype))
+    if not row.reply:
+        return summary.dns_query(record)
+    flow.l7.latency_ns = row.duration_us * 1000
+    dns.rcode, dns.ttl = record.rcode, record.ttl
+    dns.ips.extend(record.addresses)
+    dns.rrtypes.extend(sorted({"AAAA" if ":" in address else "A" for address in record.addresses}))
+    return summary.dns_answer(record)
 
 
 def _rendered(party: Party) -> tuple[pb.Endpoint, str, bool]:

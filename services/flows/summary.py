@@ -7,7 +7,7 @@ after a semicolon.
 from __future__ import annotations
 
 from services.flows.columns import Kind
-from services.flows.entries import Decision, HttpRequest
+from services.flows.entries import Decision, HttpRequest, NameRecord
 from services.flows.facets import AUDIT, DROPPED, POLICY_DROPS
 from services.model.verdict import DropReason, Protocol
 
@@ -58,6 +58,15 @@ _ICMP6_CODES = {
     4: ("ErroneousHeader", "UnrecognizedNextHeader", "UnrecognizedIPv6Option"),
 }  # fmt: skip
 
+_TYPES = {
+    1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA", 33: "SRV", 35: "NAPTR",
+    41: "OPT", 64: "SVCB", 65: "HTTPS", 255: "ANY", 257: "CAA",
+}  # fmt: skip
+_RCODES = {
+    1: "Format Error", 2: "Server Failure", 3: "Non-Existent Domain", 4: "Not Implemented", 5: "Query Refused",
+    6: "Name Exists when it should not", 7: "RR Set Exists when it should not", 8: "RR Set that should exist does not",
+    9: "Not Authorized", 10: "Name not contained in zone",
+}  # fmt: skip
 _REFUSALS = {
     DropReason.HTTP_DENIED: "HTTP request not allowed",
     DropReason.HTTP_MALFORMED: "malformed HTTP",
@@ -67,6 +76,15 @@ _REFUSALS = {
     DropReason.HTTP_TLS: "TLS where HTTP rules apply",
     DropReason.HTTP_HTTP2: "HTTP/2 where HTTP/1 rules apply",
     DropReason.HTTP_CLOSED: "HTTP connection already refused",
+    DropReason.DNS_DENIED: "DNS name not allowed",
+    DropReason.DNS_MALFORMED: "malformed DNS message",
+    DropReason.DNS_UNSOLICITED: "DNS answer that nobody asked for",
+    DropReason.DNS_TOO_LARGE: "DNS message too large",
+    DropReason.DNS_NO_STATE: "DNS stream of unknown state",
+    DropReason.TLS_DENIED: "TLS server name not allowed",
+    DropReason.TLS_MALFORMED: "no TLS where server names are asked for",
+    DropReason.TLS_NO_STATE: "TLS connection of unknown state",
+    DropReason.TLS_OUT_OF_ORDER: "TLS segments out of order",
 }
 
 
@@ -101,6 +119,31 @@ def layer4(protocol: int, flags: int, source_port: int, destination_port: int, *
             return f"ICMPv6 {icmp_text(source_port, destination_port, ipv6=True)}"
         case _:
             return "IPv6" if ipv6 else "IPv4"
+
+
+def record_type(number: int) -> str:
+    """The name of a DNS record type."""
+    return _TYPES.get(number, "Unknown")
+
+
+def dns_query(record: NameRecord) -> str:
+    """`DNS Query example.com. A`"""
+    return f"DNS Query {record.query} {record_type(record.qtype)}"
+
+
+def dns_answer(record: NameRecord) -> str:
+    """`DNS Answer "192.0.2.1" TTL: 30 (Query example.com. A)`"""
+    if record.rcode:
+        answer = f"RCode: {_RCODES.get(record.rcode, record.rcode)}"
+    else:
+        more = f",… {record.answers} in all" if record.answers > len(record.addresses) else ""
+        answer = f'"{",".join(record.addresses)}{more}"'
+    return f"DNS Answer {answer} TTL: {record.ttl} (Query {record.query} {record_type(record.qtype)})"
+
+
+def tls(record: NameRecord) -> str:
+    """`TLS server name example.com`"""
+    return f"TLS server name {record.query}" if record.query else "TLS without a server name"
 
 
 def http(request: HttpRequest, url: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from services.common.pb.ingest.v1 import ingest_pb2 as pb
 from services.flows.columns import DTYPES, WIRE, Columns, Kind, zeros
-from services.flows.entries import Decision, HttpRequest, NearestRule, Party, PolicyRef, ServiceRef
+from services.flows.entries import Decision, HttpRequest, NameRecord, NearestRule, Party, PolicyRef, ServiceRef
 
 MAX_ROWS = 65_536
 MAX_NUMBER = 1 << 22
@@ -20,7 +20,7 @@ MAX_NUMBER = 1 << 22
 MAX_TEXTS = 512
 MAX_TEXT = 4096
 
-Content = Party | Decision | ServiceRef | HttpRequest
+Content = Party | Decision | ServiceRef | HttpRequest | NameRecord
 
 _NAMES = {number: name for name, (number, _) in WIRE.items()}
 
@@ -51,8 +51,8 @@ def get_columns(batch: pb.Batch) -> Columns:
             raise WireError(f"column {name}: {len(column.values)} bytes for {batch.rows} rows")
         columns[name] = np.frombuffer(column.values, DTYPES[name])
     kinds = columns["kind"]
-    if batch.rows and (int(kinds.min()) < Kind.NEW or int(kinds.max()) > Kind.HTTP):
-        raise WireError(f"column kind: holds a value outside {int(Kind.NEW)} to {int(Kind.HTTP)}")
+    if batch.rows and (int(kinds.min()) < Kind.NEW or int(kinds.max()) > Kind.TLS):
+        raise WireError(f"column kind: holds a value outside {int(Kind.NEW)} to {int(Kind.TLS)}")
     return columns
 
 
@@ -66,6 +66,7 @@ def put_entry(batch: pb.Batch, number: int, content: Content) -> None:
             party.labels.extend(content.labels)
             party.namespace, party.pod, party.cluster = content.namespace, content.pod, content.cluster
             party.workload_kind, party.workload = content.workload_kind, content.workload
+            party.names.extend(content.names)
         case Decision():
             entry.decision.matched = content.matched
             entry.decision.SetInParent()
@@ -80,6 +81,11 @@ def put_entry(batch: pb.Batch, number: int, content: Content) -> None:
             entry.http.method, entry.http.path = content.method, content.path
             entry.http.version, entry.http.path_length = content.version, content.path_length
             entry.http.SetInParent()
+        case NameRecord():
+            entry.name.query, entry.name.qtype, entry.name.rcode = content.query, content.qtype, content.rcode
+            entry.name.ttl, entry.name.answers = content.ttl, content.answers
+            entry.name.addresses.extend(content.addresses)
+            entry.name.SetInParent()
 
 
 def get_entry(entry: pb.Entry) -> tuple[str, int, Content]:
@@ -97,6 +103,8 @@ def get_entry(entry: pb.Entry) -> tuple[str, int, Content]:
         case "http":
             method, path = _texts("http", (entry.http.method, entry.http.path))
             return "requests", entry.number, HttpRequest(method, path, entry.http.version, entry.http.path_length)
+        case "name":
+            return "requests", entry.number, _name(entry.name)
         case _:
             raise WireError(f"entry {entry.number}: has no content")
 
@@ -108,7 +116,16 @@ def _party(given: pb.Party) -> Party:
     namespace, pod, kind, workload, cluster = _texts(
         "party", (given.namespace, given.pod, given.workload_kind, given.workload, given.cluster)
     )
-    return Party(given.address, given.identity, labels, namespace, pod, kind, workload, given.endpoint_id, cluster)
+    names = _texts("party.names", given.names)
+    return Party(
+        given.address, given.identity, labels, namespace, pod, kind, workload, given.endpoint_id, cluster, names
+    )
+
+
+def _name(given: pb.Name) -> NameRecord:
+    (query,) = _texts("name", (given.query,))
+    addresses = _texts("name.addresses", given.addresses)
+    return NameRecord(query, given.qtype, given.rcode, given.ttl, addresses, given.answers)
 
 
 def _decision(given: pb.Decision) -> Decision:

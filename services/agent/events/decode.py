@@ -71,6 +71,23 @@ def requests(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:
     return by_time(columns, responses) if len(answered) else columns
 
 
+def names(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:
+    """Columns of `NAME_EVENT` records: questions, answers with source and destination swapped, TLS server names."""
+    enricher.learn(records[records["type"] == EventType.DNS_ANSWER])
+    columns = _common(records, enricher, wall)
+    answers = records["type"] == EventType.DNS_ANSWER
+    for one, other in (("source", "destination"), ("source_port", "destination_port")):
+        columns[one], columns[other] = (
+            np.where(answers, columns[other], columns[one]),
+            np.where(answers, columns[one], columns[other]),
+        )
+    refused = _judge(columns, records, records["drop_reason"] != 0)
+    columns["policy"] = np.where(answers, 0, _decisions(records, refused, enricher)).astype(np.uint32)
+    columns["http"] = enricher.messages(records)
+    columns["duration_us"] = records["latency_us"].copy()
+    return columns
+
+
 def _responses(columns: Columns, records: Array, answered: Array) -> Columns:
     rows = take(columns, answered)
     for one, other in (("source", "destination"), ("source_port", "destination_port")):

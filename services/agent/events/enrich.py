@@ -14,7 +14,8 @@ from services.agent.events.getters import Names
 from services.agent.events.index import FastIndex
 from services.flows.columns import Array
 from services.flows.dictionary import Dictionaries
-from services.flows.entries import Decision, HttpRequest, NearestRule, Party
+from services.flows.entries import Decision, HttpRequest, NameRecord, NearestRule, Party
+from services.model.addresses import from_bytes
 from services.model.verdict import Direction, Protocol
 
 KEEP_NAMES_NS = 30_000_000_000
@@ -23,6 +24,9 @@ REMEMBERED = 16_384
 SECOND_NS = 1_000_000_000
 EXPLAINED_PER_SECOND = 200
 """Nearest rules looked for: each looks at all rules of an endpoint, a tenth of a millisecond or so."""
+
+MESSAGE_WORDS = 51
+"""64-bit words that a name, eight addresses and the numbers of a message take."""
 
 PartyKey = tuple[bytes, int]
 
@@ -37,6 +41,9 @@ class Enricher:
         self._decisions = FastIndex(2, dictionaries.decisions)
         self._services = FastIndex(1, dictionaries.services)
         self._requests = FastIndex(21, dictionaries.requests, bits=12)
+        self._messages = FastIndex(MESSAGE_WORDS, dictionaries.requests, bits=10)
+        self._taught: OrderedDict[tuple[bytes, bytes], None] = OrderedDict()
+        """(address, name) pairs that answers gave: of those there is nothing new to tell."""
         self._generation = names.generation
         self._recent: OrderedDict[PartyKey, tuple[Party, int]] = OrderedDict()
         """Parties with a pod, and since when (monotonic) they are found to have it no more; 0 = they have it."""
@@ -75,7 +82,7 @@ class Enricher:
                     return kept[0]
         labels = self._names.identity_labels(identity)
         if pod is None:
-            return Party(address, identity, labels)
+            return Party(address, identity, labels, names=self._names.dns_names(address))
         kind, workload = pod.workload
         party = Party(address, identity, labels, pod.namespace, pod.pod, kind, workload, pod.endpoint_id, self._cluster)
         self._recent[key] = (party, 0)
@@ -158,6 +165,46 @@ class Enricher:
             return self._dictionaries.requests.intern(request)
 
         return _through(self._requests, [words[:, place].copy() for place in range(21)], resolve)
+
+    def learn(self, records: Array) -> None:
+        """Records of answers, before anything about the connections that follow: addresses have other names now."""
+        fresh = False
+        for record in records:
+            name = bytes(record["name"])
+            for address in record["addresses"][: min(int(record["answers"]), len(record["addresses"]))]:
+                key = (address.tobytes(), name)
+                fresh |= key not in self._taught
+                self._taught[key] = None
+                self._taught.move_to_end(key)
+        while len(self._taught) > REMEMBERED:
+            self._taught.popitem(last=False)
+        if fresh:
+            self._parties.clear()
+
+    def messages(self, records: Array) -> Array:
+        """Numbers of the messages in records of the name ring."""
+        words = np.zeros((len(records), MESSAGE_WORDS), np.uint64)
+        raw = words.view(np.uint8).reshape(len(records), MESSAGE_WORDS * 8)
+        raw[:, :256] = np.ascontiguousarray(records["name"]).view(np.uint8).reshape(-1, 256)
+        raw[:, 256:384] = records["addresses"].reshape(-1, 128)
+        words[:, 48] = records["qtype"].astype(np.uint64) << np.uint64(32) | records["ttl"]
+        words[:, 49] = records["answers"].astype(np.uint64) << np.uint64(16) | records["rcode"]
+        words[:, 50] = records["name_len"].astype(np.uint64)
+
+        def resolve(row: int) -> int:
+            record = records[row]
+            shown = min(int(record["answers"]), len(record["addresses"]))
+            message = NameRecord(
+                _text(raw[row, : int(record["name_len"])].tobytes()),
+                int(record["qtype"]),
+                int(record["rcode"]),
+                int(record["ttl"]),
+                tuple(str(from_bytes(address.tobytes())) for address in record["addresses"][:shown]),
+                int(record["answers"]),
+            )
+            return self._dictionaries.requests.intern(message)
+
+        return _through(self._messages, [words[:, place].copy() for place in range(MESSAGE_WORDS)], resolve)
 
 
 def _cases(records: Array, rows: Array) -> Array:

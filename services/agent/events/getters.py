@@ -39,6 +39,14 @@ class AddressGetter(Protocol):
         ...
 
 
+class DnsGetter(Protocol):
+    """Address -> names."""
+
+    def dns_names(self, address: bytes) -> tuple[str, ...]:
+        """The names that pods of this node learned the address under, sorted, without final dots."""
+        ...
+
+
 class PolicyGetter(Protocol):
     """Rule -> policy; endpoint -> what isolates it."""
 
@@ -70,7 +78,7 @@ class ServiceGetter(Protocol):
         ...
 
 
-class Names(IdentityGetter, AddressGetter, PolicyGetter, NearestGetter, ServiceGetter, Protocol):
+class Names(IdentityGetter, AddressGetter, DnsGetter, PolicyGetter, NearestGetter, ServiceGetter, Protocol):
     """All of it, in one object that the agent makes from its catalogues."""
 
     @property

@@ -14,7 +14,7 @@ from services.agent.events.reader import RingReader
 from services.common.pb.ingest.v1 import ingest_pb2 as pb
 from services.flows.store import FlowStore
 
-RINGS = ("events", "http_events")
+RINGS = ("events", "http_events", "name_events")
 
 
 class EventMetrics(Collector):
@@ -25,7 +25,7 @@ class EventMetrics(Collector):
         registry: CollectorRegistry,
         store: FlowStore,
         buffer: SendBuffer,
-        rings: tuple[RingReader, RingReader],
+        rings: tuple[RingReader, RingReader, RingReader],
     ) -> None:
         self._store, self._buffer, self._rings = store, buffer, rings
         self._read = dict.fromkeys(RINGS, 0)
@@ -33,10 +33,11 @@ class EventMetrics(Collector):
         self.pusher: RelayPusher | None = None
         registry.register(self)
 
-    def read(self, flows: int, requests: int) -> None:
+    def read(self, flows: int, requests: int, messages: int) -> None:
         """Records were taken from the rings."""
         self._read["events"] += flows
         self._read["http_events"] += requests
+        self._read["name_events"] += messages
 
     def lost(self, source: int, events: int) -> None:
         """Events were found to be lost."""

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from functools import reduce
 
 from prometheus_client import CollectorRegistry
 
-from services.agent.abi.events import FLOW_EVENT, HTTP_EVENT, EventType
+from services.agent.abi.events import FLOW_EVENT, HTTP_EVENT, NAME_EVENT, EventType
 from services.agent.events import decode
 from services.agent.events.buffer import SendBuffer
 from services.agent.events.clock import WallClock
@@ -67,10 +68,11 @@ class FlowPipeline:
         names: Names,
         flow_ring_fd: int,
         http_ring_fd: int,
+        name_ring_fd: int,
         lost: LostCounters,
         registry: CollectorRegistry,
     ) -> None:
-        """The descriptors are the maps `events` and `http_events`; they stay the caller's to close."""
+        """The descriptors are the maps `events`, `http_events` and `name_events`; they stay the caller's to close."""
         self.config = config
         self.store = FlowStore(config.capacity)
         self.observer = Observer(self.store, config.node, f"ciliate {config.version}", config.version)
@@ -78,11 +80,12 @@ class FlowPipeline:
         self.pusher: RelayPusher | None = None
         self._flows = RingReader.open(flow_ring_fd, FLOW_EVENT)
         self._requests = RingReader.open(http_ring_fd, HTTP_EVENT)
+        self._messages = RingReader.open(name_ring_fd, NAME_EVENT)
         self._lost = LostWatch(lost)
         self._clock = WallClock()
         self._enricher = Enricher(self.store.dictionaries, names, config.node.cluster)
         self._node = self.store.node(config.node)
-        self._metrics = EventMetrics(registry, self.store, self.buffer, (self._flows, self._requests))
+        self._metrics = EventMetrics(registry, self.store, self.buffer, (self._flows, self._requests, self._messages))
 
     async def run(self) -> None:
         """Read, keep, push, until cancelled."""
@@ -102,7 +105,7 @@ class FlowPipeline:
             tasks.create_task(self._watch_losses(), name="events:lost")
 
     async def _read_rings(self) -> None:
-        with RingWaker((self._flows.fd, self._requests.fd)) as waker:
+        with RingWaker((self._flows.fd, self._requests.fd, self._messages.fd)) as waker:
             while True:
                 read = self.drain_once()
                 if read >= CHUNK:
@@ -117,39 +120,43 @@ class FlowPipeline:
 
     def drain_once(self) -> int:
         """Take up to a chunk from each ring; returns the records taken. Raises `RingLayoutError`."""
-        flows, requests = self._flows.read(CHUNK), self._requests.read(CHUNK)
-        taken = len(flows) + len(requests)
+        # Connections follow the answers that opened them: those are read first, and decoded first.
+        messages, flows, requests = self._messages.read(CHUNK), self._flows.read(CHUNK), self._requests.read(CHUNK)
+        taken = len(messages) + len(flows) + len(requests)
         if taken:
             self._enricher.refresh(time.monotonic_ns())
             good_flows = decode.readable(flows, EventType.NEW, EventType.VERDICT_CHANGE)
             good_requests = decode.readable(requests, EventType.HTTP_REQUEST, EventType.HTTP_REQUEST)
-            unreadable = taken - len(good_flows) - len(good_requests)
+            good_messages = decode.readable(messages, EventType.DNS_QUERY, EventType.TLS_HELLO)
+            unreadable = taken - len(good_flows) - len(good_requests) - len(good_messages)
             if unreadable:
                 self._lose(pb.UNREADABLE, 0, unreadable)
-            self._keep(good_flows, good_requests)
-            self._metrics.read(len(flows), len(requests))
+            self._keep(good_flows, good_requests, good_messages)
+            self._metrics.read(len(flows), len(requests), len(messages))
         return taken
 
     def add(self, records: Array) -> None:
         """Take `FLOW_EVENT` records that no ring carried: the conntrack collector's close records."""
         self._enricher.refresh(time.monotonic_ns())
         for start in range(0, len(records), CHUNK):
-            self._keep(records[start : start + CHUNK], records[:0])
+            self._keep(records[start : start + CHUNK], records[:0], records[:0])
 
     def count_losses(self) -> None:
         """Tell what the kernel could not write since the last call."""
         for cpu, events in self._lost.news():
             self._lose(pb.KERNEL_RING, cpu, events)
 
-    def _keep(self, flows: Array, requests: Array) -> None:
+    def _keep(self, flows: Array, requests: Array, messages: Array) -> None:
         batches: list[Columns] = []
+        if len(messages):
+            batches.append(decode.names(messages, self._enricher, self._clock.convert))
         if len(flows):
             batches.append(decode.connections(flows, self._enricher, self._clock.convert))
         if len(requests):
             batches.append(decode.requests(requests, self._enricher, self._clock.convert))
         if not batches:
             return
-        columns = batches[0] if len(batches) == 1 else decode.by_time(*batches)
+        columns = reduce(decode.by_time, batches)
         self.store.append(columns, self._node)
         if self.pusher is not None:
             self.buffer.add(columns, self._clock.now())
@@ -167,3 +174,4 @@ class FlowPipeline:
         """Unmap the rings; after `run` has ended."""
         self._flows.close()
         self._requests.close()
+        self._messages.close()

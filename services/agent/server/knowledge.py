@@ -14,6 +14,7 @@ from services.agent.endpoints.manager import EndpointManager
 from services.agent.endpoints.pods import PodDirectory
 from services.agent.endpoints.records import EndpointRecord
 from services.agent.events.getters import PodRef
+from services.agent.learned import LearnedNames
 from services.agent.sources.identities import IdentityClient
 from services.common.errors import NotFound
 from services.flows.entries import NearestRule, PolicyRef, ServiceRef
@@ -26,8 +27,14 @@ class Knowledge:
     """The flow pipeline's `Names`, and look-ups of endpoints as people name them."""
 
     def __init__(
-        self, engine: Engine, manager: EndpointManager, pods: PodDirectory, identities: IdentityClient
+        self,
+        engine: Engine,
+        manager: EndpointManager,
+        pods: PodDirectory,
+        identities: IdentityClient,
+        learned: LearnedNames,
     ) -> None:
+        self.learned = learned
         self.engine, self.manager, self.pods, self.identities = engine, manager, pods, identities
         self._generation = 0
         self._local: dict[IPAddress, EndpointRecord] = {}
@@ -52,6 +59,10 @@ class Knowledge:
         """Sorted label texts; () for a number that is not known."""
         labels = self.engine.identity_labels(identity)
         return labels.texts() if labels else ()
+
+    def dns_names(self, address: bytes) -> tuple[str, ...]:
+        """The names that the kernel has learned an address under."""
+        return self.learned.names_of(address)
 
     def pod_at(self, address: bytes) -> PodRef | None:
         """The pod that has this address, local or remote."""

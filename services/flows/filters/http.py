@@ -14,7 +14,7 @@ import numpy as np
 
 from services.common.pb.flow import flow_pb2
 from services.flows.columns import Array, Kind
-from services.flows.entries import HttpRequest
+from services.flows.entries import HttpRequest, L7Record
 from services.flows.facets import L7, responses
 from services.flows.filters.base import Condition, FilterError, Rows, regex, where_entry
 from services.flows.names import request_url
@@ -63,15 +63,17 @@ def _has_status(asked: list[str]) -> Condition:
     return condition
 
 
-def _has_method(methods: frozenset[str]) -> Callable[[HttpRequest], bool]:
-    def has(entry: HttpRequest) -> bool:
-        return bool(entry.method) and entry.method.lower() in methods
+def _has_method(methods: frozenset[str]) -> Callable[[L7Record], bool]:
+    def has(entry: L7Record) -> bool:
+        return isinstance(entry, HttpRequest) and bool(entry.method) and entry.method.lower() in methods
 
     return has
 
 
-def _has_path(patterns: list[re.Pattern[str]]) -> Callable[[HttpRequest], bool]:
-    def has(entry: HttpRequest) -> bool:
+def _has_path(patterns: list[re.Pattern[str]]) -> Callable[[L7Record], bool]:
+    def has(entry: L7Record) -> bool:
+        if not isinstance(entry, HttpRequest):
+            return False
         path = unquote(re.split(r"[?#]", entry.path, maxsplit=1)[0])
         return entry.path.startswith("/") and any(pattern.search(path) for pattern in patterns)
 
@@ -93,7 +95,7 @@ def _has_url(patterns: list[re.Pattern[str]]) -> Condition:
             answer = known.get(key)
             if answer is None:
                 request, server = rows.dictionaries.requests[key[0]], rows.dictionaries.parties[key[1]]
-                url = request_url(request, server, key[2]) if request and server else ""
+                url = request_url(request, server, key[2]) if isinstance(request, HttpRequest) and server else ""
                 answer = known[key] = any(pattern.search(url) for pattern in patterns)
             mask[place] = answer
         return mask

@@ -18,7 +18,7 @@ L4: dict[str, tuple[int, ...]] = {
     "vrrp": (112,),
     "igmp": (2,),
 }
-L7 = ("dns", "http", "kafka")
+L7: dict[str, tuple[int, ...]] = {"dns": (Kind.DNS_QUERY, Kind.DNS_ANSWER), "http": (Kind.HTTP,), "kafka": ()}
 
 
 def build(given: flow_pb2.FlowFilter) -> list[Condition]:
@@ -26,12 +26,13 @@ def build(given: flow_pb2.FlowFilter) -> list[Condition]:
     if not given.protocol:
         return []
     numbers: set[int] = set()
-    http = False
+    kinds: set[int] = set()
     for value in given.protocol:
         name = value.lower()
         if name not in L4 and name not in L7:
             raise FilterError(f"protocol: unknown protocol {value!r}; known are {', '.join([*L4, *L7])}")
         numbers |= set(L4.get(name, ()))
-        http |= name == "http"
+        kinds |= set(L7[name]) if name in L7 else set()
     wanted = np.array(sorted(numbers), np.int64)
-    return [lambda rows: isin(rows["protocol"], wanted) | (http & (rows["kind"] == Kind.HTTP))]
+    of_kinds = np.array(sorted(kinds), np.int64)
+    return [lambda rows: isin(rows["protocol"], wanted) | isin(rows["kind"], of_kinds)]

@@ -11,7 +11,7 @@ import numpy as np
 
 from services.flows.columns import Array, Columns
 from services.flows.dictionary import Dictionaries
-from services.flows.entries import HttpRequest, Party
+from services.flows.entries import HttpRequest, L7Record, Party
 from services.flows.facets import event_types, responses
 from services.flows.filters.base import Table
 from services.flows.metrics.names import Namer
@@ -33,7 +33,9 @@ class Facts:
         self.ipv4 = Table[Party](lambda party: party.address.startswith(V4_MAPPED_PREFIX))
         self.host = Table[Party](lambda party: party.identity == Reserved.HOST)
         self.world = Table[Party](lambda party: party.identity in WORLD)
-        self.request = Namer[HttpRequest](lambda request: f"{request.method} {request.version}")
+        self.request = Namer[L7Record](
+            lambda entry: f"{entry.method} {entry.version}" if isinstance(entry, HttpRequest) else ""
+        )
 
 
 @dataclass(frozen=True)

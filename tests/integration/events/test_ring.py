@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from bench._kernel_events import FORCE_WAKEUP, KernelEvents
-from services.agent.abi.events import EVENT_VERSION, FLOW_EVENT, HTTP_EVENT
+from services.agent.abi.events import EVENT_VERSION, FLOW_EVENT, HTTP_EVENT, NAME_EVENT
 from services.agent.events.pipeline import FlowPipeline, PipelineConfig
 from services.agent.events.reader import RingReader
 from services.agent.events.wake import RingWaker
@@ -44,6 +44,9 @@ class NoNames:
 
     def pod_at(self, address: bytes) -> None:
         return None
+
+    def dns_names(self, address: bytes) -> tuple[str, ...]:
+        return ()
 
     def rule_policy(self, rule_id: int) -> PolicyRef | None:
         return None
@@ -109,11 +112,15 @@ async def test_the_loop_is_woken_when_the_kernel_asks_and_only_then() -> None:
 
 
 async def test_the_pipeline_accounts_for_every_event() -> None:
-    with KernelEvents(FLOW_EVENT, RING) as kernel, KernelEvents(HTTP_EVENT, RING) as http:
+    with (
+        KernelEvents(FLOW_EVENT, RING) as kernel,
+        KernelEvents(HTTP_EVENT, RING) as http,
+        KernelEvents(NAME_EVENT, RING) as messages,
+    ):
         kernel.template(template())
         registry = CollectorRegistry()
         config = PipelineConfig(NodeRef("n1"), "1.0", capacity=65_536)
-        pipeline = FlowPipeline(config, NoNames(), kernel.ring_fd, http.ring_fd, kernel, registry)
+        pipeline = FlowPipeline(config, NoNames(), kernel.ring_fd, http.ring_fd, messages.ring_fd, kernel, registry)
         kernel.emit(RING // 128 + 5000)  # more than the ring holds, and nobody reads
         lost = kernel.lost()
         assert lost >= 5000

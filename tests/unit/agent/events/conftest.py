@@ -30,6 +30,7 @@ class StubNames:
     isolation: dict[tuple[int, int], tuple[PolicyRef, ...]] = field(default_factory=dict)
     services: dict[int, ServiceRef] = field(default_factory=dict)
     near: NearestRule | None = None
+    dns: dict[bytes, tuple[str, ...]] = field(default_factory=dict)
     asked: int = 0
     explained: list[tuple[int, ...]] = field(default_factory=list)
 
@@ -39,6 +40,9 @@ class StubNames:
     def pod_at(self, address: bytes) -> PodRef | None:
         self.asked += 1
         return self.pods.get(address)
+
+    def dns_names(self, address: bytes) -> tuple[str, ...]:
+        return self.dns.get(address, ())
 
     def rule_policy(self, rule_id: int) -> PolicyRef | None:
         return self.rules.get(rule_id)
