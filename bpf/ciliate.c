@@ -3,6 +3,7 @@
 #include "endpoint.c"
 #include "http.c"
 #include "http_deny.c"
+#include "leave.c"
 #include "nat.c"
 #include "netdev.c"
 #include "overlay.c"

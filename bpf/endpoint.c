@@ -13,7 +13,6 @@
 #include "lib/l7_path.h"
 #include "lib/ipcache.h"
 #include "lib/link.h"
-#include "lib/native.h"
 #include "lib/overlay.h"
 #include "lib/refuse.h"
 #include "lib/sock_name.h"
@@ -65,8 +64,11 @@ INLINE int forward_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, con
 	}
 	if (remote)
 		return encapsulate(skb, ctx, remote);
-	return is_cluster_pod(ctx->dst_identity) && routes_natively(datapath_config()) ? route_natively(skb, ctx) :
-											  to_host(skb, ctx);
+	if (unlikely(leaves_specially(datapath_config()))) {
+		tailcalls.call(skb, TAIL_LEAVE);
+		return -DROP_MISSED_TAIL_CALL;
+	}
+	return to_host(skb, ctx);
 }
 
 /* What L7 rules let pass. */

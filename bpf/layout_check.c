@@ -17,4 +17,5 @@ ARRAY_MAP(lay_sock_key, struct sock_key, 1);
 ARRAY_MAP(lay_service_key, struct service_key, 1);
 ARRAY_MAP(lay_backend_key, struct backend_key, 1);
 ARRAY_MAP(lay_lb_client, struct lb_client, 1);
+ARRAY_MAP(lay_egress_key, struct egress_key, 1);
 ARRAY_MAP(lay_nat_key, struct nat_key, 1);

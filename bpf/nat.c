@@ -5,6 +5,7 @@
  * nat_in  (from from_netdev, from_overlay): the way back, then into the pod's ingress stage
  */
 #include "lib/deliver.h"
+#include "lib/egress_gw.h"
 #include "lib/hostfw.h"
 #include "lib/masquerade.h"
 #include "lib/netdev.h"
@@ -28,27 +29,63 @@ INLINE bool nat_supports(const struct pkt_ctx *ctx)
 	       nat_is_echo(ctx);
 }
 
-/* A packet without an entry leaves. `*made` is its new entry, if it is to have one. 0 or a drop reason. */
-INLINE int nat_out_new(struct pkt_ctx *ctx, struct nat_work *work, struct netdev_info *dev, struct nat_entry **made)
-{
-	struct datapath_config *cfg = datapath_config();
-	struct addr *own = netdev_address(dev, ctx->family);
-	u16 flags = 0;
+/* What becomes of a packet without an entry. */
+enum nat_choice {
+	NAT_AS_IT_IS = 0,
+	NAT_NEW_SOURCE = 1, /* work->entry.saddr is its source from now on */
+	NAT_OWN = 2,        /* the node's own: its port is taken, nothing changes */
+};
 
-	if (!cfg || !own)
-		return 0;
+/* Of a pod that has an egress gateway: an enum nat_choice or a negative drop reason. */
+INLINE int nat_choose_egress(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct nat_work *work,
+			     const struct egress_entry *egress)
+{
+	if (!(egress->flags & EGRESS_F_HERE))
+		return skb->mark == MARK_TO_GATEWAY ? NAT_AS_IT_IS : -DROP_NO_EGRESS_GATEWAY;
+	if (addr_is_zero(&egress->address))
+		return -DROP_NO_EGRESS_IP;
+	if ((ctx->flags & CTX_F_ICMP_ERROR) || !nat_supports(ctx))
+		return -DROP_UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE;
+	work->entry.saddr = egress->address;
+	return NAT_NEW_SOURCE;
+}
+
+INLINE int nat_choose(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct datapath_config *cfg,
+		      struct nat_work *work, struct netdev_info *dev)
+{
+	struct egress_entry *egress;
+	struct addr *own;
+
+	if (unlikely(has_egress_gateways(cfg)) && is_cluster_pod(identity_of(&ctx->saddr)) &&
+	    is_outside(identity_of(&ctx->daddr)) && !is_answer_of_pod(ctx)) {
+		egress = egress_lookup(&ctx->saddr, &ctx->daddr);
+		if (egress)
+			return nat_choose_egress(skb, ctx, work, egress);
+	}
+	own = netdev_address(dev, ctx->family);
+	if (!own)
+		return NAT_AS_IT_IS;
+	work->entry.saddr = *own;
 	if (addr_equal(&ctx->saddr, own)) {
 		if (!nat_supports(ctx) || (!is_icmp(ctx->protocol) && !nat_port_in_range(cfg, ctx->sport)))
-			return 0;
-		flags = NAT_F_NODE;
-	} else if (!wants_masquerade(ctx, cfg)) {
-		return 0;
-	} else if (ctx->flags & CTX_F_ICMP_ERROR) {
-		return 0; /* about a connection that is not translated */
-	} else if (!nat_supports(ctx)) {
-		return DROP_UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE;
+			return NAT_AS_IT_IS;
+		return NAT_OWN;
 	}
-	return nat_create_source(ctx, cfg, work, own, flags, made);
+	if (!wants_masquerade(ctx, cfg) || (ctx->flags & CTX_F_ICMP_ERROR))
+		return NAT_AS_IT_IS; /* an error is about a connection that is not translated */
+	return nat_supports(ctx) ? NAT_NEW_SOURCE : -DROP_UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE;
+}
+
+/* A packet without an entry leaves. `*made` is its new entry, if it is to have one. 0 or a drop reason. */
+INLINE int nat_out_new(struct __sk_buff *skb, struct pkt_ctx *ctx, struct nat_work *work, struct netdev_info *dev,
+		       struct nat_entry **made)
+{
+	struct datapath_config *cfg = datapath_config();
+	int choice = cfg ? nat_choose(skb, ctx, cfg, work, dev) : NAT_AS_IT_IS;
+
+	if (choice <= NAT_AS_IT_IS)
+		return -choice;
+	return nat_create_source(ctx, cfg, work, &work->entry.saddr, choice == NAT_OWN ? NAT_F_NODE : 0, made);
 }
 
 INLINE int handle_nat_out(struct __sk_buff *skb, struct pkt_ctx *ctx)
@@ -65,7 +102,7 @@ INLINE int handle_nat_out(struct __sk_buff *skb, struct pkt_ctx *ctx)
 		if (!(ctx->flags & CTX_F_ICMP_ERROR))
 			nat_follow(ctx, work, entry);
 	} else {
-		reason = nat_out_new(ctx, work, dev, &entry);
+		reason = nat_out_new(skb, ctx, work, dev, &entry);
 		if (reason)
 			return -reason;
 		if (!entry)

@@ -9,6 +9,7 @@
  * node does here costs two loads and branches. The overlay's own packets are never translated. What cannot be parsed is
  * left to the stack. */
 #include "lib/deliver.h"
+#include "lib/egress_gw.h"
 #include "lib/endpoints.h"
 #include "lib/hostfw.h"
 #include "lib/native.h"
@@ -57,6 +58,13 @@ INLINE int handle_from_netdev(struct __sk_buff *skb, struct pkt_ctx *ctx, const 
 
 	if (dst)
 		return deliver_natively(skb, ctx, dst);
+	if (unlikely(routes_natively(cfg) && has_egress_gateways(cfg)) && is_cluster_pod(identity_of(&ctx->saddr)) &&
+	    is_outside(identity_of(&ctx->daddr))) {
+		int reason = egress_check_gateway(ctx);
+
+		if (reason)
+			return -reason;
+	}
 	tailcalls.call(skb, TAIL_NAT_IN); /* which asks the host's policy about what is left for the stack */
 	return -DROP_MISSED_TAIL_CALL;
 }

@@ -5,6 +5,7 @@
  * to_overlay   (tc egress):  the node's own packets to remote pods -> tunnel key; pods' packets have theirs already
  */
 #include "lib/deliver.h"
+#include "lib/egress_gw.h"
 #include "lib/hostfw.h"
 #include "lib/ipcache.h"
 #include "lib/overlay.h"
@@ -40,6 +41,12 @@ INLINE int handle_from_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	if (!dst) {
 		if (speaks_vxlan(ctx))
 			return -DROP_INVALID_PACKET_DROPPED;
+		/* Other nodes' pods leave the cluster here only if this is their gateway. */
+		if (unlikely(is_cluster_pod(identity) && is_outside(identity_of(&ctx->daddr)))) {
+			reason = egress_check_gateway(ctx);
+			if (reason)
+				return -reason;
+		}
 		if (likely(!host_endpoint()))
 			return TC_ACT_OK;
 		ctx->dst_identity = identity_of(&ctx->daddr);

@@ -10,9 +10,11 @@ enum config_flags {
 	CONFIG_F_NORTH_SOUTH = 2, /* Services are reached from outside through this node */
 	CONFIG_F_SOCKET_LB = 256, /* sockets may have been connected to Services: flows name them */
 	CONFIG_F_NATIVE_ROUTING = 4, /* pods' packets travel between nodes as they are */
+	CONFIG_F_EGRESS_GATEWAY = 8, /* some pods leave the cluster by chosen nodes (lib/egress_gw.h) */
 	/* Whose packets the hooks on the node's devices have to look at; the rest passes untouched. */
-	CONFIG_F_FROM_NETDEV = CONFIG_F_MASQUERADE | CONFIG_F_NORTH_SOUTH | CONFIG_F_NATIVE_ROUTING,
-	CONFIG_F_TO_NETDEV = CONFIG_F_MASQUERADE | CONFIG_F_NORTH_SOUTH,
+	CONFIG_F_FROM_NETDEV = CONFIG_F_MASQUERADE | CONFIG_F_NORTH_SOUTH | CONFIG_F_NATIVE_ROUTING |
+			       CONFIG_F_EGRESS_GATEWAY,
+	CONFIG_F_TO_NETDEV = CONFIG_F_MASQUERADE | CONFIG_F_NORTH_SOUTH | CONFIG_F_EGRESS_GATEWAY,
 };
 
 struct datapath_config {
@@ -32,6 +34,12 @@ struct datapath_config {
 	u32 pad;
 };
 _Static_assert(sizeof(struct datapath_config) == 88, "datapath_config");
+
+/* Do packets leave this node in other ways than by the overlay and the stack? */
+INLINE bool leaves_specially(const struct datapath_config *cfg)
+{
+	return cfg && (cfg->flags & (CONFIG_F_NATIVE_ROUTING | CONFIG_F_EGRESS_GATEWAY));
+}
 
 ARRAY_MAP(config, struct datapath_config, 1);
 

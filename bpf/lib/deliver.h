@@ -11,6 +11,8 @@
 /* Set on packets that from_endpoint encapsulates, so that to_overlay leaves their tunnel key alone. Pods cannot set
  * it: the mark is cleared when a packet changes network namespace. */
 #define MARK_ENCAPSULATED 0xc1110001
+/* The same for packets on their way to their egress gateway by the node's link: to_netdev lets them be. */
+#define MARK_TO_GATEWAY 0xc1110002
 
 /* Drop with a DROP event that describes the packet. Returns the verdict for the hook. */
 INLINE int drop_packet(struct __sk_buff *skb, struct pkt_ctx *ctx, int reason)

@@ -33,6 +33,13 @@ INLINE bool is_cluster_pod(u32 identity)
 	return identity >= IDENTITY_CLUSTER_MIN && identity <= IDENTITY_CLUSTER_MAX;
 }
 
+/* Neither a pod nor a node, nor anything else of the cluster: the world, and prefixes and names of it. */
+INLINE bool is_outside(u32 identity)
+{
+	return identity == IDENTITY_WORLD || identity == IDENTITY_WORLD_IPV4 || identity == IDENTITY_WORLD_IPV6 ||
+	       identity > IDENTITY_CLUSTER_MAX;
+}
+
 /* Identity of addresses that no prefix covers. */
 INLINE u32 world_identity(const struct addr *address)
 {

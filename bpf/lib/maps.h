@@ -5,6 +5,7 @@
 #include "conntrack.h"
 #include "context.h"
 #include "ct_room.h"
+#include "egress_gw.h"
 #include "endpoints.h"
 #include "events.h"
 #include "ipcache.h"

@@ -22,6 +22,7 @@ enum tail_call {
 	TAIL_TLS_HELLO = 13, /* a client's packet of a connection with a rule set of server names */
 	TAIL_NAMED = 14,     /* the sender's turn, where destinations may be allowed by name */
 	TAIL_FORWARD = 15,   /* what the sender's policy has agreed to, on to where it goes */
+	TAIL_LEAVE = 20,  /* a pod's packet leaves the node: native routing, egress gateways */
 	TAIL_COUNT = 24,
 };
 

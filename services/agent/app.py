@@ -131,20 +131,21 @@ async def run(config: Config) -> None:
             audit=Audit(config.policy_audit_mode, frozenset(config.policy_audit_namespaces)),
             capabilities=Capabilities(host_policies=config.host_firewall),
             native_routing=config.native_routing,
+            uplink=kernel.devices[0],
         )
         http, names = HttpPolicy(kernel.maps), NamePolicy(kernel.maps, _lifetimes(config))
         mailbox, sink = Mailbox(), DatapathSink(kernel.maps, http.write, names.write)
         driver = Driver(mailbox, engine, sink, config.addresses)
         ends = await _endpoints(config, stack, kernel, identities, driver)
-        devices = routing.Devices(kernel.devices[0], kernel.overlay)
-        routes = await routing.build(config, stack, devices, kernel.settings, ends.links, ends.manager.local)
+        put, devices = mailbox.put, routing.Devices(kernel.devices[0], kernel.overlay)
+        routes = await routing.build(config, stack, devices, kernel.settings, ends.links, ends.manager.local, put)
         knowledge = Knowledge(engine, ends.manager, ends.pods, identities, LearnedNames(kernel.maps))
         pipeline = _pipeline(config, files, kernel, knowledge, registry)
         stack.callback(pipeline.close)
         state = AgentState(config.node_name, config.cluster_name, services.__version__)
         cni = CniServer(Path(config.place(config.cni_socket, "cni.sock")), ends.manager)
         describe(state, sources, driver, sink, ends.registrar, cni, [http, names], registry)
-        state.checks += [relay_check(pipeline), routes.check]
+        state.checks += [relay_check(pipeline), routes.check, routing.egress_check(engine)]
         sweeper = _watch_sockets(kernel, knowledge, state)
         AgentMetrics(registry, state, knowledge, driver, mailbox, sink, kernel.maps, cni, sources)
 
@@ -160,16 +161,16 @@ async def run(config: Config) -> None:
             state.become_ready()
             log.info("ready", seconds=round(state.ready_after, 2), endpoints=len(ends.manager.endpoints))
 
-        driver.observers = (ends.manager.observe, routes.observe)
         status = write_status(engine)
 
         def applied() -> None:
             knowledge.changed()
             sweeper.changed()
+            routes.applied(engine)
             if status:
                 status.changed()
 
-        driver.on_applied, driver.on_sync = applied, enforce
+        driver.observers, driver.on_applied, driver.on_sync = (ends.manager.observe, routes.observe), applied, enforce
         await _listen(config, stack, files, registry, state, knowledge, kernel, pipeline)
         await _recall(config, mailbox, ends)
         log.info("started", node=config.node_name, version=services.__version__, reused_maps=len(kernel.loaded.reused))

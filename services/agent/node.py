@@ -29,6 +29,7 @@ MAPS = (
     "policy",
     "ipcache",
     "refined",
+    "egress_gateway",
     "endpoints",
     "endpoint_addrs",
     "endpoint_ifs",
@@ -183,7 +184,11 @@ def datapath_settings(
         ct_queue_places=maps["ct_queue"].max_entries,
         path_mtu=mtu,
         tunnel_address=config.addresses[0],
-        flags=found | translation.flags(config) | (ConfigFlags.NATIVE_ROUTING if config.native_routing else 0),
+        # What an earlier run left stays in force until its maps are compared with what should be.
+        flags=found
+        | translation.flags(config)
+        | (ConfigFlags.EGRESS_GATEWAY if maps["egress_gateway"].count() else 0)
+        | (ConfigFlags.NATIVE_ROUTING if config.native_routing else 0),
         nat_ports=config.nat_port_range,
     )
 

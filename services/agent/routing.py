@@ -1,6 +1,7 @@
 """The node's ways to other nodes' pods, put together: overlay or native routes, and the uplink that both go over.
 
 Node objects, address table ──▶ OverlayRoutes | NativeRoutes ──▶ RouteTable ──▶ kernel
+    address events ──▶ AddressKeeper ──▶ mailbox (egress gateways)
 link events ──▶ UplinkKeeper ──▶ MTU of pods, overlay, datapath; lost routes are put back
 """
 
@@ -11,8 +12,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+from services.agent.abi.config import ConfigFlags
+from services.agent.calc.engine import Engine
 from services.agent.config import Config
 from services.agent.datapath.settings import NodeSettings
+from services.agent.endpoints.addresses import AddressKeeper
 from services.agent.endpoints.links import Links
 from services.agent.endpoints.native_routes import NativeRoutes
 from services.agent.endpoints.routes import OverlayRoutes, RouteTable
@@ -37,6 +41,8 @@ class Routing:
     table: RouteTable
     routes: OverlayRoutes | NativeRoutes
     uplink: UplinkKeeper
+    addresses: AddressKeeper
+    settings: NodeSettings
 
     def observe(self, update: Update) -> None:
         """Every update passes here; cheap."""
@@ -44,7 +50,14 @@ class Routing:
 
     def jobs(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Tasks, by name."""
-        return {"routes": self.table.run(), "uplink": self.uplink.run()}
+        return {"routes": self.table.run(), "uplink": self.uplink.run(), "addresses": self.addresses.run()}
+
+    def applied(self, engine: Engine) -> None:
+        """The maps have changed: the datapath looks for egress gateways only while there are some."""
+        flags = ConfigFlags(self.settings.settings.flags) & ~ConfigFlags.EGRESS_GATEWAY
+        if engine.counts()["egress_gateway"]:
+            flags |= ConfigFlags.EGRESS_GATEWAY
+        self.settings.change(replace(self.settings.settings, flags=flags))
 
     def check(self) -> pb.Component:
         """How the routes are."""
@@ -61,6 +74,7 @@ async def build(
     settings: NodeSettings,
     links: Links,
     endpoints: Callable[[], Iterable[LocalEndpoint]],
+    tell: Callable[[Update], None],
 ) -> Routing:
     """Wire it for the configured mode."""
     table = await stack.enter_async_context(RouteTable())
@@ -84,4 +98,15 @@ async def build(
         UplinkKeeper(devices.uplink, devices.overlay, tell_datapath, links, endpoints, config)
     )
     uplink.changed = table.sweep
-    return Routing(table, routes, uplink)
+    addresses = await stack.enter_async_context(AddressKeeper(config.addresses, tell))
+    return Routing(table, routes, uplink, addresses, settings)
+
+
+def egress_check(engine: Engine) -> Callable[[], pb.Component]:
+    """Whether every egress gateway policy is in force."""
+
+    def check() -> pb.Component:
+        found = {f"policy {s.name}": "; ".join(s.problems) for s in engine.egress_gateways() if s.problems}
+        return component("egress gateways", found)
+
+    return check

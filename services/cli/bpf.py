@@ -18,6 +18,7 @@ _MAPS = {
     "policy": (agent_pb2.MAP_KIND_POLICY, "what each policy id allows and denies"),
     "ct": (agent_pb2.MAP_KIND_CT, "connections"),
     "ipcache": (agent_pb2.MAP_KIND_IPCACHE, "prefixes, their identity and their node"),
+    "egress": (agent_pb2.MAP_KIND_EGRESS, "which pods leave the cluster by which gateway, with which address"),
     "nat": (agent_pb2.MAP_KIND_NAT, "translations at the nodes' devices"),
     "lb": (agent_pb2.MAP_KIND_LB, "Services, backends, the way back, and sockets connected to them"),
 }

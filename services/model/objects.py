@@ -78,7 +78,7 @@ class KubeNode:
 
 @dataclass(frozen=True, slots=True)
 class PolicyObject:
-    """A NetworkPolicy, CiliumNetworkPolicy or CiliumClusterwideNetworkPolicy, not yet read.
+    """A NetworkPolicy, Cilium(Clusterwide)NetworkPolicy or CiliumEgressGatewayPolicy, not yet read.
 
     `document` is the parsed manifest; `origin` says where it came from ("file:line", "kubernetes") for messages.
     """
@@ -199,6 +199,17 @@ class EndpointDeleted:
     id: int
 
 
+@dataclass(frozen=True, slots=True)
+class NodeAddresses:
+    """What this node has of addresses that others can answer to, by interface; the official ones first.
+
+    `default`: the interface of the default route, '' where there is none.
+    """
+
+    interfaces: Mapping[str, tuple[IPAddress, ...]]
+    default: str = ""
+
+
 Update = (
     Upserted
     | Deleted
@@ -207,6 +218,7 @@ Update = (
     | IdentityDeleted
     | IpUpserted
     | IpDeleted
+    | NodeAddresses
     | EndpointUpserted
     | EndpointDeleted
 )

@@ -118,6 +118,7 @@ async def _read_line(reader: asyncio.StreamReader) -> bytes:
 _SHORT_NAMES = {
     "cnp": "CiliumNetworkPolicy",
     "ccnp": "CiliumClusterwideNetworkPolicy",
+    "cegp": "CiliumEgressGatewayPolicy",
     "netpol": "NetworkPolicy",
     "svc": "Service",
     "deploy": "Deployment",
@@ -125,6 +126,7 @@ _SHORT_NAMES = {
     "ns": "Namespace",
     "networkpolicie": "NetworkPolicy",
     "ciliumnetworkpolicie": "CiliumNetworkPolicy",
+    "ciliumegressgatewaypolicie": "CiliumEgressGatewayPolicy",
     "ciliumclusterwidenetworkpolicie": "CiliumClusterwideNetworkPolicy",
 }
 

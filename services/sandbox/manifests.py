@@ -14,6 +14,8 @@ import yaml
 
 from services.common.errors import Invalid
 from services.model.objects import ObjectKey, PolicyObject
+from services.policy.egress_gateway import KIND as EGRESS_GATEWAY
+from services.policy.egress_gateway import read_egress_gateway_policy
 from services.policy.problems import PolicyInvalid
 from services.policy.read import KINDS, read_policy
 
@@ -30,9 +32,18 @@ API_VERSIONS = {
     "NetworkPolicy": "networking.k8s.io/v1",
     "CiliumNetworkPolicy": "cilium.io/v2",
     "CiliumClusterwideNetworkPolicy": "cilium.io/v2",
+    "CiliumEgressGatewayPolicy": "cilium.io/v2",
     "CiliumLoadBalancerIPPool": "cilium.io/v2",
 }
-CLUSTER_SCOPED = frozenset({"Namespace", "Node", "CiliumClusterwideNetworkPolicy", "CiliumLoadBalancerIPPool"})
+CLUSTER_SCOPED = frozenset(
+    {
+        "Namespace",
+        "Node",
+        "CiliumClusterwideNetworkPolicy",
+        "CiliumEgressGatewayPolicy",
+        "CiliumLoadBalancerIPPool",
+    }
+)
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
@@ -145,7 +156,7 @@ def _mistakes(document: Any) -> Iterator[_Mistake]:
     yield from _metadata_mistakes(document.get("metadata"), ("metadata",), needs_name=True)
     if kind in {"Namespace", "Node"}:
         return
-    if kind in KINDS:
+    if kind in KINDS or kind == EGRESS_GATEWAY:
         yield from _policy_mistakes(document)
     elif kind in {"Pod", "Service", "Deployment"} and not isinstance(document.get("spec"), dict):
         yield ("spec",), "is missing; it must be a mapping"
@@ -163,7 +174,8 @@ def _policy_mistakes(document: Document) -> Iterator[_Mistake]:
         return  # told already
     namespace = "" if document["kind"] in CLUSTER_SCOPED else str(metadata.get("namespace") or "default")
     try:
-        read_policy(PolicyObject(ObjectKey(document["kind"], namespace, metadata["name"]), document))
+        policy = PolicyObject(ObjectKey(document["kind"], namespace, metadata["name"]), document)
+        (read_egress_gateway_policy if document["kind"] == EGRESS_GATEWAY else read_policy)(policy)
     except PolicyInvalid as error:
         for problem in error.problems:
             yield _path_steps(problem.path), problem.message

@@ -7,7 +7,7 @@ from enum import IntEnum, IntFlag
 
 import pytest
 
-from services.agent.abi import config, conntrack, endpoints, events, lb, metrics, names, nat
+from services.agent.abi import config, conntrack, egress, endpoints, events, lb, metrics, names, nat
 from services.agent.abi.tailcall import TailCall
 from services.agent.datapath.program import SOURCE_DIR
 from services.model.verdict import Direction, DropReason
@@ -38,6 +38,7 @@ def test_every_drop_reason_has_one_number() -> None:
         ("events.h", "event_flags", events.EventFlags, "EVENT_F_", set()),
         ("endpoints.h", "endpoint_flags", endpoints.EndpointFlags, "ENDPOINT_F_", set()),
         ("config.h", "config_flags", config.ConfigFlags, "CONFIG_F_", set()),
+        ("egress_gw.h", "egress_flags", egress.EgressFlags, "EGRESS_F_", set()),
         ("snat.h", "nat_way", nat.NatWay, "NAT_", set()),
         ("snat.h", "nat_entry_flags", nat.NatFlags, "NAT_F_", set()),
         ("types.h", "direction", Direction, "DIR_", set()),

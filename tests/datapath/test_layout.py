@@ -15,6 +15,7 @@ from services.agent.abi import (
     config,
     conntrack,
     ct_room,
+    egress,
     endpoints,
     events,
     ipcache,
@@ -71,6 +72,8 @@ VALUES: dict[str, Any] = {
     "lay_nat_key": nat.NatKey,
     "netdevs": nat.NetdevInfo,
     "lay_ct_key": conntrack.CtKey,
+    "egress_gateway": egress.EgressEntry,
+    "lay_egress_key": egress.EgressKey,
     "ct_usage": ct_room.CtUsage,
     "lay_policy_key": policy.PolicyKey,
     "lay_ipcache_key": ipcache.IpcacheKey,
@@ -87,6 +90,7 @@ VALUES: dict[str, Any] = {
     "dns_asked": names.DnsAsked,
 }
 KEYS: dict[str, Any] = {
+    "egress_gateway": egress.EgressKey,
     "ct": conntrack.CtKey,
     "nat_table": nat.NatKey,
     "no_masquerade": ipcache.IpcacheKey,

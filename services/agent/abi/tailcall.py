@@ -24,6 +24,7 @@ class TailCall(IntEnum):
     TAIL_TLS_HELLO = 13
     TAIL_NAMED = 14
     TAIL_FORWARD = 15
+    TAIL_LEAVE = 20
 
     @property
     def program(self) -> str:

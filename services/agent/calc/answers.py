@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from services.agent.calc.binding import Capabilities
 from services.agent.calc.catalogue import Catalogue, RuleRef, make_ref
+from services.agent.calc.egress import EgressGateways, EgressStatus, NodeRole
 from services.agent.calc.endpoints import EndpointTables
 from services.agent.calc.group import HOST_KEY, Group, GroupKey
 from services.agent.calc.identities import Identities
@@ -58,11 +59,13 @@ class Answers:
         mode: Mode,
         capabilities: Capabilities,
         capacity: int,
+        role: NodeRole,
     ) -> None:
         self._mode, self._capabilities = mode, capabilities
         self._services = services
         self._policies = Policies(options, self._services, capabilities)
         self._identities = Identities()
+        self._egress = EgressGateways(role, self._identities.view)
         self._ipcache = ipcache
         self._maps = PolicyMaps(self._policies, self._identities, ipcache, mode, capabilities, capacity)
         self._tables = tables
@@ -80,6 +83,7 @@ class Answers:
             "policy": self._maps.desired(),
             "ipcache": self._ipcache.desired,
             "refined": self._identities.refinements.table.desired,
+            "egress_gateway": self._egress.table.desired,
             **{name: table.desired for name, table in self._tables.tables.items()},
             **{name: table.desired for name, table in self._services.tables.items()},
         }
@@ -91,8 +95,13 @@ class Answers:
             "policy": self._maps.size(),
             "ipcache": len(self._ipcache.desired),
             "refined": len(self._identities.refinements.table.desired),
+            "egress_gateway": len(self._egress.table.desired),
             **{name: len(table.desired) for name, table in tables.items()},
         }
+
+    def egress_gateways(self) -> list[EgressStatus]:
+        """Every egress gateway policy, and what came of it on this node."""
+        return self._egress.status()
 
     def policy_entries(self, endpoint_id: int) -> dict[bytes, bytes]:
         """The policy map entries that an endpoint obeys."""

@@ -13,6 +13,7 @@ from typing import assert_never
 from services.agent.abi.endpoints import HOST_ENDPOINT, EndpointFlags
 from services.agent.calc.answers import Answers
 from services.agent.calc.binding import Capabilities
+from services.agent.calc.egress import NodeRole
 from services.agent.calc.endpoints import Audit, EndpointTables
 from services.agent.calc.group import HOST_KEY, GroupKey
 from services.agent.calc.ipcache import Ipcache
@@ -34,6 +35,7 @@ from services.model.objects import (
     KubeObject,
     LocalEndpoint,
     Namespace,
+    NodeAddresses,
     ObjectKey,
     Pod,
     PolicyObject,
@@ -67,6 +69,7 @@ class Engine(Answers):
         addresses: tuple[IPAddress, ...] = (),
         lb: LbOptions | None = None,
         native_routing: bool = False,
+        uplink: int = 0,
     ) -> None:
         super().__init__(
             Ipcache(node, native=native_routing),
@@ -76,8 +79,8 @@ class Engine(Answers):
             mode,
             capabilities or Capabilities(),
             capacity,
+            NodeRole(node, native_routing, uplink),
         )
-        self._node = node
         self._waiting = set(sources)
         self.revision = revision
         self._of_pod: dict[tuple[str, str], set[int]] = {}
@@ -106,15 +109,19 @@ class Engine(Answers):
             case IdentityDeleted(id=number):
                 self._identities.set_labels(number, None)
             case IpUpserted(entry=entry):
+                self._egress.set_row(entry.prefix, entry)
                 self._ipcache.set_row(entry.prefix, entry)
                 self._identities.set_row(entry.prefix, entry)
             case IpDeleted(prefix=prefix):
+                self._egress.set_row(prefix, None)
                 self._ipcache.set_row(prefix, None)
                 self._identities.set_row(prefix, None)
             case EndpointUpserted(endpoint=endpoint):
                 self._set_endpoint(endpoint.id, endpoint)
             case EndpointDeleted(id=number):
                 self._set_endpoint(number, None)
+            case NodeAddresses():
+                self._egress.set_addresses(update)
             case Synced(source=source):
                 self._waiting.discard(source)
             case _:
@@ -132,6 +139,8 @@ class Engine(Answers):
             self._maps.identity_changed(number, party)
             if known is None or party is None or known.view != party.view:
                 self._maps.subject_changed(number)
+                self._egress.labels_changed()
+        self._egress.settle()
         references_moved = self._services.settle()
         for before, after in self._policies.settle(revision, references_moved=references_moved):
             self._maps.policy_changed(before, after, revision)
@@ -153,7 +162,8 @@ class Engine(Answers):
         if touched or dirty:
             self.revision = revision
         looking = self._write_endpoints(dirty | {n for key in touched for n in self._maps.groups[key].endpoints})
-        return sequence(changes, (puts, removals), parts, looking, self._tables.tables, self._services.tables)
+        egress = self._egress.table.take()
+        return sequence(changes, (puts, removals), parts, looking, self._tables.tables, self._services.tables, egress)
 
     def _set_object(self, key: ObjectKey, thing: KubeObject | None) -> None:
         match key.kind:
@@ -174,9 +184,13 @@ class Engine(Answers):
                 assert thing is None or isinstance(thing, Namespace)
             case "Node":
                 assert thing is None or isinstance(thing, KubeNode)
+                self._egress.set_node(key.name, thing)
                 if key.name == self._node:
                     self._services.set_node(thing)
                     self._set_node_labels(thing.labels if thing else {})
+            case "CiliumEgressGatewayPolicy":
+                assert thing is None or isinstance(thing, PolicyObject)
+                self._egress.set_policy(key.name, thing)
             case _:
                 assert thing is None or isinstance(thing, PolicyObject)
                 self._policies.set_document(key, thing)
@@ -193,6 +207,7 @@ class Engine(Answers):
         if endpoint is not None:
             self._endpoints[number] = endpoint
             self._of_pod.setdefault((endpoint.namespace, endpoint.pod), set()).add(number)
+        self._egress.set_endpoint(number, endpoint)
         self._ipcache.set_endpoint(before, endpoint)
         self._identities.set_endpoint(number, endpoint)
         self._dirty.add(number)

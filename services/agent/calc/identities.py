@@ -56,6 +56,10 @@ class Identities:
             view = self.parties[number].view
         return None if view is None else view.labels
 
+    def view(self, number: int) -> LabelView | None:
+        """The labels of an identity, for selectors; None where it is not known."""
+        return self._views.get(number)
+
     def set_row(self, prefix: IPNetwork, entry: IpEntry | None) -> None:
         """A row of the address table came, changed or went."""
         before = self._rows.pop(prefix, None)

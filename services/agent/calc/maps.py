@@ -29,6 +29,7 @@ MapName = Literal[
     "maglev",
     "source_ranges",
     "revnat",
+    "egress_gateway",
 ]
 MAP_NAMES: tuple[MapName, ...] = (
     "policy",
@@ -43,6 +44,7 @@ MAP_NAMES: tuple[MapName, ...] = (
     "maglev",
     "source_ranges",
     "revnat",
+    "egress_gateway",
 )
 
 

@@ -13,7 +13,8 @@ While changes are being written every packet must meet either the old or the new
 5. Removals of policy entries of living groups, now that nothing new relies on them.
 6. Endpoints: the new revision makes connections ask again, so all that they may find must be in place, and what they
    must not find must be gone.
-7. What is left behind: frontends, then all that is behind them; endpoints' addresses; entries of dead groups.
+7. Egress gateways: they concern packets that policy lets go.
+8. What is left behind: frontends, then all that is behind them; endpoints' addresses; entries of dead groups.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def sequence(
     looking: list[Change],
     endpoints: dict[MapName, Table],
     services: dict[MapName, Table],
+    egress: tuple[list[Change], list[Change]],
 ) -> list[Change]:
     """One list, safe to apply from the front."""
     backend = {name: table.take() for name, table in services.items()}
@@ -96,6 +98,7 @@ def sequence(
     ordered += looking
     ordered += _removed(policy.removals)
     ordered += local["endpoints"][0] + local["endpoint_addrs"][0] + local["endpoint_ifs"][0]
+    ordered += egress[0] + egress[1]
     for name in reversed(SERVICE_MAPS):
         ordered += backend[name][1]
     ordered += local["endpoint_ifs"][1] + local["endpoint_addrs"][1] + local["endpoints"][1]

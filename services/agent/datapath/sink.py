@@ -19,6 +19,7 @@ RESYNC_ORDER: tuple[MapName, ...] = (
     "endpoints",
     "endpoint_addrs",
     "endpoint_ifs",
+    "egress_gateway",
 )
 """What others refer to comes first (see calc.sequencer)."""
 

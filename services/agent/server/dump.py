@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.agent.abi.conntrack import CtEntry, CtFlags, CtKey, CtScope
+from services.agent.abi.egress import SOURCE_BITS, EgressEntry, EgressFlags, EgressKey
 from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.lb import Backend, BackendKey, Revnat, ServiceInfo, ServiceKey
 from services.agent.abi.nat import NatEntry, NatFlags, NatKey, NatWay
@@ -121,12 +122,31 @@ def _nat(raw_key: bytes, raw_value: bytes) -> Row:
     )
 
 
+def _egress(raw_key: bytes, raw_value: bytes) -> Row:
+    key, entry = EgressKey.unpack(raw_key), EgressEntry.unpack(raw_value)
+    gateway, address = bytes(entry.gateway), bytes(entry.address)
+    if entry.flags & EgressFlags.EXCLUDED:
+        way = "excluded"
+    elif entry.flags & EgressFlags.HERE:
+        way = "here"
+    else:
+        way = str(from_bytes(gateway)) if any(gateway) else "none: dropped"
+    missing = "none: dropped" if entry.flags & EgressFlags.HERE else ""
+    return (
+        str(from_bytes(bytes(key.source))),
+        str(key_to_prefix(key.prefixlen - SOURCE_BITS, bytes(key.destination))),
+        way,
+        str(from_bytes(address)) if any(address) else missing,
+    )
+
+
 POLICY = Layout(
     "policy",
     ("policy_id", "direction", "identity", "protocol", "port", "verdict", "precedence", "rule_id", "l7_ruleset"),
     _policy,
 )
 IPCACHE = Layout("ipcache", ("prefix", "identity", "tunnel"), _ipcache)
+EGRESS = Layout("egress_gateway", ("pod", "destination", "gateway", "address"), _egress)
 SERVICES = Layout("services", ("frontend", "service_id", "backends"), _service)
 BACKENDS = Layout("backends", ("service_id", "slot", "backend"), _backend)
 REVNAT = Layout("revnat", ("service_id", "frontend"), _revnat)

@@ -24,6 +24,7 @@ _LAYOUTS = {
     pb.MAP_KIND_CT: (dump.CONNTRACK,),
     pb.MAP_KIND_IPCACHE: (dump.IPCACHE,),
     pb.MAP_KIND_NAT: (dump.NAT,),
+    pb.MAP_KIND_EGRESS: (dump.EGRESS,),
     pb.MAP_KIND_LB: (dump.SERVICES, dump.BACKENDS, dump.REVNAT, dump.SOCKETS),
 }
 _COUNTED: tuple[MapName, ...] = ("policy", "ipcache", "services", "backends", "revnat", "endpoint_addrs")
@@ -119,6 +120,12 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         replay = questions.Replay(self._knowledge, request)
         async with self._simulating:
             return await asyncio.to_thread(replay.run)
+
+    async def ListEgressGateways(  # noqa: N802
+        self, request: pb.ListEgressGatewaysRequest, context: Any
+    ) -> pb.ListEgressGatewaysResponse:
+        found = self._knowledge.engine.egress_gateways()
+        return pb.ListEgressGatewaysResponse(gateways=[views.egress_view(status) for status in found])
 
     async def ListServices(self, request: pb.ListServicesRequest, context: Any) -> pb.ListServicesResponse:  # noqa: N802
         return pb.ListServicesResponse(services=views.services_view(self._knowledge.engine.frontends()))

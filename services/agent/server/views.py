@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from services.agent.abi.policy import PolicyEntry, PolicyFlags, PolicyKey
 from services.agent.calc.answers import EndpointPolicy
 from services.agent.calc.catalogue import RuleRef
+from services.agent.calc.egress import EgressStatus
 from services.agent.calc.engine import Engine
 from services.agent.calc.services import Frontend
 from services.agent.endpoints.records import EndpointRecord
@@ -139,6 +140,17 @@ def policies_view(engine: Engine, records: Iterable[EndpointRecord]) -> Iterable
             revision=status.revision,
             label_keys=label_keys(policy) if policy else (),
         )
+
+
+def egress_view(status: EgressStatus) -> pb.EgressGateway:
+    """An egress gateway policy."""
+    return pb.EgressGateway(
+        name=status.name,
+        pods=status.pods,
+        gateways=[name for name in status.gateways if name],
+        address=status.address,
+        problems=status.problems,
+    )
 
 
 def services_view(frontends: Iterable[Frontend]) -> list[pb.Service]:

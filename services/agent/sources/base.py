@@ -18,6 +18,7 @@ from services.model.objects import (
     IdentityUpserted,
     IpDeleted,
     IpUpserted,
+    NodeAddresses,
     Synced,
     Update,
     Upserted,
@@ -51,6 +52,8 @@ def subject(update: Update) -> Hashable:
             return key
         case Synced(source=source):
             return ("synced", source)
+        case NodeAddresses():
+            return "node addresses"
         case IdentityUpserted(identity=identity):
             return ("identity", identity.id)
         case IdentityDeleted(id=number):

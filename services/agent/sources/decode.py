@@ -171,7 +171,7 @@ def _essence(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _KEPT_METADATA = frozenset({"name", "namespace", "uid", "labels", "annotations"})
-_CLUSTER_SCOPED = frozenset({"Namespace", "Node", "CiliumClusterwideNetworkPolicy"})
+_CLUSTER_SCOPED = frozenset({"Namespace", "Node", "CiliumClusterwideNetworkPolicy", "CiliumEgressGatewayPolicy"})
 _DECODERS: dict[tuple[str, str], Decoder] = {
     ("", "Pod"): _pod,
     ("", "Namespace"): _namespace_object,
@@ -181,6 +181,7 @@ _DECODERS: dict[tuple[str, str], Decoder] = {
     ("networking.k8s.io", "NetworkPolicy"): _policy,
     ("cilium.io", "CiliumNetworkPolicy"): _policy,
     ("cilium.io", "CiliumClusterwideNetworkPolicy"): _policy,
+    ("cilium.io", "CiliumEgressGatewayPolicy"): _policy,
 }
 
 __all__ = ["FieldError", "decode", "key_of"]

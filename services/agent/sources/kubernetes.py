@@ -56,7 +56,20 @@ CILIUM_CLUSTERWIDE_POLICIES = Resource(
     True,
     has_status=True,
 )
-RESOURCES = (PODS, NAMESPACES, NODES, SERVICES, SLICES, NETWORK_POLICIES, CILIUM_POLICIES, CILIUM_CLUSTERWIDE_POLICIES)
+EGRESS_GATEWAYS = Resource(
+    "/apis/cilium.io/v2/ciliumegressgatewaypolicies", "CiliumEgressGatewayPolicy", "cilium.io/v2", True
+)
+RESOURCES = (
+    PODS,
+    NAMESPACES,
+    NODES,
+    SERVICES,
+    SLICES,
+    NETWORK_POLICIES,
+    CILIUM_POLICIES,
+    CILIUM_CLUSTERWIDE_POLICIES,
+    EGRESS_GATEWAYS,
+)
 
 
 class KubernetesSource:

@@ -2,7 +2,8 @@
 
     pod ── veth ── [ node1 ] up0 ════ up0 [ node2 ] ── veth ── pod
 
-With `narrow`, a router is between the nodes, and its link to the second one has that MTU.
+With `narrow`, a router is between the nodes, and its link to the second one has that MTU. With `outside`, they are on
+one link with a router that is the outside world as well (`WORLD`).
 
 Everything carries a prefix of its own and is gone afterwards, also after a failure.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import os
 import shutil
@@ -37,6 +39,8 @@ READY_SECONDS = 40.0
 PLUGIN = str(Path(plugin.__file__))
 """Run as a file of its own, as runtimes do."""
 NETNS = Path("/run/netns")
+WORLD = ("203.0.113.10", "2001:db8::10")
+"""Addresses of nobody in the cluster."""
 
 
 def sh(command: str, netns: str = "") -> str:
@@ -68,7 +72,8 @@ class Node:
     @property
     def addresses(self) -> tuple[str, str]:
         """Of both families."""
-        return f"172.30.{self.subnet}.{self.number}", f"fd00:172:30:{self.subnet}::{self.number}"
+        six = ipaddress.ip_address(f"fd00:172:30:{self.subnet}::{self.number}")
+        return f"172.30.{self.subnet}.{self.number}", str(six)
 
     @property
     def pod_ranges(self) -> tuple[str, str]:
@@ -99,7 +104,7 @@ class Pod:
 class Cluster:
     """Use as an async context manager. `options` go into every agent's configuration."""
 
-    def __init__(self, nodes: int = 2, narrow: int = 0, **options: Any) -> None:
+    def __init__(self, nodes: int = 2, narrow: int = 0, outside: bool = False, **options: Any) -> None:
         self.prefix = f"clt{os.getpid() % 100000}-"
         self.root = Path(tempfile.mkdtemp(prefix="ciliate-test-"))
         self.objects = self.root / "objects"
@@ -108,7 +113,7 @@ class Cluster:
         self.nodes = [
             Node(n, f"{self.prefix}n{n}", self.root / f"node{n}", n if narrow else 0) for n in range(1, nodes + 1)
         ]
-        self._narrow, self._router = narrow, f"{self.prefix}router"
+        self._narrow, self._outside, self.router = narrow, outside, f"{self.prefix}router"
         self.pods: dict[str, Pod] = {}
         self._etcd = EtcdServer(self.root / "etcd")
         self._children: list[asyncio.subprocess.Process] = []
@@ -139,7 +144,7 @@ class Cluster:
             await child.wait()
         await self._etcd.stop(kill=True)
         names = [*(pod.netns for pod in self.pods.values()), *(node.netns for node in self.nodes)]
-        for name in [*names, self._router] if self._narrow else names:
+        for name in [*names, self.router] if self._narrow or self._outside else names:
             with contextlib.suppress(AssertionError):
                 sh(f"ip netns del {name}")
         for node in self.nodes:
@@ -154,6 +159,8 @@ class Cluster:
             sh("ip link set lo up; echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad", node.netns)
         if self._narrow:
             self._network_with_router()
+        elif self._outside:
+            self._network_with_the_world()
         elif len(self.nodes) == 2:
             one, two = (node.netns for node in self.nodes)
             sh(f"ip link add up0 netns {one} type veth peer name up0 netns {two}")
@@ -163,28 +170,51 @@ class Cluster:
             four, six = node.addresses
             sh(
                 f"ip addr add {four}/24 dev up0; ip addr add {six}/64 dev up0 nodad; ip link set up0 up"
-                + (f"; ip route add default via 172.30.{node.subnet}.254" if self._narrow else "")
-                + (f"; ip route add default via fd00:172:30:{node.subnet}::fe dev up0" if self._narrow else ""),
+                + (
+                    f"; ip route add default via 172.30.{node.subnet}.254 dev up0"
+                    f"; ip route add default via fd00:172:30:{node.subnet}::fe dev up0"
+                    if self._narrow or self._outside
+                    else ""
+                ),
                 node.netns,
+            )
+
+    def _network_with_the_world(self) -> None:
+        """A bridge. The world knows the way to pods, so that one which shows its own address is found out."""
+        sh(f"ip netns add {self.router}")
+        sh(
+            "ip link set lo up; echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad;"
+            "ip link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0; ip link set br0 up;"
+            "ip addr add 172.30.0.254/24 dev br0; ip addr add fd00:172:30:0::fe/64 dev br0 nodad;"
+            f"ip addr add {WORLD[0]}/32 dev lo; ip addr add {WORLD[1]}/128 dev lo nodad",
+            self.router,
+        )
+        for node in self.nodes:
+            sh(f"ip link add up0 netns {node.netns} type veth peer name to{node.number} netns {self.router}")
+            sh(
+                f"ip link set to{node.number} master br0 up;"
+                f"ip route add {node.pod_ranges[0]} via {node.addresses[0]};"
+                f"ip route add {node.pod_ranges[1]} via {node.addresses[1]} dev br0",
+                self.router,
             )
 
     def _network_with_router(self) -> None:
         """The router knows where pods are; its answers to packets that are too large are what is tested."""
-        sh(f"ip netns add {self._router}")
+        sh(f"ip netns add {self.router}")
         sh(
             "ip link set lo up; echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad;"
             "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
-            self._router,
+            self.router,
         )
         for node in self.nodes:
             link, mtu = f"to{node.number}", self._narrow if node is self.nodes[-1] else 1500
-            sh(f"ip link add up0 netns {node.netns} type veth peer name {link} netns {self._router}")
+            sh(f"ip link add up0 netns {node.netns} type veth peer name {link} netns {self.router}")
             sh(
                 f"ip link set {link} mtu {mtu} up; ip addr add 172.30.{node.subnet}.254/24 dev {link};"
                 f"ip addr add fd00:172:30:{node.subnet}::fe/64 dev {link} nodad;"
                 f"ip route add {node.pod_ranges[0]} via {node.addresses[0]};"
                 f"ip route add {node.pod_ranges[1]} via {node.addresses[1]} dev {link}",
-                self._router,
+                self.router,
             )
 
     # -- processes -------------------------------------------------------------------------------------------------

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* leave (tail call of from_endpoint): a pod's packet that its policy allows, on its way off this node other than by the
+ * overlay: to another node's pod by the network's routes, to an egress gateway, or to the stack. */
+#include "lib/egress_gw.h"
+#include "lib/hostfw.h"
+#include "lib/native.h"
+
+INLINE int handle_leave(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	struct datapath_config *cfg = datapath_config();
+	int verdict;
+
+	if (is_cluster_pod(ctx->dst_identity) && routes_natively(cfg))
+		return route_natively(skb, ctx);
+	/* What others opened is answered the way it came. */
+	if (has_egress_gateways(cfg) && is_outside(ctx->dst_identity) && ctx->ct_state != CT_REPLY) {
+		verdict = egress_from_endpoint(skb, ctx, cfg);
+		if (verdict != EGRESS_NORMAL)
+			return verdict;
+	}
+	return to_host(skb, ctx);
+}
+
+int leave(struct __sk_buff *skb)
+{
+	struct pkt_ctx *ctx = pkt_context();
+
+	return ctx ? finish(skb, ctx, handle_leave(skb, ctx)) : TC_ACT_SHOT;
+}

@@ -1,0 +1,106 @@
+"""This node's own addresses as they change: egress gateways leave with one of them.
+
+In: address, link and route events of the kernel. Out: `NodeAddresses`, whenever they are others than before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Callable, Collection
+from types import TracebackType
+from typing import Any, Self
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink import rtnl
+
+from services.model.addresses import IPAddress
+from services.model.objects import NodeAddresses, Update
+
+SETTLE_SECONDS = 0.05
+"""Addresses come in crowds, at a link's start for instance."""
+_GROUPS = (
+    rtnl.RTMGRP_LINK
+    | rtnl.RTMGRP_IPV4_IFADDR
+    | rtnl.RTMGRP_IPV6_IFADDR
+    | rtnl.RTMGRP_IPV4_ROUTE
+    | rtnl.RTMGRP_IPV6_ROUTE
+)
+_GLOBAL = 0
+"""RT_SCOPE_UNIVERSE: addresses that others can answer to."""
+
+
+class AddressKeeper:
+    """Use as a context manager; `run` until cancelled. `own`: the node's official addresses."""
+
+    def __init__(self, own: Collection[IPAddress], tell: Callable[[Update], None]) -> None:
+        self._own, self._tell = tuple(own), tell
+        self._events: Any = None
+        self._last: NodeAddresses | None = None
+        self._dirty = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._events = AsyncIPRoute()
+        await self._events.setup_endpoint()
+        await self._events.bind(groups=_GROUPS)
+        await self.look()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._events.close()
+
+    async def look(self) -> None:
+        """Ask the kernel, and tell what is new."""
+        async with AsyncIPRoute() as netlink:
+            names = {int(link["index"]): str(link.get("ifname")) async for link in await netlink.link("dump")}
+            found: dict[str, list[IPAddress]] = {}
+            async for entry in await netlink.get_addr():
+                if entry["scope"] == _GLOBAL and entry["index"] in names:
+                    text = entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS")
+                    found.setdefault(names[entry["index"]], []).append(ipaddress.ip_address(text))
+            default = await _default_interface(netlink, names)
+        addresses = {name: tuple(sorted(have, key=self._rank)) for name, have in sorted(found.items())}
+        now = NodeAddresses(addresses, default or self._official(addresses))
+        if now != self._last:
+            self._last = now
+            self._tell(now)
+
+    def _rank(self, address: IPAddress) -> int:
+        return self._own.index(address) if address in self._own else len(self._own)
+
+    def _official(self, interfaces: dict[str, tuple[IPAddress, ...]]) -> str:
+        """Without a default route: the interface with the node's first address."""
+        return next((name for name, have in interfaces.items() if self._own and self._own[0] in have), "")
+
+    async def run(self) -> None:
+        """Follow the kernel, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen(), name="addresses:events")
+            tasks.create_task(self._follow(), name="addresses:look")
+
+    async def _listen(self) -> None:
+        while True:
+            async for _message in self._events.get():
+                self._dirty.set()
+
+    async def _follow(self) -> None:
+        while True:
+            await self._dirty.wait()
+            await asyncio.sleep(SETTLE_SECONDS)
+            self._dirty.clear()
+            await self.look()
+
+
+async def _default_interface(netlink: Any, names: dict[int, str]) -> str:
+    """Where the outside is: the default route with the smallest metric, IPv4's before IPv6's."""
+    best: tuple[int, int, str] | None = None
+    for family in (2, 10):
+        async for route in await netlink.route("dump", family=family, dst_len=0):
+            index = route.get_attr("RTA_OIF")
+            if route["dst_len"] or route["type"] != 1 or index not in names:
+                continue
+            candidate = (family, int(route.get_attr("RTA_PRIORITY") or 0), names[index])
+            best = min(best, candidate) if best else candidate
+    return best[2] if best else ""
