@@ -1,0 +1,54 @@
+"""Services at the socket, in readable Python: what `bpf/sock.c` must do with a connect, an answer and a close."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from services.agent.abi.lb import ClientKind, Scope, ServiceFlags
+from services.agent.datapath.fake_lb import Client, Maps, ReferenceBalancer
+from services.model.verdict import Protocol
+
+Place = tuple[bytes, int]
+"""(address of 16 bytes, port)"""
+
+
+class Refused(Exception):
+    """The call fails with this number. Not an error: how a connect may end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class ReferenceSockets:
+    """The sockets of one cgroup. `maps` are read at every call; `choose(count)` stands for the random choice."""
+
+    def __init__(self, maps: Maps, choose: Callable[[int], int] = lambda count: 0) -> None:
+        self._balancer = ReferenceBalancer(maps, choose)
+        self.known: dict[tuple[int, Place, int], Place] = {}
+        """(socket, backend, protocol) -> what was asked for"""
+
+    def connect(self, socket: int, netns: int, to: Place, protocol: int, now: float = 0.0) -> Place:
+        """Where a connection or an unconnected message really goes. Raises Refused."""
+        if protocol not in (Protocol.TCP, Protocol.UDP):
+            return to
+        found = self._balancer.find(*to, protocol, Scope.INTERNAL)
+        if found is None:
+            if self._balancer.find(to[0], 0, 0, Scope.INTERNAL) is not None:
+                raise Refused(errno.ECONNREFUSED)  # a Service's address, but none of its ports
+            return to
+        client = Client(netns.to_bytes(8, "little") + bytes(8), kind=ClientKind.NETNS)
+        backend = self._balancer.select(*found, client, now)
+        if backend is None:
+            refuse = found[1].flags & ServiceFlags.REFUSE
+            raise Refused(errno.ECONNREFUSED if refuse else errno.EHOSTUNREACH)
+        self.known[socket, backend, protocol] = to
+        return backend
+
+    def seen(self, socket: int, place: Place, protocol: int) -> Place:
+        """As whom the socket's owner sees somebody: the sender of an answer, or the peer."""
+        return self.known.get((socket, place, protocol), place)
+
+    def close(self, socket: int, peer: Place, protocol: int) -> None:
+        """The socket is gone."""
+        self.known.pop((socket, peer, protocol), None)
