@@ -91,6 +91,18 @@ int forward(struct __sk_buff *skb)
 	return finish(skb, ctx, handle_forward(skb, ctx));
 }
 
+/* A packet from a server to its client on a connection under HTTP rules. */
+int http_reply(struct __sk_buff *skb)
+{
+	struct pkt_ctx *ctx = pkt_context();
+	int reason;
+
+	if (!ctx)
+		return TC_ACT_SHOT;
+	reason = http_reply_hook(skb, ctx);
+	return finish(skb, ctx, reason ? -reason : handle_forward(skb, ctx));
+}
+
 /* Where does it go, may it go there, and then send it. */
 INLINE int send_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct endpoint_info *src,
 			      struct ct_entry *entry)

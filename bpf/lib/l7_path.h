@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Where packets of connections under L7 rules go from the sender's turn. */
 #pragma once
-#include "http_hook.h"
 #include "l7.h"
 #include "tailcall.h"
 
@@ -11,11 +10,13 @@ INLINE int l7_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, u32 dst_
 {
 	u32 kind = l7_kind(ctx->l7_ruleset);
 
-	if (ctx->ct_state == CT_REPLY)
-		return kind == L7_KIND_HTTP ? http_reply_hook(skb, ctx) : 0;
+	ctx->dst_endpoint = dst_endpoint;
+	if (ctx->ct_state == CT_REPLY && kind == L7_KIND_HTTP) {
+		tailcalls.call(skb, TAIL_HTTP_REPLY);
+		return DROP_MISSED_TAIL_CALL;
+	}
 	if (kind == L7_KIND_HTTP || (ctx->ct_state != CT_NEW && ctx->ct_state != CT_ESTABLISHED))
 		return 0;
-	ctx->dst_endpoint = dst_endpoint;
 	tailcalls.call(skb, kind == L7_KIND_DNS ? TAIL_DNS_QUERY : TAIL_TLS_HELLO);
 	return DROP_MISSED_TAIL_CALL;
 }

@@ -10,7 +10,7 @@ enum tail_call {
 	TAIL_HTTP_ENTRY = 1, /* a client -> server packet of a connection with an L7 rule set, already allowed at L4 */
 	TAIL_HTTP_PARSE = 2,
 	TAIL_HTTP_DENY = 3,
-	TAIL_HTTP_SPARE = 4,
+	TAIL_HTTP_REPLY = 4, /* a server -> client packet of such a connection, already allowed */
 	TAIL_HOST_POLICY = 5, /* the node's turn, of ctx->direction; then its stack or ctx->dst_endpoint */
 	TAIL_NAT_IN = 6,  /* translate a packet that came in by a device or the overlay */
 	TAIL_NAT_OUT = 7, /* translate a packet that leaves by a device */

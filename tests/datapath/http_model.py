@@ -14,8 +14,8 @@ from services.model.verdict import DropReason
 
 @dataclass(frozen=True)
 class Head:
-    """What is behind the request line: fields in order, names in lower case, values without blanks around them (none
-    before they are read). `absolute`: the target names a host itself."""
+    """What is behind the request line: fields in order, names in lower case, values without the spaces before them
+    (None until they are read). `absolute`: the target names a host itself."""
 
     absolute: bool = False
     fields: tuple[tuple[str, str], ...] | None = None
@@ -258,7 +258,7 @@ def read_fields(stream: Stream, old: bool, strict_host: bool) -> tuple[int, bool
                 read_value(stream)
         else:
             read_value(stream)
-        fields.append((name.decode(), stream.data[start : stream.at - 2].decode("latin-1").strip(" \t")))
+        fields.append((name.decode(), stream.data[start : stream.at - 2].decode("latin-1").lstrip(" ")))
     stream.expect(b"\r\n")
     return length or 0, chunked, tuple(fields)
 
@@ -367,8 +367,11 @@ def looks_at_host(rule: Rule) -> bool:
 def meets(rule: Rule, fields: tuple[tuple[str, str], ...]) -> bool:
     """Do the fields meet the rule's host and headers?"""
     hosts = [value for name, value in fields if name == "host"]
-    if rule.host is not None and re.fullmatch(rule.host, hosts[0] if hosts else "") is None:
-        return False
+    if rule.host is not None:
+        host = hosts[0] if hosts else ""
+        # Other blanks around a value belong to it for some servers.
+        if host != host.strip() or re.fullmatch(rule.host, host) is None:
+            return False
     for header in rule.headers:
         name = header.name.lower()
         values = [value for other, value in fields if other == name]

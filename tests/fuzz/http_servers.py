@@ -51,8 +51,7 @@ WANTED = ("host", "x-tag", "x-token")
 
 def fields_of(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """What rules may look at."""
-    # Blanks around a value are no part of it (RFC 9110 5.5), though http.server leaves those behind it.
-    return tuple((name.lower(), value.strip(" \t")) for name, value in pairs if name.lower() in WANTED)
+    return tuple((name.lower(), value) for name, value in pairs if name.lower() in WANTED)
 
 
 NGINX = """
@@ -122,8 +121,8 @@ class Nginx:
         if status in REFUSED_BY_NGINX or not method:
             return
         number = int.from_bytes(bytes(map(int, address.split("."))), "big")
-        pairs = [("host", host or chosen), ("x-tag", tag), ("x-token", token)]
-        fields = tuple((name, value) for name, value in pairs if value)
+        # Whether a field is missing or empty its log does not tell.
+        fields = (("host", host or chosen), ("x-tag", tag), ("x-token", token))
         found[number].append(Understood(method, target, path, fields))
 
 

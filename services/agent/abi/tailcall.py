@@ -12,7 +12,7 @@ class TailCall(IntEnum):
     TAIL_HTTP_ENTRY = 1
     TAIL_HTTP_PARSE = 2
     TAIL_HTTP_DENY = 3
-    TAIL_HTTP_SPARE = 4
+    TAIL_HTTP_REPLY = 4
     TAIL_HOST_POLICY = 5
     TAIL_NAT_IN = 6
     TAIL_NAT_OUT = 7

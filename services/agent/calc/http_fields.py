@@ -28,7 +28,8 @@ ABSOLUTE_END: Final = chars("\r")
 LINE_END: Final = chars("\n")
 IN_LINE: Final = ASCII & ~LINE_END
 NAME_END: Final = chars(":")
-BLANK: Final = chars(" \t")
+BLANK: Final = chars(" ")
+"""What may stand before a value. Other blanks around it belong to it for some servers, so they meet no condition."""
 HOST: Final = "host"
 
 
@@ -160,11 +161,9 @@ def _value_edges(field: Field, at: int) -> Iterable[tuple[Mask, int]]:
 
 
 def _exact_edges(value: str, at: int) -> tuple[tuple[Mask, int], ...]:
-    """Blanks, the value, blanks."""
-    if at < 0:
+    """Blanks, then the value."""
+    if not 0 <= at < len(value):
         return ()
-    if at == len(value):
-        return ((BLANK, at),)
     return ((chars(value[at]), at + 1), *(((BLANK, 0),) if at == 0 else ()))
 
 

@@ -210,19 +210,21 @@ def _framing_headers(g: Grammar) -> None:
     _field_end(g, "coding")
 
     _field_name(g, b"host", "host.before", HttpAction.HOST_NAME)
-    g.on("host.before", BLANK, "host.before")
+    # Blanks other than spaces before it belong to the value for some servers: a rule that looks at hosts sees them.
+    g.on("host.before", b" ", "host.before")
+    g.on("host.before", b"\t", "host.before", g.heard)
     g.line_end("host.before", "FIELD", g.line)
     for state in ("host.before", "host"):
         g.on(state, HOST_VALUE, "host", g.heard)
-    _field_end(g, "host")
+    _field_end(g, "host", g.heard)
 
 
-def _field_end(g: Grammar, state: str) -> None:
+def _field_end(g: Grammar, state: str, blanks: HttpAction = HttpAction.NONE) -> None:
     """Blanks behind a value, then the end of the line."""
     after = f"{state}.after"
     g.line_end(state, "FIELD", g.line)
-    g.on(state, BLANK, after)
-    g.on(after, BLANK, after)
+    g.on(state, BLANK, after, blanks)
+    g.on(after, BLANK, after, blanks)
     g.line_end(after, "FIELD", g.line)
 
 

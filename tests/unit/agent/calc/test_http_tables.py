@@ -61,7 +61,7 @@ REQUESTS = st.tuples(
     st.lists(
         st.tuples(
             st.sampled_from(["x-tag", "X-TAG", "x_tag", "token", "tokens", "other", "a-b-c", "a_b_c", "a-b_c"]),
-            st.sampled_from(["blue", " blue \t", "blu", "blues", "", "b", "a b", "a  b"]),
+            st.sampled_from(["blue", "  blue", " blue ", "\tblue", "blu", "blues", "", "b", "a b", "a  b"]),
         ),
         max_size=4,
     ),
@@ -81,7 +81,7 @@ def test_tables_decide_as_the_rules_mean(
         allow = allow_by(*rules)
         for method, path, others, host, absolute in requests:
             fields = (*others[:1], *((("host", host),) if host is not None else ()), *others[1:])
-            head = Head(absolute, tuple((name.lower(), value.strip(" \t")) for name, value in fields))
+            head = Head(absolute, tuple((name.lower(), value.lstrip(" ")) for name, value in fields))
             given = (method, path, fields, absolute)
             assert decide(tables, number, *given) == allow(method, path, head), (rules, given)
 
