@@ -8,6 +8,7 @@
  */
 #include "lib/deliver.h"
 #include "lib/hairpin.h"
+#include "lib/http_hook.h"
 #include "lib/hostfw.h"
 #include "lib/fqdn.h"
 #include "lib/l7_path.h"
