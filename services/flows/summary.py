@@ -62,7 +62,7 @@ _TYPES = {
     1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA", 33: "SRV", 35: "NAPTR",
     41: "OPT", 64: "SVCB", 65: "HTTPS", 255: "ANY", 257: "CAA",
 }  # fmt: skip
-_RCODES = {
+RCODES = {
     1: "Format Error", 2: "Server Failure", 3: "Non-Existent Domain", 4: "Not Implemented", 5: "Query Refused",
     6: "Name Exists when it should not", 7: "RR Set Exists when it should not", 8: "RR Set that should exist does not",
     9: "Not Authorized", 10: "Name not contained in zone",
@@ -134,7 +134,7 @@ def dns_query(record: NameRecord) -> str:
 def dns_answer(record: NameRecord) -> str:
     """`DNS Answer "192.0.2.1" TTL: 30 (Query example.com. A)`"""
     if record.rcode:
-        answer = f"RCode: {_RCODES.get(record.rcode, record.rcode)}"
+        answer = f"RCode: {RCODES.get(record.rcode, record.rcode)}"
     else:
         more = f",… {record.answers} in all" if record.answers > len(record.addresses) else ""
         answer = f'"{",".join(record.addresses)}{more}"'

@@ -36,6 +36,7 @@ _PARTY: dict[str, Callable[[Party], str | int]] = {
     "namespace": lambda party: party.namespace,
     "pod": lambda party: party.pod,
     "workload": lambda party: party.workload,
+    "names": lambda party: ",".join(party.names),
     "labels": lambda party: ",".join(party.labels),
 }
 _ENTRY: tuple[tuple[str, str, str, Callable[[Content], str | int]], ...] = (
@@ -44,6 +45,8 @@ _ENTRY: tuple[tuple[str, str, str, Callable[[Content], str | int]], ...] = (
     ("service_name", "service", "services", lambda entry: str(getattr(entry, "name", ""))),
     ("http_method", "http", "requests", lambda entry: str(getattr(entry, "method", ""))),
     ("http_path", "http", "requests", lambda entry: str(getattr(entry, "path", ""))),
+    ("name", "http", "requests", lambda entry: str(getattr(entry, "query", ""))),
+    ("name_addresses", "http", "requests", lambda entry: ",".join(getattr(entry, "addresses", ()))),
 )
 """(name in the file, column, dictionary, text)."""
 

@@ -9,12 +9,13 @@ from functools import cached_property
 
 import numpy as np
 
-from services.flows.columns import Array, Columns
+from services.flows.columns import Array, Columns, Kind
 from services.flows.dictionary import Dictionaries
-from services.flows.entries import HttpRequest, L7Record, Party
+from services.flows.entries import HttpRequest, L7Record, NameRecord, Party
 from services.flows.facets import event_types, responses
 from services.flows.filters.base import Table
 from services.flows.metrics.names import Namer
+from services.flows.summary import record_type
 from services.model.addresses import V4_MAPPED_PREFIX
 from services.model.identity import Reserved
 
@@ -36,6 +37,15 @@ class Facts:
         self.request = Namer[L7Record](
             lambda entry: f"{entry.method} {entry.version}" if isinstance(entry, HttpRequest) else ""
         )
+        self.dns = Namer[L7Record](_dns_text)
+
+
+def _dns_text(entry: L7Record) -> str:
+    """rcode, type, addresses returned, types in the answer, name: apart by spaces, which none of them has."""
+    if not isinstance(entry, NameRecord):
+        return ""
+    types = "+".join(sorted({"AAAA" if ":" in address else "A" for address in entry.addresses}))
+    return f"{entry.rcode} {record_type(entry.qtype)} {entry.answers} {types or '-'} {entry.query}"
 
 
 @dataclass(frozen=True)
@@ -62,12 +72,19 @@ class Batch:
     @cached_property
     def responses(self) -> Array:
         """Rows that are HTTP responses."""
-        return responses(self.columns)
+        found: Array = responses(self.columns) & (self.columns["kind"] == Kind.HTTP)
+        return found
 
     @cached_property
     def http(self) -> Array:
         """Numbers of method and version (`facts.request`)."""
         found: Array = self.facts.request.table(self.dictionaries.requests)[self.columns["http"]]
+        return found
+
+    @cached_property
+    def dns(self) -> Array:
+        """Numbers of what DNS messages say (`facts.dns`)."""
+        found: Array = self.facts.dns.table(self.dictionaries.requests)[self.columns["http"]]
         return found
 
     @cached_property

@@ -16,7 +16,7 @@ from services.flows.metrics.families import GROUPS
 ALL = tuple(name for name in GROUPS if name != "httpV2")
 """The default: everything, HTTP in its first form."""
 CONTEXTS = ("sourceContext", "destinationContext", "labelsContext")
-OPTIONS: dict[str, tuple[str, ...]] = {"flows-to-world": ("any-drop", "port")}
+OPTIONS: dict[str, tuple[str, ...]] = {"dns": ("query", "ignoreAAAA"), "flows-to-world": ("any-drop", "port")}
 
 
 @dataclass(frozen=True, slots=True)

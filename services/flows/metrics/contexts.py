@@ -38,6 +38,7 @@ IDENTIFIERS: dict[str, Callable[[Party], str]] = {
     "namespace": lambda party: party.namespace,
     "pod": lambda party: _joined(party.namespace, party.pod),
     "pod-name": lambda party: party.pod,
+    "dns": lambda party: ",".join(party.names),
     "ip": lambda party: str(from_bytes(party.address)),
     "reserved-identity": _reserved,
     "workload": lambda party: _joined(party.namespace, party.workload),

@@ -14,6 +14,7 @@ from services.common.pb.flow import flow_pb2
 from services.flows.columns import Array, Kind
 from services.flows.facets import DROP, HUBBLE_REASON, L7, POLICY_VERDICT, TRACE, TRACE_POINTS
 from services.flows.metrics.batch import Batch
+from services.flows.summary import RCODES as DNS_CODES
 from services.flows.summary import icmp_text
 from services.model.verdict import Direction, DropReason, Protocol
 
@@ -30,6 +31,7 @@ L4 = {
 MATCHES = {0: "none", 1: "l3-only", 2: "l3-l4", 3: "l4-only", 4: "all", 5: "l3-proto", 6: "proto-only"}
 DIRECTIONS = {int(Direction.INGRESS): "ingress", int(Direction.EGRESS): "egress"}
 REPORTERS = {int(Direction.EGRESS): "client", int(Direction.INGRESS): "server"}
+L7_NAMES = {int(Kind.HTTP): "HTTP", int(Kind.DNS_QUERY): "DNS", int(Kind.DNS_ANSWER): "DNS"}
 HTTP_VERSIONS = {"10": "HTTP/1.0", "11": "HTTP/1.1"}
 SYN, FIN, RST = 2, 1, 4
 
@@ -66,9 +68,14 @@ class Family:
 
 def protocol_name(kind: int, number: int) -> str:
     """The `protocol` label of a row."""
-    if kind == Kind.HTTP:
-        return "HTTP"
+    if kind in L7_NAMES:
+        return L7_NAMES[kind]
     return L4.get(number, "Unknown L4")  # type: ignore[call-overload, no-any-return]
+
+
+DNS_LABELS = ("rcode", "qtypes", "ips_returned")
+QUERY = {"query": "query"}
+RCODES = {0: "No Error", **DNS_CODES}
 
 
 def _verdict(number: int) -> str:
@@ -81,7 +88,7 @@ def _flows(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
 
         def labels(key: Sequence[int]) -> tuple[str, ...]:
             kind, protocol, type_, point, verdict = key
-            sub = "HTTP" if kind == Kind.HTTP else TRACE_POINTS.get(point, "") if type_ == TRACE else ""
+            sub = L7_NAMES[kind] if type_ == L7 else TRACE_POINTS.get(point, "") if type_ == TRACE else ""
             return protocol_name(kind, protocol), TYPES.get(type_, "Unknown"), sub, _verdict(verdict)
 
         keys = (batch["kind"], batch["protocol"], types, points, batch["verdict"])
@@ -133,11 +140,11 @@ def _policy(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
     host = batch.parties("source", batch.facts.host)
 
     def labels(key: Sequence[int]) -> tuple[str, ...]:
-        match = "l7/http" if key[1] == Kind.HTTP else MATCHES.get(key[2], "unknown")
+        match = f"l7/{L7_NAMES[key[1]].lower()}" if key[1] in L7_NAMES else MATCHES.get(key[2], "unknown")
         return DIRECTIONS.get(key[0], "traffic_direction_unknown"), match, _verdict(key[3]).lower()
 
     keys = (batch["direction"], batch["kind"], batch["match_type"], batch["verdict"])
-    requests = (batch["kind"] == Kind.HTTP) & ~batch.responses
+    requests = ((batch["kind"] == Kind.HTTP) & ~batch.responses) | (batch["kind"] == Kind.DNS_QUERY)
     told = (batch.first[0] == POLICY_VERDICT) | (batch.second[0] == POLICY_VERDICT) | requests
     yield Series(np.flatnonzero(told & ~host), keys, labels)
 
@@ -173,6 +180,54 @@ def _request(batch: Batch, number: int) -> tuple[str, str]:
 
 def _reporter(direction: int) -> str:
     return REPORTERS.get(direction, "unknown")
+
+
+def _dns(kind: Kind, *, refused: bool) -> Callable[[Batch, Mapping[str, str]], Iterator[Series]]:
+    """Questions (`refused`: those that policy refused, under a code of their own) or answers."""
+
+    def series(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
+        rows = batch["kind"] == kind
+        if kind == Kind.DNS_QUERY:
+            rows &= (batch["verdict"] == DROPPED) == refused
+
+        def labels(key: Sequence[int]) -> tuple[str, ...]:
+            rcode, qtype, addresses, _, query = _dns_parts(batch, key[0])
+            code = "Policy denied" if refused else RCODES.get(rcode, "") if kind == Kind.DNS_ANSWER else ""
+            return (code, qtype, addresses, *((query,) if "query" in options else ()))
+
+        yield Series(_without_aaaa(batch, np.flatnonzero(rows), options), (batch.dns,), labels)
+
+    return series
+
+
+def _dns_queries(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
+    for refused in (False, True):
+        yield from _dns(Kind.DNS_QUERY, refused=refused)(batch, options)
+
+
+def _dns_types(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
+    answers = _without_aaaa(batch, np.flatnonzero(batch["kind"] == Kind.DNS_ANSWER), options)
+    for wanted in ("A", "AAAA"):
+        known = {n: wanted in _dns_parts(batch, n)[3].split("+") for n in np.unique(batch.dns[answers]).tolist()}
+        rows = answers[[known[number] for number in batch.dns[answers].tolist()]] if len(answers) else answers
+
+        def labels(key: Sequence[int], wanted: str = wanted) -> tuple[str, ...]:
+            _, qtype, _, _, query = _dns_parts(batch, key[0])
+            return (wanted, qtype, *((query,) if "query" in options else ()))
+
+        yield Series(rows, (batch.dns,), labels)
+
+
+def _dns_parts(batch: Batch, number: int) -> tuple[int, str, str, str, str]:
+    """(rcode, type asked for, addresses returned, types returned, name)."""
+    rcode, qtype, addresses, types, query = (batch.facts.dns.names[number] or "0 Unknown 0 - ").split(" ", 4)
+    return int(rcode), qtype, addresses, types, query
+
+
+def _without_aaaa(batch: Batch, rows: Array, options: Mapping[str, str]) -> Array:
+    if "ignoreAAAA" not in options or not len(rows):
+        return rows
+    return rows[[_dns_parts(batch, number)[1] != "AAAA" for number in batch.dns[rows].tolist()]]
 
 
 def _to_world(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
@@ -229,6 +284,11 @@ GROUPS: dict[str, tuple[Family, ...]] = {
             seconds=_seconds,
             swapped=True,
         ),
+    ),
+    "dns": (
+        Family("hubble_dns_queries", "DNS questions", DNS_LABELS, _dns_queries, QUERY),
+        Family("hubble_dns_responses", "DNS answers", DNS_LABELS, _dns(Kind.DNS_ANSWER, refused=False), QUERY),
+        Family("hubble_dns_response_types", "Record types in DNS answers", ("type", "qtypes"), _dns_types, QUERY),
     ),
     "flows-to-world": (
         Family(

@@ -10,7 +10,12 @@ from collections.abc import Iterable
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, SeverityNumber
-from opentelemetry.semconv._incubating.attributes import destination_attributes, k8s_attributes, source_attributes
+from opentelemetry.semconv._incubating.attributes import (
+    destination_attributes,
+    dns_attributes,
+    k8s_attributes,
+    source_attributes,
+)
 from opentelemetry.semconv.attributes import http_attributes, network_attributes, url_attributes
 
 from services.common.pb.flow import flow_pb2
@@ -70,6 +75,11 @@ def _values(flow: flow_pb2.Flow) -> Iterable[tuple[str, Value]]:
         yield "ciliate.drop_reason", flow_pb2.DropReason.Name(flow.drop_reason_desc)
     yield "ciliate.policies", sorted({_policy(each) for each in _policies(flow)})
     yield "ciliate.uuid", flow.uuid
+    yield "ciliate.source.names", list(flow.source_names)
+    yield "ciliate.destination.names", list(flow.destination_names)
+    if flow.l7.HasField("dns"):
+        yield dns_attributes.DNS_QUESTION_NAME, flow.l7.dns.query
+        yield dns_attributes.DNS_ANSWERS, list(flow.l7.dns.ips)
     if flow.l7.HasField("http"):
         yield http_attributes.HTTP_REQUEST_METHOD, flow.l7.http.method
         yield url_attributes.URL_FULL, flow.l7.http.url

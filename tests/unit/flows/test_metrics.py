@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.common.errors import Invalid
 from services.common.pb.flow import flow_pb2 as pb
 from services.flows.columns import Kind
+from services.flows.entries import NameRecord
 from services.flows.facets import REPLY
 from services.flows.metrics.config import ALL, parse
 from services.flows.metrics.exporter import FlowMetrics
@@ -103,6 +104,34 @@ def test_responses_and_how_long_they_took(flows: Any) -> None:
     assert value(found, f"{name}_count", **labels) == 3
     second = scraped(flows, "httpV2:sourceContext=pod")
     assert value(second, "hubble_http_requests_total", source="default/client", status="500", **told) == 1
+
+
+def test_dns(flows: Any) -> None:
+    names = flows.store.dictionaries.requests
+    question, refused = (names.intern(NameRecord(name, 1)) for name in ("a.example.", "bad.example."))
+    six = names.intern(NameRecord("a.example.", 28))
+    answer = names.intern(NameRecord("a.example.", 1, 0, 30, ("192.0.2.1", "192.0.2.2"), 2))
+    nothing = names.intern(NameRecord("b.example.", 1, 3))
+    message = {"protocol": 17, "destination_port": 53, "tcp_flags": 0, "direction": pb.EGRESS}
+    flows.add(kind=Kind.DNS_QUERY, http=question, **message)
+    flows.add(kind=Kind.DNS_QUERY, http=six, **message)
+    flows.add(kind=Kind.DNS_QUERY, http=refused, verdict=pb.DROPPED, **message)
+    flows.add(kind=Kind.DNS_ANSWER, http=answer, **message)
+    flows.add(kind=Kind.DNS_ANSWER, http=nothing, **message)
+    found = scraped(flows, "dns", "flow", "policy")
+    queries, answers = "hubble_dns_queries_total", "hubble_dns_responses_total"
+    assert value(found, queries, rcode="", qtypes="A", ips_returned="0") == 1
+    assert value(found, queries, rcode="", qtypes="AAAA", ips_returned="0") == 1
+    assert value(found, queries, rcode="Policy denied", qtypes="A", ips_returned="0") == 1
+    assert value(found, answers, rcode="No Error", qtypes="A", ips_returned="2") == 1
+    assert value(found, answers, rcode="Non-Existent Domain", qtypes="A", ips_returned="0") == 1
+    assert value(found, "hubble_dns_response_types_total", type="A", qtypes="A") == 1
+    seen = value(found, "hubble_flows_processed_total", protocol="DNS", type="L7", subtype="DNS", verdict="FORWARDED")
+    assert seen == 4
+    assert value(found, "hubble_policy_verdicts_total", direction="egress", match="l7/dns", action="dropped") == 1
+    few = scraped(flows, "dns:query;ignoreAAAA")
+    assert value(few, queries, rcode="", qtypes="A", ips_returned="0", query="a.example.") == 1
+    assert not [labels for _, labels in few if ("qtypes", "AAAA") in labels]
 
 
 def test_the_world(flows: Any) -> None:
