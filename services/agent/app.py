@@ -58,10 +58,11 @@ from services.agent.name_policy import NamePolicy
 from services.agent.server.cni import CniServer
 from services.agent.server.connections import watch_connections
 from services.agent.server.health import describe, relay_check
+from services.agent.server.health_checks import HealthChecks
 from services.agent.server.introspection import SERVICE_NAME, AgentService
 from services.agent.server.knowledge import Knowledge
 from services.agent.server.metrics import AgentMetrics
-from services.agent.server.state import AgentState
+from services.agent.server.state import AgentState, component
 from services.agent.socket_lb import SocketBalancing
 from services.agent.sources.base import Mailbox, Source, pump
 from services.agent.sources.folder import FolderSource
@@ -147,6 +148,7 @@ async def run(config: Config) -> None:
         describe(state, sources, driver, sink, ends.registrar, cni, [http, names], registry)
         state.checks += [relay_check(pipeline), routes.check, routing.egress_check(engine)]
         sweeper = _watch_sockets(kernel, knowledge, state)
+        health = _health_checks(engine, state)
         AgentMetrics(registry, state, knowledge, driver, mailbox, sink, kernel.maps, cni, sources)
 
         async def enforce() -> None:
@@ -163,14 +165,10 @@ async def run(config: Config) -> None:
 
         status = write_status(engine)
 
-        def applied() -> None:
-            knowledge.changed()
-            sweeper.changed()
-            routes.applied(engine)
-            if status:
-                status.changed()
-
-        driver.observers, driver.on_applied, driver.on_sync = (ends.manager.observe, routes.observe), applied, enforce
+        followers = [knowledge.changed, sweeper.changed, health.changed, lambda: routes.applied(engine)]
+        followers += [status.changed] if status else []
+        driver.observers = (ends.manager.observe, routes.observe)
+        driver.on_applied, driver.on_sync = _each(followers), enforce
         await _listen(config, stack, files, registry, state, knowledge, kernel, pipeline)
         await _recall(config, mailbox, ends)
         log.info("started", node=config.node_name, version=services.__version__, reused_maps=len(kernel.loaded.reused))
@@ -181,6 +179,7 @@ async def run(config: Config) -> None:
             "cni": cni.run(),
             "flows": pipeline.run(),
             "sockets": sweeper.run(),
+            "services:health": health.run(),
             "conntrack": watch_connections(
                 kernel.maps, config.connections_per_pod, knowledge, pipeline.add, state, registry
             ).run(),
@@ -188,6 +187,12 @@ async def run(config: Config) -> None:
         }
         jobs |= {"policy:status": status.run()} if status else {}
         await _forever(jobs | routes.jobs() | _endpoint_jobs(ends))
+
+
+def _health_checks(engine: Engine, state: AgentState) -> HealthChecks:
+    health = HealthChecks(engine.load_balancing.health_checks)
+    state.checks.append(lambda: component("service health checks", health.errors))
+    return health
 
 
 def _watch_sockets(kernel: Kernel, knowledge: Knowledge, state: AgentState) -> SocketSweeper:
@@ -199,6 +204,14 @@ def _watch_sockets(kernel: Kernel, knowledge: Knowledge, state: AgentState) -> S
 
 def _lifetimes(config: Config) -> Lifetimes:
     return Lifetimes(config.fqdn_min_ttl, config.fqdn_grace)
+
+
+def _each(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
+    def call_all() -> None:
+        for call in calls:
+            call()
+
+    return call_all
 
 
 async def _forever(jobs: Mapping[str, Coroutine[Any, Any, None]]) -> None:

@@ -1,4 +1,4 @@
-"""`ciliate endpoint`, `policy`, `service`: what nodes know."""
+"""`ciliate endpoint`, `policy`: what nodes know."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ NodeOption = Annotated[str, typer.Option("--node", help="only this node (default
 
 endpoints = typer.Typer(help="Pod interfaces: their identity and policy state.", no_args_is_help=True)
 policies = typer.Typer(help="Policies, and what they come to for an endpoint.", no_args_is_help=True)
-services = typer.Typer(help="Services and their backends.", no_args_is_help=True)
 
 
 def as_item(message: Message, **more: Any) -> dict[str, Any]:
@@ -187,20 +186,3 @@ def policy_get(
         say(f"{direction}: " + (f"denied unless allowed, by {', '.join(isolating)}" if isolating else "open"))
     say("")
     say(render(item["entries"], ENTRY_COLUMNS, output, "no entries"))
-
-
-SERVICE_COLUMNS: tuple[Column, ...] = (
-    ("node", "node"),
-    ("namespace", "namespace"),
-    ("name", "name"),
-    ("type", "type"),
-    ("frontend", lambda item: [port["frontend"] for port in item["ports"]]),
-    ("backends", lambda item: sorted({text for port in item["ports"] for text in port["backends"]})),
-)
-
-
-@services.command("list")
-def service_list(context: typer.Context, node: NodeOption = "", output: OutputOption = Output.TABLE) -> None:
-    """List Services as the nodes' datapath knows them."""
-    found = gather(context, node, lambda stub: stub.ListServices(agent_pb2.ListServicesRequest()), "services")
-    say(render(found, SERVICE_COLUMNS, output, "no services"))

@@ -118,7 +118,7 @@ def text(found: Item) -> str:
             for each in node.get("components", ())
             if each["health"] != "HEALTH_OK" and each["message"]
         ]
-        problems += [*node.get("object_errors", ()), *node.get("policy_errors", ())]
+        problems += [*node.get("object_errors", ()), *node.get("policy_errors", ()), *node.get("service_problems", ())]
         lines += [f"! {node['node']}: {problem}" for problem in problems]
     return "\n".join(lines)
 

@@ -186,3 +186,56 @@ def test_a_rolling_update_under_load_fails_no_request(tmp_path: Path) -> None:
     done, failed, *reasons = output.split(maxsplit=2)
     assert (int(failed), "".join(reasons).strip()) == (0, "[]")
     assert int(done) > 100
+
+
+def test_services_are_shown_with_who_serves_and_what_is_wrong() -> None:
+    orphan = """
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: orphan, labels: {kubernetes.io/service-name: missing}}
+addressType: IPv4
+endpoints: [{addresses: [10.9.9.9]}]
+"""
+    ciliate("sandbox", "apply", "-f", "-", text=orphan)
+    deadline = time.monotonic() + 10
+    while True:
+        found = {(each["node"], each["name"]): each for each in json.loads(ciliate("service", "list", "-o", "json"))}
+        if ("node1", "missing") in found or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    web = found["node1", "web"]
+    assert web["type"] == "LoadBalancer"
+    assert {port["kind"] for port in web["ports"]} == {"ClusterIP", "NodePort", "LoadBalancer", "ExternalIP"}
+    assert {port["scope"] for port in web["ports"] if port["kind"] == "ClusterIP"} == {"inside"}
+    assert {each["state"] for each in web["endpoints"]} == {"active"}
+    assert [each["kind"] for each in found["node1", "missing"]["problems"]] == ["slice-without-service"]
+    text = ciliate("service", "get", "web")
+    assert "NodePort" in text
+    assert "outside" in text
+    assert "there is no Service 'missing'" in ciliate("status", check=False)
+
+
+def test_a_load_balancer_s_health_check_tells_where_endpoints_are() -> None:
+    local = """
+apiVersion: v1
+kind: Service
+metadata: {name: local}
+spec:
+  type: LoadBalancer
+  externalTrafficPolicy: Local
+  healthCheckNodePort: 31999
+  selector: {app: client}
+  ports: [{port: 80}]
+"""
+    ciliate("sandbox", "apply", "-f", "-", text=local)
+    there = next(pod for pod in status()["pods"] if pod["owner"] == "client")["node"]
+    codes = {}
+    for node in netns.plan("", 2).nodes:
+        answer = ""
+        for _ in range(30):
+            _, answer = curl("-o /dev/null", "-w '%{http_code}'", f"http://{node.address4}:31999/")
+            if answer in ("200", "503"):
+                break
+            time.sleep(0.2)
+        codes[node.name] = answer
+    assert codes == {name: "200" if name == there else "503" for name in codes}

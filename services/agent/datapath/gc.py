@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -141,12 +141,12 @@ class ConntrackCollector(Collector):
         conntrack: Table,
         emit: Callable[[Records], None],
         room: Room | None = None,
-        live_backends: Callable[[], frozenset[bytes]] | None = None,
+        live_backends: Callable[[], Set[bytes]] | None = None,
         endpoints: Callable[[], frozenset[int]] = frozenset,
     ) -> None:
         super().__init__(conntrack, CT_KEY, CT_ENTRY)
         self._emit, self._room, self._live, self._endpoints = emit, room, live_backends, endpoints
-        self._backends: frozenset[bytes] | None = None
+        self._backends: Set[bytes] | None = None
         self._known: frozenset[int] = frozenset()
         self._gone: list[int] = []
 

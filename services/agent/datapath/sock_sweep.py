@@ -9,7 +9,7 @@ itself, and unconnected sockets choose anew with every message.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,7 +38,7 @@ class SocketMap(Protocol):
         ...
 
 
-def doomed_sockets(keys: bytes, values: bytes, live: frozenset[bytes]) -> dict[int, dict[int, bytes]]:
+def doomed_sockets(keys: bytes, values: bytes, live: Set[bytes]) -> dict[int, dict[int, bytes]]:
     """Entries of UDP whose backend (address and port, network order, 18 bytes) is not `live`. Pure."""
     found: dict[int, dict[int, bytes]] = {}
     key_rows, value_rows = np.frombuffer(keys, SOCK_KEY), np.frombuffer(values, SOCK_ENTRY)
@@ -56,7 +56,7 @@ class SocketSweeper:
     def __init__(
         self,
         sockets: SocketMap,
-        live_backends: Callable[[], frozenset[bytes]],
+        live_backends: Callable[[], Set[bytes]],
         namespaces: Callable[[], Iterable[str]],
         interval_s: float = 1.0,
     ) -> None:
@@ -88,7 +88,7 @@ class SocketSweeper:
     async def sweep(self) -> int:
         """One pass; how many sockets were closed. Raises CiliateError."""
         doomed: dict[int, dict[int, bytes]] = {}
-        live: frozenset[bytes] | None = None
+        live: Set[bytes] | None = None
         for keys, values, count in self._map.chunks():
             if count and (np.frombuffer(keys, SOCK_KEY)["protocol"] == IpProtocol.UDP).any():
                 live = self._live() if live is None else live

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from services.agent.abi.conntrack import CtEntry, CtFlags, CtKey, CtScope
 from services.agent.abi.egress import SOURCE_BITS, EgressEntry, EgressFlags, EgressKey
 from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
-from services.agent.abi.lb import Backend, BackendKey, Revnat, ServiceInfo, ServiceKey
+from services.agent.abi.lb import Backend, BackendKey, Revnat, Scope, ServiceFlags, ServiceInfo, ServiceKey
 from services.agent.abi.nat import NatEntry, NatFlags, NatKey, NatWay
 from services.agent.abi.policy import PolicyEntry, PolicyKey
 from services.agent.abi.sock import SockEntry, SockKey
@@ -55,7 +55,14 @@ def _ipcache(raw_key: bytes, raw_value: bytes) -> Row:
 def _service(raw_key: bytes, raw_value: bytes) -> Row:
     key, info = ServiceKey.unpack(raw_key), ServiceInfo.unpack(raw_value)
     frontend = socket_text(from_bytes(bytes(key.address)), _port(key.port))
-    return f"{frontend}/{protocol_name(key.protocol)}", str(info.service_id), str(info.backend_count)
+    flags = "|".join(flag.name for flag in ServiceFlags if flag & info.flags and flag.name)
+    return (
+        f"{frontend}/{protocol_name(key.protocol)}" if key.protocol else f"{frontend}/other ports",
+        Scope(key.scope).name.lower(),
+        str(info.service_id),
+        str(info.backend_count),
+        flags,
+    )
 
 
 def _backend(raw_key: bytes, raw_value: bytes) -> Row:
@@ -147,7 +154,7 @@ POLICY = Layout(
 )
 IPCACHE = Layout("ipcache", ("prefix", "identity", "tunnel"), _ipcache)
 EGRESS = Layout("egress_gateway", ("pod", "destination", "gateway", "address"), _egress)
-SERVICES = Layout("services", ("frontend", "service_id", "backends"), _service)
+SERVICES = Layout("services", ("frontend", "scope", "service_id", "backends", "flags"), _service)
 BACKENDS = Layout("backends", ("service_id", "slot", "backend"), _backend)
 REVNAT = Layout("revnat", ("service_id", "frontend"), _revnat)
 SOCKETS = Layout("sockets", ("socket", "protocol", "service", "backend", "service_id", "netns"), _socket)

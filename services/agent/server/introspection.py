@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from services.agent.calc.maps import MapName
 from services.agent.datapath.maps import PinnedMap
 from services.agent.server import dump, questions, views
 from services.agent.server.knowledge import Knowledge
+from services.agent.server.service_view import services_view
 from services.agent.server.state import AgentState, process_age, resident_bytes
 from services.common.errors import Invalid, Unavailable
 from services.common.pb.agent.v1 import agent_pb2 as pb
@@ -18,6 +20,8 @@ from services.model.verdict import Direction
 
 SERVICE_NAME = "ciliate.agent.v1.AgentService"
 ROWS_PER_TURN = 512
+MAX_PROBLEMS = 100
+"""Of Services in one status: the first ones say enough, and `service list` has all."""
 
 _LAYOUTS = {
     pb.MAP_KIND_POLICY: (dump.POLICY,),
@@ -69,6 +73,10 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             counters={name: count for counters in state.counters for name, count in counters().items()},
             policy_pressure=engine.pressure(),
             connections=state.connections(),
+            service_problems=[
+                f"{namespace}/{name}: {problem}"
+                for (namespace, name), problem in itertools.islice(engine.load_balancing.problems(), MAX_PROBLEMS)
+            ],
         )
 
     def _usage(self) -> list[pb.MapUsage]:
@@ -128,7 +136,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         return pb.ListEgressGatewaysResponse(gateways=[views.egress_view(status) for status in found])
 
     async def ListServices(self, request: pb.ListServicesRequest, context: Any) -> pb.ListServicesResponse:  # noqa: N802
-        return pb.ListServicesResponse(services=views.services_view(self._knowledge.engine.frontends()))
+        return pb.ListServicesResponse(services=services_view(self._knowledge.engine.load_balancing.reports()))
 
     async def ListIdentities(  # noqa: N802
         self, request: pb.ListIdentitiesRequest, context: Any

@@ -6,7 +6,7 @@ Answers come from memory and are given at once. Nothing is kept here but the gen
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from services.agent.calc.catalogue import RuleRef
 from services.agent.calc.engine import Engine
@@ -18,7 +18,7 @@ from services.agent.learned import LearnedNames
 from services.agent.sources.identities import IdentityClient
 from services.common.errors import NotFound
 from services.flows.entries import NearestRule, PolicyRef, ServiceRef
-from services.model.addresses import IPAddress, from_bytes, to_bytes
+from services.model.addresses import IPAddress, from_bytes
 from services.model.identity import Identity, is_cluster
 from services.model.verdict import Direction
 
@@ -105,11 +105,9 @@ class Knowledge:
         pod = self.pods.get(namespace, name)
         return pod.workload if pod else ("", "")
 
-    def live_backends(self) -> frozenset[bytes]:
-        """Address and port (network order, 18 bytes) of every Service backend."""
-        return frozenset(
-            to_bytes(address) + port.to_bytes(2, "big") for address, port in self.engine.load_balancing.live_backends()
-        )
+    def live_backends(self) -> Set[bytes]:
+        """Address and port (network order, 18 bytes) of every Service backend, whatever its state."""
+        return self.engine.load_balancing.live_backends()
 
     def namespaces(self) -> list[str]:
         """Files of the local pods' network namespaces."""

@@ -9,7 +9,6 @@ from services.agent.calc.answers import EndpointPolicy
 from services.agent.calc.catalogue import RuleRef
 from services.agent.calc.egress import EgressStatus
 from services.agent.calc.engine import Engine
-from services.agent.calc.services import Frontend
 from services.agent.endpoints.records import EndpointRecord
 from services.common.pb.agent.v1 import agent_pb2 as pb
 from services.model.addresses import IPAddress
@@ -151,23 +150,6 @@ def egress_view(status: EgressStatus) -> pb.EgressGateway:
         address=status.address,
         problems=status.problems,
     )
-
-
-def services_view(frontends: Iterable[Frontend]) -> list[pb.Service]:
-    """Services with their frontends and backends, sorted."""
-    found: dict[tuple[str, str], pb.Service] = {}
-    for frontend in sorted(frontends, key=lambda f: (f.namespace, f.name, str(f.address), f.port, f.protocol)):
-        name = (frontend.namespace, frontend.name)
-        service = found.setdefault(name, pb.Service(namespace=name[0], name=name[1], type="ClusterIP"))
-        if str(frontend.address) not in service.cluster_ips:
-            service.cluster_ips.append(str(frontend.address))
-        service.ports.add(
-            name=frontend.port_name,
-            frontend=f"{socket_text(frontend.address, frontend.port)}/{protocol_name(frontend.protocol)}",
-            service_id=frontend.id,
-            backends=[socket_text(address, port) for address, port in frontend.backends],
-        )
-    return list(found.values())
 
 
 def identity_view(number: int, labels: Iterable[str], records: Iterable[EndpointRecord]) -> pb.Identity:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 
 from services.agent.calc.services.backends import Backend, State, gather
@@ -14,7 +14,7 @@ from services.agent.calc.services.problems import Problem, ProblemKind
 from services.agent.calc.services.report import Frontend, HealthCheck, ServiceReport
 from services.agent.calc.services.wishes import Wishes
 from services.model.addresses import IPAddress
-from services.model.services import EndpointSlice, Service
+from services.model.services import EndpointSlice, Service, TrafficPolicy
 
 
 @dataclass(slots=True)
@@ -39,6 +39,10 @@ class Known:
         self._slices: dict[Name, dict[str, EndpointSlice]] = {}
         self._installed: dict[Name, Installed] = {}
         self._by_id: dict[int, Name] = {}
+        self._live: dict[bytes, int] = {}
+        """Backend -> in how many sets."""
+        self._checked: set[Name] = set()
+        """Services with a health check port."""
 
     def services(self) -> Iterable[Service]:
         """All Services, for rules that refer to them."""
@@ -53,14 +57,10 @@ class Known:
         """All frontends with a port."""
         return [f for found in self._installed.values() for f in found.frontends.values() if f.port]
 
-    def live_backends(self) -> set[tuple[IPAddress, int]]:
-        """Everybody who is behind a Service in any state: connections to those stay."""
-        return {
-            (backend.address, backend.port)
-            for installed in self._installed.values()
-            for _, found in installed.sets.values()
-            for backend in found.everybody
-        }
+    def live_backends(self) -> Set[bytes]:
+        """Address and port (network order, 18 bytes) of everybody who is behind a Service in any state: connections to
+        those stay. A view: it follows what is settled."""
+        return self._live.keys()
 
     def name_of(self, service_id: int) -> Name | None:
         """(namespace, name) of the Service behind a datapath id."""
@@ -69,12 +69,13 @@ class Known:
     def health_checks(self) -> list[HealthCheck]:
         """Who asks for a health check server on this node."""
         return [
-            HealthCheck(*name, service.health_check_node_port, self._active_here(name, service))
-            for name, service in self._services.items()
-            if service.health_check_node_port and service.external_policy == "Local" and name in self._installed
+            HealthCheck(*name, self._services[name].health_check_node_port, self._active_here(name))
+            for name in self._checked
+            if self._services[name].external_policy is TrafficPolicy.LOCAL and name in self._installed
         ]
 
-    def _active_here(self, name: Name, service: Service) -> int:
+    def _active_here(self, name: Name) -> int:
+        service = self._services[name]
         slices = self._slices.get(name, {}).values()
         return len(
             {

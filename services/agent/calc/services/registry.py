@@ -7,6 +7,8 @@ Only Services that changed are computed again, and only entries that differ are 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from services.agent.abi.lb import ServiceFlags
 from services.agent.calc.maps import MapName
 from services.agent.calc.numbers import StableNumbers
@@ -59,6 +61,10 @@ class Services(Known):
         else:
             self._services[name] = service
         self._dirty.add(name)
+        if service is not None and service.health_check_node_port:
+            self._checked.add(name)
+        else:
+            self._checked.discard(name)
 
     def set_slice(self, key: ObjectKey, found: EndpointSlice | None) -> None:
         """An EndpointSlice came, changed or went."""
@@ -110,13 +116,28 @@ class Services(Known):
         planned |= {name: self._plan(name) for name in affected - planned.keys()}
         # What one gives up another may take, so everybody gives up first.
         before = {name: self._retract(name, planned[name]) for name in sorted(affected)}
+        self._count(before.values(), -1)
         for name in sorted(affected):
             self._install(name, planned[name], before[name])
         # Others may have shrunk behind whoever found no room.
         again, self._starved = sorted(self._starved), set()
         for name in again:
             self._install(name, self._plan(name), self._installed[name])
+        self._count((self._installed[name] for name in affected if name in self._installed), 1)
         return True
+
+    def _count(self, services: Iterable[Installed], step: int) -> None:
+        """Who is behind Services, one more or less."""
+        for installed in services:
+            for _, found in installed.sets.values():
+                for backend in found.everybody:
+                    address, port = backend.order
+                    raw = address + port.to_bytes(2, "big")
+                    count = self._live.get(raw, 0) + step
+                    if count:
+                        self._live[raw] = count
+                    else:
+                        del self._live[raw]
 
     def _plan(self, name: Name) -> Installed:
         """Where a Service wants to be."""
