@@ -24,13 +24,13 @@ def grace_seconds(pod: Document) -> float:
     return float(pod["spec"].get("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS))
 
 
-async def ask(pid: int, process: asyncio.subprocess.Process, grace: float) -> None:
-    """SIGTERM to a pod's first process, and up to `grace` seconds. One that does not handle the signal is not waited
-    for: the first process of a PID namespace is deaf to it."""
-    if not pid or not _listens(pid, signal.SIGTERM):
+async def ask(pid: int, process: asyncio.subprocess.Process, number: signal.Signals, grace: float) -> None:
+    """The signal to a pod's first process, and up to `grace` seconds. One that does not handle it is not waited for:
+    the first process of a PID namespace is deaf to it."""
+    if not pid or not _listens(pid, number):
         return
     with contextlib.suppress(ProcessLookupError, TimeoutError):
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, number)
         await asyncio.wait_for(process.wait(), grace)
 
 

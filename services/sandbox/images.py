@@ -6,6 +6,7 @@ Pure: a `Program` says what to run and which files it wants; the kubelet writes 
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,12 +33,15 @@ class Program:
     files: Mapping[str, str] = field(default_factory=dict)
     reload_signal: int = 0
     """Sent when the cluster's address records change; 0 = does not care."""
+    stop_signal: signal.Signals = signal.SIGTERM
+    """Asks it to end, as its image says."""
 
 
 _NGINX = """\
 # Written by the sandbox for the pod {namespace}/{name}.
 daemon off;
-master_process off;
+user root;
+worker_processes 1;
 pid {directory}/nginx.pid;
 error_log {directory}/error.log warn;
 events {{ worker_connections 1024; }}
@@ -67,7 +71,8 @@ def _nginx(place: PodPlace, _container: Mapping[str, Any]) -> Program:
     path = f"{place.directory}/nginx.conf"
     text = _NGINX.format(namespace=place.namespace, name=place.name, directory=place.directory)
     early_log = f"{place.directory}/error.log"
-    return Program(("nginx", "-p", place.directory, "-e", early_log, "-c", path), {path: text})
+    arguments = ("nginx", "-p", place.directory, "-e", early_log, "-c", path)
+    return Program(arguments, {path: text}, stop_signal=signal.SIGQUIT)  # answers what is open before it ends
 
 
 def _shell(_place: PodPlace, container: Mapping[str, Any]) -> Program:

@@ -124,7 +124,8 @@ class Kubelet:
         self._report(pod, "terminating")
         if pod.ready and pod.child is not None:
             await asyncio.sleep(max(TOLD_SECONDS, ending.pre_stop_seconds(pod.document)))
-            await ending.ask(pod.pid, pod.child.process, ending.grace_seconds(pod.document))
+            number = pod.program.stop_signal if pod.program else signal.SIGTERM
+            await ending.ask(pod.pid, pod.child.process, number, ending.grace_seconds(pod.document))
         await self.stop(pod)
 
     async def stop(self, pod: RunningPod) -> None:

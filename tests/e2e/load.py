@@ -1,10 +1,11 @@
 """A client that counts every failure: runs inside a pod, as a script, without anything but the standard library.
 
-    python load.py ADDRESS PORT --requests N [--until FILE] [--kept K] [--short S] [--per-connection R]
+    python load.py ADDRESS PORT --requests N [--until FILE] [--count FILE] [--kept K] [--short S] [--per-connection R]
 
 K workers keep their connections for R requests each, S workers make one for every request, all at once, until N
-requests were made and FILE is there. A request failed when it was not answered with 200 and the whole body within
-the time limit: refused, reset, closed early, late. Nothing is ever tried again. Prints one JSON object.
+requests were made and FILE is there (the other FILE says how many there were so far). A request failed when it was not
+answered with 200 and the whole body within the time limit: refused, reset, closed early, late. Nothing is ever tried
+again. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class Tally:
 class Client:
     """Workers that share a tally."""
 
-    def __init__(self, address: str, port: int, requests: int, until: str, per_connection: int) -> None:
+    def __init__(self, address: str, port: int, requests: int, until: str, count: str, per_connection: int) -> None:
         self._address, self._port, self._until, self._per_connection = address, port, until, per_connection
+        self._count = count
         self._wanted = requests
         self._next_look, self._finished = 0.0, not until
         self.tally = Tally()
@@ -49,6 +51,9 @@ class Client:
         now = time.monotonic()
         if not self._finished and now >= self._next_look:
             self._next_look, self._finished = now + 0.05, os.path.exists(self._until)
+            if self._count:
+                with open(self._count, "w", encoding="ascii") as file:
+                    file.write(str(self.tally.requests))
         return self._finished and self.tally.requests >= self._wanted
 
     async def work(self, requests: int) -> None:
@@ -92,7 +97,9 @@ class Client:
 
 async def run(options: argparse.Namespace) -> Tally:
     """All workers until they are done."""
-    client = Client(options.address, options.port, options.requests, options.until, options.per_connection)
+    client = Client(
+        options.address, options.port, options.requests, options.until, options.count, options.per_connection
+    )
     async with asyncio.TaskGroup() as tasks:
         for _ in range(options.kept):
             tasks.create_task(client.work(options.per_connection))
@@ -107,6 +114,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--requests", type=int, required=True)
     parser.add_argument("--until", default="")
+    parser.add_argument("--count", default="")
     parser.add_argument("--kept", type=int, default=8)
     parser.add_argument("--short", type=int, default=4)
     parser.add_argument("--per-connection", type=int, default=100)

@@ -29,10 +29,13 @@ spec:
   replicas: 3
   selector: {matchLabels: {app: web}}
   template:
-    metadata: {labels: {app: web}}
+    metadata: {labels: {app: web}, annotations: {version: first}}
     spec:
       containers:
-        - {name: nginx, image: nginx, ports: [{containerPort: 80}]}
+        - name: nginx
+          image: nginx
+          ports: [{containerPort: 80}]
+          lifecycle: {preStop: {sleep: {seconds: 2}}}
 ---
 apiVersion: v1
 kind: Service
@@ -62,13 +65,22 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 class Load:
     """The client, running in its pod until `end`."""
 
-    def __init__(self, sandbox: Sandbox, tmp_path: Path, requests: int) -> None:
-        self._until = tmp_path / "end"
+    def __init__(self, sandbox: Sandbox, folder: Path, requests: int, seconds: float = 100) -> None:
+        self._until, self._count, self._wanted = folder / "end", folder / "count", requests
         address = sandbox.store.objects[ObjectKey("Service", "default", "web")]["spec"]["clusterIP"]
-        command = [sys.executable, str(LOAD), address, "8000", "--requests", str(requests), "--until", str(self._until)]
+        files = ("--until", str(self._until), "--count", str(self._count))
+        command = [sys.executable, str(LOAD), address, "8000", "--requests", str(requests), *files]
         self._run = asyncio.create_task(
-            sandbox.kubelet.exec(ObjectKey("Pod", "default", "client"), command, timeout=100)
+            sandbox.kubelet.exec(ObjectKey("Pod", "default", "client"), command, timeout=seconds)
         )
+
+    def progress(self) -> int:
+        """How many requests were made, as of a moment ago."""
+        return int(self._count.read_text() or 0) if self._count.exists() else 0
+
+    def enough(self) -> bool:
+        """Whether as many were made as were wanted, or the client has ended."""
+        return self._run.done() or self.progress() >= self._wanted
 
     async def end(self) -> dict[str, Any]:
         """What it counted."""
@@ -94,3 +106,17 @@ async def test_an_agent_that_is_killed_and_comes_back_fails_no_request(sandbox: 
     assert len(found["servers"]) == 3
     restarted = {each["name"]: each for each in sandbox.cluster.describe()}
     assert all(restarted[name]["pid"] != agent["pid"] for name, agent in agents.items())
+
+
+async def test_a_rolling_update_fails_no_request(sandbox: Sandbox, tmp_path: Path) -> None:
+    before = {pod.key.name for pod in sandbox.kubelet.pods.values() if pod.key.name.startswith("web-")}
+    load = Load(sandbox, tmp_path, 10_000)
+    await asyncio.sleep(1)
+    sandbox.apply(parse(OBJECTS.replace("version: first", "version: second"), "objects"))
+    await sandbox.wait_ready(60)
+    found = await load.end()
+    after = {pod.key.name for pod in sandbox.kubelet.pods.values() if pod.key.name.startswith("web-")}
+    assert not before & after, "every pod was replaced"
+    assert found["failed"] == 0, found
+    assert found["requests"] >= 10_000
+    assert set(found["servers"]) == before | after, "all of both generations served"
