@@ -52,8 +52,9 @@ class Client:
         if not self._finished and now >= self._next_look:
             self._next_look, self._finished = now + 0.05, os.path.exists(self._until)
             if self._count:
-                with open(self._count, "w", encoding="ascii") as file:
+                with open(f"{self._count}.new", "w", encoding="ascii") as file:
                     file.write(str(self.tally.requests))
+                os.replace(f"{self._count}.new", self._count)
         return self._finished and self.tally.requests >= self._wanted
 
     async def work(self, requests: int) -> None:
