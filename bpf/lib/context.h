@@ -99,7 +99,7 @@ struct pkt_ctx {
 	u64 precise_ns; /* the exact one, read at most once per packet; 0: not yet */
 	u64 events; /* emitted by this CPU: every so many wake the reader */
 	u32 ct_queued; /* connections that this CPU has put into its queue (lib/ct_room.h) */
-	u32 ct_left;   /* the place of one that is over; 0: not known */
+	u32 pad2;
 };
 
 PERCPU_MAP(scratch, struct pkt_ctx, 1);

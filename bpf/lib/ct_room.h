@@ -37,6 +37,7 @@ ARRAY_MAP(ct_usage, struct ct_usage, MAX_ENDPOINTS);
 ARRAY_MAP(ct_limit, u32, MAX_ENDPOINTS);
 
 #define CT_QUEUE_MIN_MASK 1023
+#define CT_PLACES_TRIED 16
 #define CT_SETTLE_OTHER (2 * SECOND)
 
 INLINE u32 ct_queue_mask(void)
@@ -122,16 +123,20 @@ INLINE void ct_enqueue(struct pkt_ctx *ctx, struct ct_entry *entry)
 	place->number = ctx->ct_queued;
 }
 
-/* The table is full, of settled connections then. One that is over makes room before its time, the last first; if none
- * is known, whoever has the next place in the queue, and the next packet tries the one behind it. */
+/* The table is full, of settled connections then: one of the places that are next has to be enough. */
 INLINE void ct_make_room(struct pkt_ctx *ctx)
 {
-	u32 index = (ctx->ct_left ? ctx->ct_left : ctx->ct_queued + 1) & ct_queue_mask();
-	struct ct_place *place = ct_queue.lookup(&index);
+	u32 index, i, mask = ct_queue_mask();
+	struct ct_place *place;
 
-	if (!ctx->ct_left)
+#pragma nounroll
+	for (i = 0; i < CT_PLACES_TRIED; i++) {
 		ctx->ct_queued += 1;
-	ctx->ct_left = place && ct_evict(place) ? index - 1 : 0;
+		index = ctx->ct_queued & mask;
+		place = ct_queue.lookup(&index);
+		if (place && ct_evict(place))
+			return;
+	}
 }
 
 /* Put a new connection into the table under ctx->key and into the queue. `entry` is not the table's copy. 0 or a drop
@@ -158,7 +163,6 @@ INLINE void ct_leave(struct pkt_ctx *ctx, struct ct_entry *entry)
 	ct_unsettle(entry);
 	if (entry->queue_cpu != bpf_get_smp_processor_id() || ctx->ct_queued - entry->queue_number > ct_queue_mask())
 		ct_enqueue(ctx, entry);
-	ctx->ct_left = entry->queue_number;
 }
 
 /* After a packet was counted: has the connection come to stay, or come to its end? The table's entry, under ctx->key.

@@ -39,8 +39,8 @@ INLINE int host_turn(struct pkt_ctx *ctx, const struct endpoint_info *host, u8 d
 	ctx->l7_ruleset = 0;
 	ct_key_set(ctx, sends);
 	reason = police(ctx, ct.lookup(&ctx->key), host, direction, sends ? ctx->dst_identity : ctx->src_identity, 0);
-	if (!reason && unlikely(ctx->flags & CTX_F_HTTP))
-		reason = DROP_HTTP_NO_STATE; /* no host policy has such rules; were there one, nobody would enforce it */
+	if (!reason && unlikely(ctx->l7_ruleset) && (ctx->ct_state == CT_NEW || ctx->ct_state == CT_ESTABLISHED))
+		reason = DROP_HTTP_NO_STATE; /* rules beyond L4 that nobody enforces for nodes: fail closed */
 	if (reason && sends && is_too_big(ctx))
 		reason = 0;
 	if (!reason)

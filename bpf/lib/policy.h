@@ -19,6 +19,7 @@ _Static_assert(sizeof(struct policy_key) == 16, "policy_key");
 
 enum policy_flags {
 	POLICY_F_DENY = 1,
+	POLICY_F_FULL = 2, /* with DENY: stands for a whole policy that the map has no room for */
 };
 
 /* A deny of this precedence cannot be beaten: the second look-up is spared. */

@@ -66,7 +66,9 @@ INLINE struct decision decide_strictly(const struct pkt_ctx *ctx, const struct e
 	d.rule_id = entry->rule_id;
 	d.l7_ruleset = entry->l7_ruleset;
 	if (entry->flags & POLICY_F_DENY)
-		d.drop_reason = DROP_POLICY_DENY;
+		/* Arithmetic, not a branch: each state that lives on multiplies what the verifier has to walk. */
+		d.drop_reason = DROP_POLICY_DENY +
+				((entry->flags & POLICY_F_FULL) / POLICY_F_FULL) * (DROP_POLICY_MAP_FULL - DROP_POLICY_DENY);
 	else if (d.l7_ruleset && !l7_enforced(d.l7_ruleset, direction, ctx->protocol))
 		d.drop_reason = DROP_HTTP_NO_STATE; /* L7 rules that nobody here could enforce: fail closed */
 	return d;

@@ -140,7 +140,7 @@ async def run(config: Config) -> None:
         ends = await _endpoints(config, stack, kernel, identities, driver)
         put, devices = mailbox.put, routing.Devices(kernel.devices[0], kernel.overlay)
         routes = await routing.build(config, stack, devices, kernel.settings, ends.links, ends.manager.local, put)
-        knowledge = Knowledge(engine, ends.manager, ends.pods, identities, LearnedNames(kernel.maps))
+        knowledge = Knowledge(engine, ends.manager, ends.pods, identities, LearnedNames(kernel.maps), driver.realised)
         pipeline = _pipeline(config, files, kernel, knowledge, registry)
         stack.callback(pipeline.close)
         state = AgentState(config.node_name, config.cluster_name, services.__version__)
@@ -258,7 +258,7 @@ async def _object_sources(
 
     client = await stack.enter_async_context(KubeClient(config.kubeconfig))
     sources = [KubernetesSource(client, resource) for resource in RESOURCES]
-    return sources, lambda engine: StatusWriter(client, sources, engine.policy_status)
+    return sources, lambda engine: StatusWriter(client, sources, engine.policy_verdicts)
 
 
 async def _kernel(config: Config, stack: AsyncExitStack) -> Kernel:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from services.agent.calc.engine import Engine
 from services.agent.calc.maps import HttpRulesets, MapName
 from services.agent.datapath.sink import DatapathSink
+from services.agent.realised import Realised
 from services.agent.sources.base import Mailbox
 from services.common.errors import Exhausted
 from services.common.log import get_logger
@@ -46,6 +47,7 @@ class Driver:
         self.observers: Sequence[Observer] = ()
         self.on_applied: Callable[[], None] = lambda: None
         self.on_sync: Callable[[], Awaitable[None]] | None = None
+        self.realised = Realised(sink)
         self.batches = 0
         self.changes = 0
 
@@ -82,6 +84,7 @@ class Driver:
         while True:
             await asyncio.sleep(RETRY_SECONDS)
             if self._sink.pending and self._sink.retry():
+                self.realised.written(self._engine.revision)
                 self._log.info("maps are complete again")
 
     def _apply(self, update: Update) -> None:
@@ -103,12 +106,14 @@ class Driver:
             self.changes += len(changes)
             if not self._sink.apply(changes):
                 self._log.error("maps refused entries, trying again", errors=self._sink.errors)
+            self.realised.written(self._engine.revision)
             return
         # Not even the first changes are lost: what should be is compared with what is.
         done = self._sink.resync(
             self._engine.desired(), HttpRulesets(self._engine.rulesets()), self._engine.name_rules()
         )
         self._synced = True
+        self.realised.written(self._engine.revision)
         self._log.info("maps reconciled", **{name: f"+{put} -{removed}" for name, (put, removed) in done.items()})
         if self.on_sync:
             await self.on_sync()

@@ -87,4 +87,5 @@ DROP_TEXTS: dict[int, str] = {
     226: "HTTP/2 where HTTP/1 is expected",
     227: "HTTP connection closed by policy",
     240: "Pod has too many connections",
+    241: "No room for the endpoint's policy",
 }

@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from services.cli import connect
-from services.cli.output import Column, Item, Output, OutputOption, render, render_one, say
+from services.cli.output import Column, Item, Output, OutputOption, cell, render, render_one, say
 from services.common.errors import NotFound
 from services.common.pb.agent.v1 import agent_pb2
 from services.model.identity import Reserved
@@ -38,12 +38,24 @@ def gather(
 
 
 def _pod(item: Item) -> str:
-    return f"{item['namespace']}/{item['pod']}"
+    return "(host)" if item["host"] else f"{item['namespace']}/{item['pod']}"
 
 
 def _enforced(item: Item) -> str:
     directions = [name for name in ("ingress", "egress") if item[f"{name}_enforced"]]
-    return "+".join(directions) or "off"
+    return "+".join(directions) + (" (audit)" if item["audit"] else "") if directions else "off"
+
+
+def _revision(item: Item) -> str:
+    """What an endpoint obeys, and what it does not obey yet."""
+    pending = int(item["policy_revision_pending"])
+    return f"{item['policy_revision']}, {pending} pending" if pending else str(item["policy_revision"])
+
+
+def _state(item: Item) -> str:
+    if item["closed"]:
+        return f"closed: {item['closed']}"
+    return f"{item['state']}; {'; '.join(item['problems'])}" if item["problems"] else str(item["state"])
 
 
 ENDPOINT_COLUMNS: tuple[Column, ...] = (
@@ -53,8 +65,8 @@ ENDPOINT_COLUMNS: tuple[Column, ...] = (
     ("addresses", "addresses"),
     ("identity", "identity"),
     ("policy", _enforced),
-    ("revision", "policy_revision"),
-    ("state", "state"),
+    ("revision", _revision),
+    ("state", _state),
 )
 
 
@@ -65,7 +77,7 @@ def endpoint_list(context: typer.Context, node: NodeOption = "", output: OutputO
     say(render(found, ENDPOINT_COLUMNS, output, "no endpoints"))
 
 
-EndpointArgument = Annotated[str, typer.Argument(help="number, address, [namespace/]pod or Deployment")]
+EndpointArgument = Annotated[str, typer.Argument(help="number, address, [namespace/]pod, Deployment, or host (--node)")]
 
 
 def first_found(
@@ -116,6 +128,15 @@ def short_labels(item: Item, field: str = "labels") -> list[str]:
     return found
 
 
+def _in_force(item: Item) -> str:
+    """Whether a policy is enforced, and where it is not yet."""
+    if not item["in_force"]:
+        return "rejected"
+    text = "older version in force" if item["error"] else "in force"
+    waiting = ", ".join(str(number) for number in item["pending"])
+    return f"{text}, pending on endpoints {waiting}" if waiting else text
+
+
 POLICY_COLUMNS: tuple[Column, ...] = (
     ("node", "node"),
     ("kind", "kind"),
@@ -125,6 +146,7 @@ POLICY_COLUMNS: tuple[Column, ...] = (
     ("egress", "egress_rules"),
     ("endpoints", "endpoints"),
     ("revision", "revision"),
+    ("state", _in_force),
     ("error", "error"),
     ("warnings", "warnings"),
 )
@@ -133,8 +155,15 @@ POLICY_COLUMNS: tuple[Column, ...] = (
 @policies.command("list")
 def policy_list(context: typer.Context, node: NodeOption = "", output: OutputOption = Output.TABLE) -> None:
     """List the policies that the nodes know, and which of their endpoints each selects."""
-    found = gather(context, node, lambda stub: stub.ListPolicies(agent_pb2.ListPoliciesRequest()), "policies")
+    servers = connect.find(context.obj)
+    call = agent_pb2.ListPoliciesRequest()
+    answers = connect.run(connect.each_agent(servers, node, lambda stub: stub.ListPolicies(call)))
+    found = [as_item(each, node=name) for name, answer in answers for each in answer.policies]
     say(render(found, POLICY_COLUMNS, output, "no policies"))
+    if output is Output.TABLE:
+        for name, answer in answers:
+            for line in answer.pressure:
+                say(cell(f"! {name}: {line}"))
 
 
 def _peer(item: Item) -> str:
@@ -153,7 +182,7 @@ def _ports(item: Item) -> str:
 def _rule(item: Item) -> str:
     rule = item.get("rule") or {}
     if not rule.get("name"):
-        return "the node reaches its pods" if item["identity"] == Reserved.HOST else "no policy selects it"
+        return "the node reaches its pods" if item["identity"] == Reserved.HOST else "nothing closes this direction"
     where = f"{rule['namespace']}/" if rule["namespace"] else ""
     return f"{rule['kind']} {where}{rule['name']} {rule['direction']}[{rule['index']}]"
 
@@ -184,5 +213,10 @@ def policy_get(
     for direction in ("ingress", "egress"):
         isolating = [f"{each['kind']} {each['name']}" for each in item[f"isolating_{direction}"]]
         say(f"{direction}: " + (f"denied unless allowed, by {', '.join(isolating)}" if isolating else "open"))
+    for problem in (item["endpoint"]["closed"], *item["endpoint"]["problems"]):
+        if problem:
+            say(cell(f"! {problem}"))
+    if item["endpoint"]["audit"]:
+        say("audit: what these entries refuse passes all the same, and is told")
     say("")
     say(render(item["entries"], ENTRY_COLUMNS, output, "no entries"))

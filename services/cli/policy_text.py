@@ -77,6 +77,8 @@ def explained(item: Item, port: str, http: str) -> str:
         f"{item['destination']} (identity {item['destination_identity']}), {what}: "
         f"{'allowed' if item['passes'] else 'not allowed'}"
     ]
+    if item["enforcement"] != "default":
+        lines.append(f"policy is enforced {item['enforcement']} (policy_enforcement)")
     for direction in item["directions"]:
         lines += ["", *_direction(direction)]
     return "\n".join(cell(line) if line else "" for line in lines)
@@ -85,8 +87,11 @@ def explained(item: Item, port: str, http: str) -> str:
 def _direction(found: Item) -> list[str]:
     title = f"{found['direction']} of {found['subject']}: "
     if not found["has_policy"]:
-        return [f"{title}allowed; it is no pod, so no policy selects it"]
+        return [f"{title}allowed; no policy selects who is no pod and no known node"]
     lines = [title + answer_text(found["answer"])]
+    if found["audited"]:
+        lines.append("  audited: whatever is refused here passes all the same, and is told as a flow")
+    lines += [f"  conflict: {text}" for text in found["conflicts"]]
     if found["isolating"]:
         lines.append(f"  closed by {', '.join(rule_text(rule) for rule in found['isolating'])}")
     else:
@@ -117,6 +122,8 @@ def simulation(answer: Item, recorded: Sequence[tuple[Recorded, int]], since: st
             }
         )
     return {
+        "enforcement": answer["enforcement"],
+        "audit": answer["audit"],
         "flips": answer["flips"],
         "complete": answer["complete"],
         "period": since,
@@ -158,6 +165,8 @@ def simulated(item: Item) -> str:
     """A simulation for people."""
     merged = _merged(item["flips"])
     flips = render(merged, FLIPS, Output.TABLE, "no pair of pods would meet another verdict")
+    remarks = [] if item["enforcement"] == "default" else [f"policy is enforced {item['enforcement']}"]
+    remarks += [f"audit {item['audit']}: there everything passes, whatever is said here"] if item["audit"] else []
     title = f"{len(merged)} changes between pairs"
     if not item["complete"]:
         title += " (cut short: too many pairs)"
@@ -166,7 +175,7 @@ def simulated(item: Item) -> str:
         f"{count} of {item['flows_looked_at']} recorded flows of the last {item['period']} would meet another verdict"
     )
     flows = render(item["flows"], FLOWS, Output.TABLE, "")
-    return "\n".join([f"{title}:", flips, "", f"{told}:" if flows else told, *([flows] if flows else [])])
+    return "\n".join([*remarks, f"{title}:", flips, "", f"{told}:" if flows else told, *([flows] if flows else [])])
 
 
 def _merged(flips: Sequence[Item]) -> list[dict[str, Any]]:

@@ -86,6 +86,21 @@ def _connections(item: Item) -> str:
     return f"{text}, most: {pod} {int(heaviest[0]['entries'])}"
 
 
+def _policy(item: Item) -> str:
+    """Revision, what of it is not in the kernel yet, and where enforcement is not the usual."""
+    if item.get("error"):
+        return ""
+    revision, realised = int(item["policy_revision"]), int(item["policy_revision_realised"])
+    parts = [f"revision {realised}" + (f", {revision} pending" if revision != realised else "")]
+    if item["policy_enforcement"] != "default":
+        parts.append(f"enforcement {item['policy_enforcement']}")
+    if item["policy_audit"]:
+        parts.append(f"audit {item['policy_audit']}")
+    if item["host_policed"]:
+        parts.append("host policed")
+    return ", ".join(parts)
+
+
 NODE_COLUMNS: tuple[Column, ...] = (
     ("node", "node"),
     ("state", _health),
@@ -94,6 +109,7 @@ NODE_COLUMNS: tuple[Column, ...] = (
     ("endpoints", "endpoints"),
     ("identities", "identities"),
     ("policies", "policies"),
+    ("policy", _policy),
     ("services", "services"),
     ("connections", _connections),
     ("lost events", lambda item: sum(int(number) for number in (item.get("lost_events") or {}).values())),
@@ -118,7 +134,8 @@ def text(found: Item) -> str:
             for each in node.get("components", ())
             if each["health"] != "HEALTH_OK" and each["message"]
         ]
-        problems += [*node.get("object_errors", ()), *node.get("policy_errors", ()), *node.get("service_problems", ())]
+        kinds = ("object_errors", "policy_errors", "policy_pressure", "service_problems")
+        problems += [problem for kind in kinds for problem in node.get(kind, ())]
         lines += [f"! {node['node']}: {problem}" for problem in problems]
     return "\n".join(lines)
 

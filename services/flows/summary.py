@@ -75,6 +75,7 @@ _REFUSALS = {
     DropReason.HTTP_TOO_LARGE: "HTTP request head too large",
     DropReason.HTTP_TLS: "TLS where HTTP rules apply",
     DropReason.HTTP_HTTP2: "HTTP/2 where HTTP/1 rules apply",
+    DropReason.POLICY_MAP_FULL: "the policy map has no room for the endpoint's policy",
     DropReason.HTTP_CLOSED: "HTTP connection already refused",
     DropReason.DNS_DENIED: "DNS name not allowed",
     DropReason.DNS_MALFORMED: "malformed DNS message",
@@ -172,6 +173,8 @@ def refused(kind: int, verdict: int, reason: int, decision: Decision | None) -> 
 def refusal(kind: int, reason: int, decision: Decision | None) -> str:
     """Why a packet or a request was refused, and by whom; empty where its drop reason says it all."""
     names = ", ".join(policy.place for policy in decision.policies) if decision else ""
+    if reason == DropReason.POLICY_MAP_FULL:
+        return _REFUSALS[DropReason.POLICY_MAP_FULL]  # by no rule of anybody's
     if kind == Kind.HTTP or reason in _REFUSALS:
         text = _REFUSALS.get(DropReason(reason), "") if reason in _REFUSALS else "HTTP request not allowed"
         return f"{text} by {names}" if names else text

@@ -76,3 +76,4 @@ class DropReason(IntEnum):
     TLS_NO_STATE = 237
     TLS_OUT_OF_ORDER = 238
     CT_QUOTA_EXCEEDED = 240
+    POLICY_MAP_FULL = 241

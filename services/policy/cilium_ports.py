@@ -8,7 +8,7 @@ from typing import Any
 from services.model.verdict import Direction, Protocol
 from services.policy.cilium_l7 import read_l7
 from services.policy.cilium_peers import Scope
-from services.policy.l7 import L7, LISTENER, TERMINATING, TLS, OtherRule
+from services.policy.l7 import L7, LISTENER, ORIGINATING, TERMINATING, TLS, OtherRule
 from services.policy.networkpolicy import SERVICE_NAME
 from services.policy.reader import Doc, Reader, join, present
 from services.policy.rules import LAST_PORT, Traffic
@@ -44,7 +44,7 @@ def read_ports(
         return ports
     l7 = read_l7(reader, body, path, direction, scope, [_port_facts(element) for _, element in documents])
     names = _read_server_names(reader, body, path)
-    terminating = present(body, "terminatingTLS")
+    terminating, originating = present(body, "terminatingTLS"), present(body, "originatingTLS")
     for key in ("terminatingTLS", "originatingTLS"):
         _check_tls(reader, body, key, path)
     if names and l7 is not None and not terminating:
@@ -53,7 +53,7 @@ def read_ports(
     if listener is not None and l7 is not None:
         reader.report(join(path, "listener"), "cannot be combined with rules")
     # TLS inspection is not done here: the port's rules are kept, and refused as unenforceable by the compiler.
-    narrowing = listener or (_read_tls(reader, body, names, path) if names or terminating else None)
+    narrowing = listener or (_read_tls(reader, body, names, path) if names or terminating or originating else None)
     if narrowing is not None:
         l7 = narrowing if l7 is None else l7.union(narrowing)
     if l7 is None:
@@ -126,13 +126,15 @@ def _check_tls(reader: Reader, body: Doc, key: str, path: str) -> None:
 
 
 def _read_tls(reader: Reader, body: Doc, names: tuple[tuple[str, str], ...], path: str) -> L7:
-    rules = {OtherRule(TLS, names)}
-    if present(body, "terminatingTLS"):
-        at = join(path, "terminatingTLS")
-        fields = reader.mapping(body["terminatingTLS"], at)
-        context = {name: fields.get(name) for name in sorted(TLS_FIELDS)}
-        rules.add(OtherRule(TERMINATING, tuple((name, repr(value)) for name, value in context.items() if value)))
-    return L7(TLS, other=frozenset(rules))
+    rules = set()
+    for key, kind in (("terminatingTLS", TERMINATING), ("originatingTLS", ORIGINATING)):
+        if present(body, key):
+            fields = reader.mapping(body[key], join(path, key))
+            context = {name: fields.get(name) for name in sorted(TLS_FIELDS)}
+            rules.add(OtherRule(kind, tuple((name, repr(value)) for name, value in context.items() if value)))
+    if not names and not present(body, "terminatingTLS"):
+        return L7(ORIGINATING, other=frozenset(rules))  # what comes in need not be TLS
+    return L7(TLS, other=frozenset({*rules, OtherRule(TLS, names)}))
 
 
 def _read_listener(reader: Reader, body: Doc, path: str, direction: Direction, scope: Scope) -> L7 | None:

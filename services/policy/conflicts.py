@@ -12,9 +12,10 @@ from itertools import combinations
 
 from services.model.objects import ObjectKey
 from services.model.verdict import Direction
-from services.policy.l7 import DNS, HTTP, L7, LISTENER, TERMINATING, TLS
+from services.policy.l7 import CONTEXTS, DNS, HTTP, L7, LISTENER, TERMINATING, TLS
 from services.policy.peers import Peer
 from services.policy.rules import Policy, Rule, Spec, Traffic
+from services.policy.selectors import LabelView
 
 Place = tuple[Direction, Peer, int, int, int, str]
 """What must be one thing only: direction, peer, protocol, first and last port, port name."""
@@ -52,7 +53,7 @@ class _Claim:
         l7 = self.traffic.l7
         if l7 is None:
             return self.rule.authentication
-        exact = frozenset(rule for rule in l7.other if rule.kind in {TERMINATING, LISTENER})
+        exact = frozenset(rule for rule in l7.other if rule.kind in CONTEXTS | {LISTENER})
         return self.rule.authentication, frozenset(_parsers(l7)), exact
 
 
@@ -66,11 +67,44 @@ def conflicts(specs: Iterable[tuple[Policy, Spec]]) -> tuple[Conflict, ...]:
                 claims.setdefault(place, {}).setdefault(claim.asks(), claim)
     found: dict[Conflict, None] = {}
     for together in claims.values():
-        for first, second in combinations(together.values(), 2):
-            reason = _reason(first, second)
-            if reason:
-                found[Conflict(first.policy, second.policy, first.rule.path, second.rule.path, reason)] = None
+        found.update(dict.fromkeys(_pairs(together.values())))
     return tuple(found)
+
+
+def conflicts_anywhere(policies: Iterable[Policy], subjects: Iterable[tuple[LabelView, bool]]) -> tuple[Conflict, ...]:
+    """The conflicts that any subject, given as (labels, whether it is a node), suffers from: the same on every node
+    that knows the same policies and subjects."""
+    claims: dict[tuple[bool, Place], list[tuple[Spec, _Claim]]] = {}
+    for policy in policies:
+        for spec in policy.specs:
+            for rule in spec.rules:
+                for place, claim in _claims(policy.key, rule):
+                    claims.setdefault((spec.host, place), []).append((spec, claim))
+    # Usually nothing is left to look at here.
+    clashing = [(key[0], together) for key, together in claims.items() if _clash(claim for _, claim in together)]
+    if not clashing:
+        return ()
+    found: dict[Conflict, None] = {}
+    for view, host in subjects:
+        for of_nodes, together in clashing:
+            if of_nodes == host:
+                mine: dict[Hashable, _Claim] = {}
+                for spec, claim in together:
+                    if spec.subject.matches(view):
+                        mine.setdefault(claim.asks(), claim)
+                found.update(dict.fromkeys(_pairs(mine.values())))
+    return tuple(sorted(found, key=str))
+
+
+def _clash(claims: Iterable[_Claim]) -> bool:
+    return any(True for _ in _pairs({claim.asks(): claim for claim in claims}.values()))
+
+
+def _pairs(claims: Iterable[_Claim]) -> Iterator[Conflict]:
+    for first, second in combinations(claims, 2):
+        reason = _reason(first, second)
+        if reason:
+            yield Conflict(first.policy, second.policy, first.rule.path, second.rule.path, reason)
 
 
 def _claims(key: ObjectKey, rule: Rule) -> Iterator[tuple[Place, _Claim]]:
@@ -104,9 +138,10 @@ def _l7_reason(first: L7, second: L7) -> str:
             return f"one port has {beyond_tls.pop()} rules and server names"
         if not any(rule.kind == TERMINATING for rule in first.other | second.other):
             return f"server names and {beyond_tls.pop()} rules need terminatingTLS"
-    contexts = [{rule for rule in l7.other if rule.kind == TERMINATING} for l7 in (first, second)]
-    if all(contexts) and contexts[0] != contexts[1]:
-        return "one port has two TLS contexts"
+    for kind in sorted(CONTEXTS):
+        contexts = [{rule for rule in l7.other if rule.kind == kind} for l7 in (first, second)]
+        if all(contexts) and contexts[0] != contexts[1]:
+            return "one port has two TLS contexts"
     listeners = {rule for rule in first.other | second.other if rule.kind == LISTENER}
     priorities = {dict(rule.fields).get("priority", "0") for rule in listeners}
     if len(listeners) > 1 and len(priorities) == 1:
@@ -118,5 +153,5 @@ def _parsers(l7: L7) -> set[str]:
     found = {HTTP} if l7.http else set()
     if l7.dns:
         found.add(DNS)
-    found |= {rule.kind for rule in l7.other} - {TERMINATING}
-    return found or {l7.kind}
+    found |= {rule.kind for rule in l7.other} - CONTEXTS
+    return found or ({l7.kind} - CONTEXTS)

@@ -81,8 +81,9 @@ class OtherRule:
 
 
 HTTP, DNS, TLS, LISTENER = "http", "dns", "tls", "listener"
-TERMINATING = "tls-terminating"
-"""Kind of the rule that stands for a TLS context: equal fields, equal context."""
+TERMINATING, ORIGINATING = "tls-terminating", "tls-originating"
+"""Kinds of the rules that stand for TLS contexts: equal fields, equal context."""
+CONTEXTS = frozenset({TERMINATING, ORIGINATING})
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,13 @@ class Actor:
     names: tuple[str, ...]
     party: Party
     prefix: IPNetwork | None = None
+    version: int = 0
+    """Only its addresses of this IP version are meant; 0 = it is the same to policy by all of them."""
+
+    @property
+    def family(self) -> int:
+        """The IP version that it can be met by, 0 = any."""
+        return self.version if self.prefix is None else self.prefix.version
 
     def within(self, world: World) -> Party:
         """As a world's policies see it: which prefix an address belongs to depends on them."""
@@ -85,6 +92,8 @@ def simulate(before: World, after: World, actors: Sequence[Actor], limit: int = 
     for source_place, source in enumerate(actors):
         for place, destination in enumerate(actors):
             if source.prefix is not None and destination.prefix is not None:
+                continue
+            if source.family and destination.family and source.family != destination.family:
                 continue
             touched = (source_place, Direction.EGRESS) in moved or (place, Direction.INGRESS) in moved
             if not touched and not (outside_moved and (source.prefix or destination.prefix)):

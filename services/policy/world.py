@@ -16,7 +16,7 @@ from services.model.labels import POD_NAMESPACE, SOURCE_CIDR, SOURCE_K8S, SOURCE
 from services.model.verdict import Direction
 from services.policy.conflicts import Conflict, conflicts
 from services.policy.explain import Explanation, explain
-from services.policy.l7 import DNS, HTTP, Request, RequestMatcher
+from services.policy.l7 import DNS, HTTP, ORIGINATING, Request, RequestMatcher
 from services.policy.peers import CidrPeer, IpBlockPeer, Party, cidr_key
 from services.policy.rules import Policy, Spec
 from services.policy.selectors import LabelView
@@ -170,10 +170,11 @@ class World:
             mode=self.mode,
             host=subject.node is not None,
         )
-        return self.judge(decision, direction, question.request)
+        return self.judge(decision, direction, question.request, host=subject.node is not None)
 
-    def judge(self, decision: Decision, direction: Direction, request: Request | None) -> Answer:
-        """A decision as it is enforced: what cannot be enforced lets nobody through."""
+    def judge(self, decision: Decision, direction: Direction, request: Request | None, *, host: bool = False) -> Answer:
+        """A decision as it is enforced: what cannot be enforced lets nobody through. Nothing looks into what a node
+        (`host`) says or hears."""
         if decision.outcome is Outcome.DENY:
             return Answer(Fate.DENIED)
         if decision.outcome is Outcome.DROP:
@@ -183,9 +184,12 @@ class World:
         l7 = decision.l7
         if l7 is None or (l7.everything and not l7.other):
             return ALLOWED
-        if l7.by_names and (l7.kind != DNS or direction == Direction.EGRESS):
+        if host:
+            return Answer(Fate.REFUSED, (f"{l7.kind} rules are not enforced for nodes",))
+        originating = any(rule.kind == ORIGINATING for rule in l7.other)
+        if l7.by_names and not originating and (l7.kind != DNS or direction == Direction.EGRESS):
             return Answer(Fate.REQUESTS, tuple(f"{l7.kind} {name}" for name in l7.texts()))
-        if direction != Direction.INGRESS or not l7.http:
+        if direction != Direction.INGRESS or not l7.http or originating:
             place = direction.name.lower()
             return Answer(
                 Fate.REFUSED, (f"{l7.kind if l7.kind != HTTP else 'HTTP'} rules on {place} are not enforced",)

@@ -58,6 +58,8 @@ class PolicyFlags(IntFlag):
     """`POLICY_F_*`."""
 
     DENY = 1
+    FULL = 2
+    """With `DENY`: stands for a whole policy that the map has no room for."""
 
 
 PRECEDENCE_DENY = 255

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from services.agent.calc.binding import Capabilities
 from services.agent.calc.catalogue import Catalogue, RuleRef, make_ref
 from services.agent.calc.egress import EgressGateways, EgressStatus, NodeRole
-from services.agent.calc.endpoints import EndpointTables
+from services.agent.calc.endpoints import Audit, EndpointTables
 from services.agent.calc.group import HOST_KEY, Group, GroupKey
 from services.agent.calc.identities import Identities
 from services.agent.calc.ipcache import Ipcache
@@ -18,13 +18,14 @@ from services.agent.calc.policy_maps import PolicyMaps
 from services.agent.calc.requests import meets
 from services.agent.calc.services import Frontend, Services
 from services.model.addresses import IPAddress
-from services.model.identity import Reserved
+from services.model.identity import Reserved, is_cluster
 from services.model.labels import Labels
 from services.model.objects import LocalEndpoint, ObjectKey, PolicyObject
-from services.model.verdict import Direction
-from services.policy.conflicts import Conflict
+from services.model.verdict import Direction, DropReason
+from services.policy.conflicts import Conflict, conflicts_anywhere
 from services.policy.explain import Explanation, explain
 from services.policy.l7 import HttpRule
+from services.policy.nodes import node_view
 from services.policy.options import PolicyOptions
 from services.policy.peers import Party
 from services.policy.problems import Problem
@@ -45,6 +46,11 @@ class EndpointPolicy:
     entries: int
     conflicts: tuple[Conflict, ...] = ()
     """Rules that cannot be merged: this is then not what the policies say now but what they said before, or nothing."""
+    conflicting_since: int = 0
+    """The revision since which they cannot; 0 = they can."""
+    closed: str = ""
+    """Why all its traffic is denied; empty = it is not."""
+    audited: bool = False
 
 
 class Answers:
@@ -52,6 +58,7 @@ class Answers:
 
     def __init__(
         self,
+        node: str,
         ipcache: Ipcache,
         tables: EndpointTables,
         services: Services,
@@ -61,7 +68,7 @@ class Answers:
         capacity: int,
         role: NodeRole,
     ) -> None:
-        self._mode, self._capabilities = mode, capabilities
+        self._node, self._mode, self._capabilities = node, mode, capabilities
         self._services = services
         self._policies = Policies(options, self._services, capabilities)
         self._identities = Identities()
@@ -71,6 +78,7 @@ class Answers:
         self._tables = tables
         self._endpoints: dict[int, LocalEndpoint] = {}
         self._groups: dict[int, GroupKey] = {}
+        self._nodes: dict[str, Mapping[str, str]] = {}
 
     @property
     def catalogue(self) -> Catalogue:
@@ -144,12 +152,22 @@ class Answers:
         return self._maps.name_rules()
 
     def policy_status(self) -> list[PolicyStatus]:
-        """What became of every policy document, endpoints that it cannot be computed for included."""
+        """What became of every policy document, endpoints here that it cannot be computed for included."""
         found = self._maps.conflicts()
-        return [
-            replace(each, warnings=(*each.warnings, *_conflicts(found.get(each.key, {}))))
-            for each in self._policies.status()
-        ]
+        return [replace(each, conflicts=_conflicts(found.get(each.key, {}))) for each in self._policies.status()]
+
+    def policy_verdicts(self) -> list[PolicyStatus]:
+        """The same for the whole cluster: every node that knows the same objects and identities says the same, whoever
+        runs on it and whatever it has switched off."""
+        told: dict[ObjectKey, dict[Problem, None]] = {}
+        if self._mode is not Mode.NEVER:
+            pods = [(party.view, False) for number, party in self._identities.parties.items() if is_cluster(number)]
+            nodes = [(node_view(labels), True) for labels in self._nodes.values()]
+            for conflict in conflicts_anywhere(self._policies.in_force().values(), [*pods, *nodes]):
+                for key in (conflict.first, conflict.second):
+                    told.setdefault(key, {})[Problem(*conflict.seen_by(key))] = None
+        everything = replace(self._capabilities, host_policies=True)
+        return [replace(each, conflicts=tuple(told.get(each.key, ()))) for each in self._policies.status(everything)]
 
     def pressure(self) -> list[str]:
         """Which endpoints are closed because the policy map has no room for them, and why; empty = none."""
@@ -167,6 +185,23 @@ class Answers:
         """This node as pods see it and as host policies select it."""
         party, subject = self._identities.parties[int(Reserved.HOST)], self._maps.subject(HOST_KEY)
         return replace(party, node=subject.node if subject else None)
+
+    @property
+    def node(self) -> str:
+        """This node's name."""
+        return self._node
+
+    def nodes(self) -> Mapping[str, Mapping[str, str]]:
+        """The labels of every node that a Node object is known of."""
+        return self._nodes
+
+    def divided(self) -> frozenset[int]:
+        """Identities that rules divide into parts."""
+        return self._identities.divided()
+
+    def part_at(self, identity: int, address: IPAddress) -> int:
+        """What policy knows an address of an identity by."""
+        return self._identities.refinements.part_of(identity, address)
 
     def parties(self) -> Mapping[int, Party]:
         """Every identity as policy sees it, as of the last flush: for explaining verdicts. Identities that rules divide
@@ -193,8 +228,31 @@ class Answers:
             return None
         isolating = {direction: self.isolating(endpoint_id, direction) for direction in Direction}
         return EndpointPolicy(
-            endpoint_id, group.policy_id, group.revision, dict(group.enforced), isolating, group.size(), group.conflicts
+            endpoint_id,
+            group.policy_id,
+            group.revision,
+            dict(group.enforced),
+            isolating,
+            group.size(),
+            group.conflicts,
+            group.conflicting_since,
+            _closed(group),
+            self.audits(self._endpoints.get(endpoint_id)),
         )
+
+    def audits(self, endpoint: LocalEndpoint | None) -> bool:
+        """Whether an endpoint, or without one the node, is only audited."""
+        return self._tables.audit.everywhere if endpoint is None else self._tables.audit.covers(endpoint)
+
+    @property
+    def audit(self) -> Audit:
+        """Where policy is only watched."""
+        return self._tables.audit
+
+    @property
+    def mode(self) -> Mode:
+        """When policy is enforced."""
+        return self._mode
 
     def isolating(self, endpoint_id: int, direction: Direction) -> tuple[RuleRef, ...]:
         """The policies because of which an endpoint drops what no rule allows in a direction."""
@@ -225,11 +283,19 @@ class Answers:
         return None if key is None else self._maps.groups.get(key)
 
 
-def _conflicts(found: Mapping[tuple[str, str], set[int]]) -> list[Problem]:
-    return [
+def _closed(group: Group) -> str:
+    if group.full:
+        return f"no room for its policy in the map (drop reason {DropReason.POLICY_MAP_FULL.name})"
+    if group.conflicts and not group.realised:
+        return f"rules conflict, and it never had others (drop reason {DropReason.POLICY_DENIED.name})"
+    return ""
+
+
+def _conflicts(found: Mapping[tuple[str, str], set[int]]) -> tuple[Problem, ...]:
+    return tuple(
         Problem(path, f"policy computation error: {text}; endpoints {_numbers(numbers)} keep what they had")
         for (path, text), numbers in sorted(found.items())
-    ]
+    )
 
 
 def _numbers(numbers: set[int]) -> str:

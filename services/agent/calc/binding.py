@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from services.model.verdict import Direction
 from services.policy.compile import Piece
-from services.policy.l7 import HTTP, L7, TLS
+from services.policy.l7 import HTTP, L7, ORIGINATING, TLS
 from services.policy.peers import ANYONE, FqdnPeer, IpBlockPeer, Peer, PortHolder, PortNames, reserved
 from services.policy.problems import Problem
 from services.policy.rules import Policy, Rule, Traffic
@@ -30,6 +30,10 @@ class Capabilities:
     authentication: bool = False
     host_policies: bool = True
 
+    def of_nodes(self) -> Capabilities:
+        """What of it there is for a node's own traffic: nothing looks into its packets."""
+        return dataclasses.replace(self, http_ingress=False, http_egress=False, names=False, other_l7=False)
+
     def narrow(self, traffic: Traffic, direction: Direction) -> tuple[Traffic, bool]:
         """(traffic with L7 rules as far as they narrow anything, whether the rest must be refused)."""
         l7 = traffic.l7
@@ -39,6 +43,8 @@ class Capabilities:
             return traffic, False
         if self.other_l7 or (self.names and l7.by_names and (l7.kind == TLS or direction == Direction.EGRESS)):
             return traffic, False
+        if any(rule.kind == ORIGINATING for rule in l7.other):
+            return dataclasses.replace(traffic, l7=None), True  # it would go on in plain text
         if l7.everything and not l7.other:
             return dataclasses.replace(traffic, l7=None), False
         if direction == Direction.INGRESS and self.http_ingress and l7.http:
@@ -106,10 +112,11 @@ def unenforceable(policy: Policy, capabilities: Capabilities) -> tuple[Problem, 
                 for rule in spec.rules
             ]
             continue
+        able = capabilities.of_nodes() if spec.host else capabilities
         for rule in spec.rules:
-            kinds = {item.l7.kind for item in rule.traffic if item.l7 and capabilities.narrow(item, rule.direction)[1]}
+            kinds = {item.l7.kind for item in rule.traffic if item.l7 and able.narrow(item, rule.direction)[1]}
             for kind in sorted(kinds):
-                place = rule.direction.name.lower()
+                place = f"{rule.direction.name.lower()}{' of nodes' if spec.host else ''}"
                 found.append(
                     Problem(rule.path, f"{kind} rules on {place} are not enforced yet: the traffic is refused")
                 )

@@ -23,12 +23,17 @@ class Audit:
         """Whether an endpoint is only audited."""
         return self.everywhere or endpoint.namespace in self.namespaces
 
+    def __str__(self) -> str:
+        if self.everywhere:
+            return "everywhere"
+        return f"namespaces {', '.join(sorted(self.namespaces))}" if self.namespaces else ""
+
 
 class EndpointTables:
     """Keeps the `endpoints`, `endpoint_addrs` and `endpoint_ifs` maps' desired content."""
 
     def __init__(self, audit: Audit) -> None:
-        self._audit = audit
+        self.audit = audit
         self.tables: dict[MapName, Table] = {
             name: Table(name) for name in ("endpoints", "endpoint_addrs", "endpoint_ifs")
         }
@@ -48,7 +53,7 @@ class EndpointTables:
         if not policy_id:
             self.tables["endpoints"].remove(u32(HOST_ENDPOINT))
             return
-        if self._audit.everywhere:
+        if self.audit.everywhere:
             flags |= EndpointFlags.AUDIT
         info = EndpointInfo(
             identity=Reserved.HOST, policy_id=policy_id, policy_revision=revision, id=HOST_ENDPOINT, flags=flags
@@ -77,7 +82,7 @@ class EndpointTables:
             info.remove(u32(number))
             return
         self._known[number] = endpoint
-        if self._audit.covers(endpoint):
+        if self.audit.covers(endpoint):
             flags |= EndpointFlags.AUDIT
         info.put(u32(number), _info(endpoint, policy_id, revision, flags))
         interfaces.put(u32(endpoint.ifindex), u32(number))

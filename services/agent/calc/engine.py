@@ -7,7 +7,7 @@ Nothing comes out before every expected source has told all that exists: a half-
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import assert_never
 
 from services.agent.abi.endpoints import HOST_ENDPOINT, EndpointFlags
@@ -72,6 +72,7 @@ class Engine(Answers):
         uplink: int = 0,
     ) -> None:
         super().__init__(
+            node,
             Ipcache(node, native=native_routing),
             EndpointTables(audit or Audit()),
             Services(NodeFacts(node, addresses), lb),
@@ -85,7 +86,7 @@ class Engine(Answers):
         self.revision = revision
         self._of_pod: dict[tuple[str, str], set[int]] = {}
         self._dirty: set[int] = set()
-        self._node, self._host_moved = node, False
+        self._host_moved = False
 
     @property
     def in_sync(self) -> bool:
@@ -142,7 +143,8 @@ class Engine(Answers):
                 self._egress.labels_changed()
         self._egress.settle()
         references_moved = self._services.settle()
-        for before, after in self._policies.settle(revision, references_moved=references_moved):
+        moved_policies = self._policies.settle(revision, references_moved=references_moved)
+        for before, after in moved_policies:
             self._maps.policy_changed(before, after, revision)
             self._host_moved |= is_about_nodes((before, after))
         dirty |= self._settle_host()
@@ -159,7 +161,7 @@ class Engine(Answers):
             for key in refining:
                 self._maps.groups[key].revision = revision
             touched |= refining
-        if touched or dirty:
+        if touched or dirty or moved_policies:
             self.revision = revision
         looking = self._write_endpoints(dirty | {n for key in touched for n in self._maps.groups[key].endpoints})
         egress = self._egress.table.take()
@@ -187,7 +189,7 @@ class Engine(Answers):
                 self._egress.set_node(key.name, thing)
                 if key.name == self._node:
                     self._services.set_node(thing)
-                    self._set_node_labels(thing.labels if thing else {})
+                self._set_node(key.name, thing)
             case "CiliumEgressGatewayPolicy":
                 assert thing is None or isinstance(thing, PolicyObject)
                 self._egress.set_policy(key.name, thing)
@@ -195,10 +197,15 @@ class Engine(Answers):
                 assert thing is None or isinstance(thing, PolicyObject)
                 self._policies.set_document(key, thing)
 
-    def _set_node_labels(self, labels: Mapping[str, str]) -> None:
-        """This node's own labels: they decide which host policies select it."""
-        self._maps.set_host(node_view(labels))
-        self._host_moved = True
+    def _set_node(self, name: str, node: KubeNode | None) -> None:
+        """A node came, changed or went; this one's labels decide which host policies select it."""
+        if node is None:
+            self._nodes.pop(name, None)
+        else:
+            self._nodes[name] = node.labels
+        if name == self._node:
+            self._maps.set_host(node_view(self._nodes.get(name, {})))
+            self._host_moved = True
 
     def _set_endpoint(self, number: int, endpoint: LocalEndpoint | None) -> None:
         before = self._endpoints.pop(number, None)

@@ -146,6 +146,8 @@ class Group:
     """Port names of destinations that its rules use."""
     conflicts: tuple[Conflict, ...] = ()
     """Why its rules cannot be compiled: it then keeps those that it had, and is closed if it never had any."""
+    conflicting_since: int = 0
+    """The revision since which they cannot; 0 = they can."""
     realised: bool = False
     """Whether its rules were ever compiled."""
     endpoints: set[int] = field(default_factory=set)

@@ -112,6 +112,10 @@ class Identities:
                 self._parts[number] = frozenset(parties) - {number}
         return changed
 
+    def divided(self) -> frozenset[int]:
+        """Identities that are there in parts."""
+        return frozenset(self._parts)
+
     def watch(self, peer: Peer, *, on: bool) -> None:
         """Rules name a peer now, or do so no more: it may divide identities."""
         if isinstance(peer, IpBlockPeer):

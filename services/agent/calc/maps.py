@@ -11,6 +11,7 @@ from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.layout import be16
 from services.agent.abi.policy import FIXED_BITS, PolicyFlags
 from services.agent.abi.refined import RefinedKey
+from services.agent.calc.catalogue import FULL_RULE
 from services.agent.calc.names import FqdnAutomaton
 from services.model.addresses import IPAddress, IPNetwork, prefix_to_key, to_bytes
 from services.policy.compile import Effect, Slot, precedence
@@ -108,6 +109,8 @@ def policy_entry(slot: Slot, ruleset: int, *, any_peer: bool) -> bytes:
     """The value of one slot. Traffic that needs a rule set and has none (`ruleset` 0) is refused."""
     allowed = slot.value.effect == Effect.ALLOW and (slot.value.l7 is None or ruleset)
     flags = 0 if allowed else PolicyFlags.DENY
+    if slot.value.rule_id == FULL_RULE:
+        flags |= PolicyFlags.FULL
     rank = precedence(slot.value, any_peer=any_peer)
     return _POLICY_ENTRY.pack(rank, slot.value.rule_id, ruleset, flags, slot.prefix_bits, 0)
 

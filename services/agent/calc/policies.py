@@ -39,6 +39,8 @@ class PolicyStatus:
     warnings: tuple[Problem, ...] = ()
     """What is in force, but perhaps not as its author thinks."""
     origin: str = ""
+    conflicts: tuple[Problem, ...] = ()
+    """Rules that cannot be merged with other policies': whom both select keeps what it had."""
 
 
 class Policies:
@@ -117,8 +119,8 @@ class Policies:
         """When the version in force came into force."""
         return self._revisions.get(key, 0)
 
-    def status(self) -> list[PolicyStatus]:
-        """What became of every document, sorted."""
+    def status(self, capabilities: Capabilities | None = None) -> list[PolicyStatus]:
+        """What became of every document, sorted; by what this node can enforce, or one with these capabilities."""
         keys = sorted({*self._accepted, *self._rejected})
         return [
             PolicyStatus(
@@ -126,15 +128,15 @@ class Policies:
                 key in self._accepted,
                 self.revision(key),
                 self._rejected.get(key, ()),
-                self._warnings(key),
+                self._warnings(key, capabilities or self._capabilities),
                 self._origins.get(key, ""),
             )
             for key in keys
         ]
 
-    def _warnings(self, key: ObjectKey) -> tuple[Problem, ...]:
+    def _warnings(self, key: ObjectKey, capabilities: Capabilities) -> tuple[Problem, ...]:
         policy = self._accepted.get(key)
-        return (*policy.warnings, *unenforceable(policy, self._capabilities)) if policy else ()
+        return (*policy.warnings, *unenforceable(policy, capabilities)) if policy else ()
 
     def services(self) -> Iterable[Service]:
         return self._services.services()

@@ -114,7 +114,7 @@ class PolicyMaps:
         dead = [self.groups.pop(key) for key in sorted_keys(self._rebind) if not self.groups[key].endpoints]
         rebound = [self.groups[key] for key in sorted_keys(self._rebind) if key in self.groups]
         released: list[Peer] = []
-        programs = [(group, self._bind(group, released)) for group in rebound]
+        programs = [(group, self._bind(group, released, revision)) for group in rebound]
         for group in dead:
             released += self._drop(group)
         self._release(released)
@@ -196,7 +196,7 @@ class PolicyMaps:
         namespace = party.view.value(SOURCE_K8S, POD_NAMESPACE)
         return applying(self._policies.candidates(namespace), party)
 
-    def _bind(self, group: Group, released: list[Peer]) -> dict[Direction, Program]:
+    def _bind(self, group: Group, released: list[Peer], revision: int) -> dict[Direction, Program]:
         """Look up the group's rules anew and count the peers they name; those it named before go to `released`."""
         party = self.subject(group.key)
         specs = self.specs(group.key)
@@ -207,6 +207,7 @@ class PolicyMaps:
         self._watch_names(group, on=False)
         group.applied = {policy.key for policy, _ in specs}
         group.conflicts = () if self._mode is Mode.NEVER else conflicts(specs)
+        group.conflicting_since = (group.conflicting_since or revision) if group.conflicts else 0
         programs: dict[Direction, Program] = {}
         for direction in Direction:
             if group.conflicts:
@@ -261,7 +262,8 @@ class PolicyMaps:
             for rule in spec.rules
             if rule.direction == direction
         ]
-        program = bind(rules, direction, group.key.port_names(), self._capabilities)
+        able = self._capabilities.of_nodes() if host else self._capabilities
+        program = bind(rules, direction, group.key.port_names(), able)
         if not is_closed(specs, direction, party, self._mode, host=host):
             program = Program((*program.anyone, ANY_RULE), program.bound)
         return program if host else with_local_host(program, direction)

@@ -26,7 +26,10 @@ def decide(
     if best is None:
         return 0, DropReason.POLICY_DENIED
     entry = best[1]
-    return int(entry.rule_id), DropReason.POLICY_DENY if entry.flags & PolicyFlags.DENY else None
+    if not entry.flags & PolicyFlags.DENY:
+        return int(entry.rule_id), None
+    full = entry.flags & PolicyFlags.FULL
+    return int(entry.rule_id), DropReason.POLICY_MAP_FULL if full else DropReason.POLICY_DENY
 
 
 def _longest(

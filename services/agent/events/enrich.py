@@ -104,7 +104,7 @@ class Enricher:
         isolated = endpoint_ids[ruleless].astype(np.uint64) << np.uint64(8) | directions[ruleless]
         key[ruleless] = isolated | np.uint64(1 << 40)
         case = np.zeros(len(rule_ids), np.uint64)
-        case[ruleless] = _cases(records, ruleless)
+        case[ruleless] = self._cases(records, ruleless)
 
         def resolve(row: int) -> int:
             if rule_ids[row]:
@@ -113,18 +113,35 @@ class Enricher:
             policies = self._names.isolating(int(endpoint_ids[row]), int(directions[row]))
             if not policies:
                 return 0
-            return self._dictionaries.decisions.intern(Decision(False, policies, self._nearest(records, row)))
+            return self._dictionaries.decisions.intern(
+                Decision(False, policies, self._nearest(records, row, int(case[row])))
+            )
 
         return _through(self._decisions, [key, case], resolve, key != 0)
 
-    def _nearest(self, records: Array, row: int) -> NearestRule | None:
+    def _cases(self, records: Array, rows: Array) -> Array:
+        """What the nearest rule depends on beside the endpoint: peer (32 bits), protocol (8), port or type (16)."""
+        ingress = records["direction"][rows] == Direction.INGRESS
+        peers = np.where(ingress, records["src_identity"][rows], records["dst_identity"][rows]).astype(np.uint64)
+        divided = self._names.divided()
+        if divided:
+            # Of such an identity each part is a peer of its own to policy.
+            for place in np.flatnonzero(np.isin(peers, list(divided))).tolist():
+                address = records["saddr" if ingress[place] else "daddr"][rows[place]].tobytes()
+                peers[place] = self._names.part_at(int(peers[place]), address)
+        protocols = records["protocol"][rows]
+        typed = (protocols == Protocol.ICMP) | (protocols == Protocol.ICMPV6)
+        ports = np.where(typed, records["sport"][rows], records["dport"][rows]).astype(np.uint64)
+        cases: Array = peers | protocols.astype(np.uint64) << np.uint64(32) | ports << np.uint64(40)
+        return cases
+
+    def _nearest(self, records: Array, row: int, case: int) -> NearestRule | None:
         """The rule that almost matched. A scan of ports makes a case of each: beyond the rate they go without."""
         if self._now - self._explained_since >= SECOND_NS:
             self._explained_since, self._explained = self._now, 0
         if self._explained >= EXPLAINED_PER_SECOND:
             return None
         self._explained += 1
-        case = int(_cases(records, np.array([row]))[0])
         return self._names.nearest(
             int(records["endpoint_id"][row]),
             int(records["direction"][row]),
@@ -205,17 +222,6 @@ class Enricher:
             return self._dictionaries.requests.intern(message)
 
         return _through(self._messages, [words[:, place].copy() for place in range(MESSAGE_WORDS)], resolve)
-
-
-def _cases(records: Array, rows: Array) -> Array:
-    """What the nearest rule depends on beside the endpoint: peer (32 bits), protocol (8), port or ICMP type (16)."""
-    ingress = records["direction"][rows] == Direction.INGRESS
-    peers = np.where(ingress, records["src_identity"][rows], records["dst_identity"][rows]).astype(np.uint64)
-    protocols = records["protocol"][rows]
-    typed = (protocols == Protocol.ICMP) | (protocols == Protocol.ICMPV6)
-    ports = np.where(typed, records["sport"][rows], records["dport"][rows]).astype(np.uint64)
-    cases: Array = peers | protocols.astype(np.uint64) << np.uint64(32) | ports << np.uint64(40)
-    return cases
 
 
 def _text(raw: bytes) -> str:

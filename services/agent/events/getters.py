@@ -65,8 +65,16 @@ class NearestGetter(Protocol):
     def nearest(self, endpoint_id: int, direction: int, peer: int, protocol: int, port: int) -> NearestRule | None:
         """The allow rule that came nearest; None where there is none, or where the endpoint or peer is gone.
 
-        `port` is the destination's; of ICMP the type.
+        `port` is the destination's; of ICMP the type. `peer` is the part of an identity that rules divide.
         """
+        ...
+
+    def divided(self) -> frozenset[int]:
+        """Identities whose addresses rules tell apart."""
+        ...
+
+    def part_at(self, identity: int, address: bytes) -> int:
+        """What policy knows an address of a divided identity by."""
         ...
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from services.agent.server.knowledge import Knowledge
 from services.common.errors import Invalid, NotFound
@@ -12,12 +13,13 @@ from services.model.addresses import IPAddress
 from services.model.identity import RESERVED_LABELS, NumericIdentity, Reserved, is_cluster
 from services.model.labels import LabelError, Labels
 from services.model.objects import Pod
-from services.policy.peers import Party
+from services.policy.nodes import node_view
+from services.policy.peers import IpBlockPeer, Party
 from services.policy.selectors import LabelView
 from services.policy.simulate import Actor, actors_outside
 from services.policy.world import World
 
-_INSIDE = (Reserved.HOST, Reserved.REMOTE_NODE)
+_INSIDE: tuple[int, ...] = (Reserved.HOST, Reserved.REMOTE_NODE)
 """Host and remote nodes: they have addresses, but are known by their identity."""
 
 
@@ -27,6 +29,8 @@ class Cast:
     def __init__(self, knowledge: Knowledge, world: World) -> None:
         self._world = world
         self._parties = dict(knowledge.engine.parties())
+        self._parties[Reserved.HOST] = knowledge.engine.host()
+        self._own, self._nodes = knowledge.engine.node, dict(knowledge.engine.nodes())
         self._numbers: dict[tuple[str, str], int] = {
             (entry.namespace, entry.pod): entry.identity for entry in knowledge.identities.entries.values() if entry.pod
         }
@@ -45,6 +49,11 @@ class Cast:
         }
         for address, key in self._at.items():
             self._addresses.setdefault(key, []).append(address)
+        self._node_at = {
+            entry.prefix.network_address: entry.node
+            for entry in knowledge.identities.entries.values()
+            if entry.identity in _INSIDE
+        }
 
     def find(self, peer: pb.Peer, field: str) -> Actor:
         """Who is meant; raises `NotFound` or `Invalid` naming the field."""
@@ -62,18 +71,27 @@ class Cast:
         return Actor((peer.pod or f"identity {peer.identity}",), party)
 
     def everybody(self, *worlds: World) -> list[Actor]:
-        """Pods that are equal to policy as one actor, the nodes, and the outside by the prefixes that policies name."""
+        """Pods that are equal to policy as one actor, the nodes likewise, and the outside by the prefixes that policies
+        name. A pod whose families a block tells apart is there once for each."""
         blocks = list(dict.fromkeys(block for world in worlds for block in world.blocks))
-        alike: dict[object, list[tuple[tuple[str, str], Party]]] = {}
+        alike: dict[object, list[Actor]] = {}
         for key, number in sorted(self._numbers.items()):
-            if number in self._parties:
-                party = self._pod(key).party
-                inside = tuple(place for place, block in enumerate(blocks) if block.matches(party))
-                alike.setdefault((number, inside, frozenset(party.ports.items())), []).append((key, party))
+            if number not in self._parties:
+                continue
+            for actor in self._by_family(key, blocks):
+                inside = tuple(place for place, block in enumerate(blocks) if block.matches(actor.party))
+                case = (number, inside, actor.version, frozenset(actor.party.ports.items()))
+                alike.setdefault(case, []).append(actor)
+        for actor in self._all_nodes():
+            selected = tuple(
+                tuple((policy.key, policy.specs.index(spec)) for policy, spec in world.specs(actor.party))
+                for world in worlds
+            )
+            alike.setdefault((actor.party.id, selected), []).append(actor)
         found = [
-            Actor(tuple(f"{namespace}/{name}" for (namespace, name), _ in pods), pods[0][1]) for pods in alike.values()
+            dataclasses.replace(actors[0], names=tuple(name for actor in actors for name in actor.names))
+            for actors in alike.values()
         ]
-        found += [Actor((_reserved_name(n),), self._parties[n]) for n in _INSIDE if n in self._parties]
         for text in ("0.0.0.0/0", "::/0"):
             prefix = ipaddress.ip_network(text)
             found.append(Actor((f"world (IPv{prefix.version})",), self._world.outside(prefix), prefix))
@@ -86,6 +104,8 @@ class Cast:
                 if text.startswith("world"):
                     return self._outside("::" if text.endswith("6") else "0.0.0.0", field)
                 return Actor((text,), self._parties[number])
+        if text in self._nodes:
+            return self._node(text)
         try:
             address = ipaddress.ip_address(text)
         except ValueError:
@@ -94,8 +114,42 @@ class Cast:
                 known = ", ".join(f"{ns}/{name}" for ns, name in sorted(self._numbers)[:20]) or "none"
                 raise NotFound(f"{field}: {text!r} is no pod, Deployment, address or entity; pods: {known}") from None
             return self._pod(key)
-        at = self._at.get(address)
+        at, node = self._at.get(address), self._node_at.get(address)
+        if node is not None:
+            return self._node(node)
         return self._pod(at, address) if at else self._outside(text, field)
+
+    def _node(self, name: str) -> Actor:
+        """A node: to others it is the host or a remote one, to host policies what its labels say."""
+        if name == self._own:
+            return Actor(("host",), self._parties[Reserved.HOST])
+        party = self._parties[Reserved.REMOTE_NODE]
+        labels = self._nodes.get(name)
+        view = node_view(labels) if labels is not None else None
+        own = tuple(address for address, node in self._node_at.items() if node == name)
+        return Actor((f"node {name}",), dataclasses.replace(party, addresses=own or party.addresses, node=view))
+
+    def _all_nodes(self) -> list[Actor]:
+        """Every node that is known, this one first; without Node objects the others as one."""
+        others = [self._node(name) for name in sorted(self._nodes) if name != self._own]
+        return [
+            Actor(("host",), self._parties[Reserved.HOST]),
+            *(others or [Actor(("remote-node",), self._parties[Reserved.REMOTE_NODE])]),
+        ]
+
+    def _by_family(self, key: tuple[str, str], blocks: Sequence[IpBlockPeer]) -> list[Actor]:
+        """A pod, or where a block has its addresses of one family only, the pod by each."""
+        own = self._addresses.get(key, ())
+        actors = [
+            (version, self._pod(key, *(each for each in own if each.version == version)))
+            for version in sorted({each.version for each in own})
+        ]
+        if len(actors) < 2 or len({tuple(block.matches(a.party) for block in blocks) for _, a in actors}) == 1:
+            return [self._pod(key)]
+        return [
+            dataclasses.replace(actor, names=tuple(f"{name} (IPv{version})" for name in actor.names), version=version)
+            for version, actor in actors
+        ]
 
     def _pod_called(self, text: str) -> tuple[str, str] | None:
         """A pod by name, or the first one of a workload."""
@@ -109,7 +163,7 @@ class Cast:
         )
         return next(owned, None)
 
-    def _pod(self, key: tuple[str, str], address: IPAddress | None = None) -> Actor:
+    def _pod(self, key: tuple[str, str], *addresses: IPAddress) -> Actor:
         """A pod; one that is asked about by name and has addresses of both families is met by its IPv4 one."""
         number = self._numbers[key]
         party = self._parties.get(number)
@@ -117,7 +171,7 @@ class Cast:
             raise NotFound(f"pod {key[0]}/{key[1]}: its identity {number} is not known here yet; try again")
         # An ipBlock or a port name may tell pods of one identity apart: the pod's own addresses and ports count.
         own = sorted(self._addresses.get(key, ()), key=lambda each: (each.version, int(each)))
-        asked = (address,) if address else tuple(each for each in own if each.version == own[0].version)
+        asked = addresses or tuple(each for each in own if each.version == own[0].version)
         ports = _ports(self._pods[key]) if key in self._pods else party.ports
         return Actor((f"{key[0]}/{key[1]}",), Party(number, party.view, asked or party.addresses, ports))
 

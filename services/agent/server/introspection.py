@@ -7,8 +7,10 @@ import itertools
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from services.agent.abi.endpoints import HOST_ENDPOINT
 from services.agent.calc.maps import MapName
 from services.agent.datapath.maps import PinnedMap
+from services.agent.endpoints.records import EndpointRecord
 from services.agent.server import dump, questions, views
 from services.agent.server.knowledge import Knowledge
 from services.agent.server.service_view import services_view
@@ -31,7 +33,7 @@ _LAYOUTS = {
     pb.MAP_KIND_EGRESS: (dump.EGRESS,),
     pb.MAP_KIND_LB: (dump.SERVICES, dump.BACKENDS, dump.REVNAT, dump.SOCKETS),
 }
-_COUNTED: tuple[MapName, ...] = ("policy", "ipcache", "services", "backends", "revnat", "endpoint_addrs")
+_COUNTED: tuple[MapName, ...] = ("policy", "ipcache", "refined", "services", "backends", "revnat", "endpoint_addrs")
 
 
 class AgentService(agent_pb2_grpc.AgentServiceServicer):
@@ -77,6 +79,11 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 f"{namespace}/{name}: {problem}"
                 for (namespace, name), problem in itertools.islice(engine.load_balancing.problems(), MAX_PROBLEMS)
             ],
+            policy_revision=engine.revision,
+            policy_revision_realised=self._knowledge.realised.revision,
+            policy_enforcement=engine.mode.value,
+            policy_audit=str(engine.audit),
+            host_policed=engine.endpoint_policy(HOST_ENDPOINT) is not None,
         )
 
     def _usage(self) -> list[pb.MapUsage]:
@@ -87,31 +94,39 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         ]
 
     async def ListEndpoints(self, request: pb.ListEndpointsRequest, context: Any) -> pb.ListEndpointsResponse:  # noqa: N802
-        engine = self._knowledge.engine
-        found = self._knowledge.manager.endpoints
-        return pb.ListEndpointsResponse(
-            endpoints=[views.endpoint_view(found[number], engine.endpoint_policy(number)) for number in sorted(found)]
-        )
+        found = [self._endpoint(record) for _, record in sorted(self._knowledge.manager.endpoints.items())]
+        return pb.ListEndpointsResponse(endpoints=[*found, views.host_view(self._knowledge)])
+
+    def _endpoint(self, record: EndpointRecord) -> pb.Endpoint:
+        policy = self._knowledge.engine.endpoint_policy(record.endpoint.id)
+        return views.endpoint_view(record, policy, self._knowledge.realised)
+
+    def _named(self, text: str) -> pb.Endpoint:
+        """The endpoint that people mean; raises `NotFound`."""
+        if text in ("host", "reserved:host", str(HOST_ENDPOINT)):
+            return views.host_view(self._knowledge)
+        return self._endpoint(self._knowledge.endpoint(text))
 
     async def GetEndpoint(self, request: pb.GetEndpointRequest, context: Any) -> pb.GetEndpointResponse:  # noqa: N802
-        record = self._knowledge.endpoint(request.endpoint)
-        policy = self._knowledge.engine.endpoint_policy(record.endpoint.id)
-        return pb.GetEndpointResponse(endpoint=views.endpoint_view(record, policy))
+        return pb.GetEndpointResponse(endpoint=self._named(request.endpoint))
 
     async def ListPolicies(self, request: pb.ListPoliciesRequest, context: Any) -> pb.ListPoliciesResponse:  # noqa: N802
-        records = self._knowledge.manager.endpoints.values()
-        return pb.ListPoliciesResponse(policies=views.policies_view(self._knowledge.engine, records))
+        return pb.ListPoliciesResponse(
+            policies=views.policies_view(self._knowledge), pressure=self._knowledge.engine.pressure()
+        )
 
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Any) -> pb.GetPolicyResponse:  # noqa: N802
         engine = self._knowledge.engine
-        record = self._knowledge.endpoint(request.endpoint)
-        policy = engine.endpoint_policy(record.endpoint.id)
+        endpoint = self._named(request.endpoint)
+        policy = engine.endpoint_policy(endpoint.id)
+        if policy is None and endpoint.host:
+            return pb.GetPolicyResponse(endpoint=endpoint)  # no policy selects the node
         if policy is None:
-            raise Unavailable(f"endpoint {record.endpoint.id}: its policy is not computed yet; try again")
+            raise Unavailable(f"endpoint {endpoint.id}: its policy is not computed yet; try again")
         return pb.GetPolicyResponse(
-            endpoint=views.endpoint_view(record, policy),
+            endpoint=endpoint,
             entries=views.policy_entries(
-                engine, policy.policy_id, engine.policy_entries(record.endpoint.id), engine.rulesets()
+                engine, policy.policy_id, engine.policy_entries(endpoint.id), engine.rulesets()
             ),
             isolating_ingress=[views.rule_view(ref) for ref in policy.isolating.get(Direction.INGRESS, ())],
             isolating_egress=[views.rule_view(ref) for ref in policy.isolating.get(Direction.EGRESS, ())],
@@ -166,7 +181,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             return None
         if request.map != pb.MAP_KIND_POLICY:
             raise Invalid("endpoint: only the policy map can be cut down to one endpoint")
-        policy = self._knowledge.engine.endpoint_policy(self._knowledge.endpoint(request.endpoint).endpoint.id)
+        policy = self._knowledge.engine.endpoint_policy(self._named(request.endpoint).id)
         return policy.policy_id if policy else 0
 
 

@@ -15,6 +15,7 @@ from services.agent.endpoints.pods import PodDirectory
 from services.agent.endpoints.records import EndpointRecord
 from services.agent.events.getters import PodRef
 from services.agent.learned import LearnedNames
+from services.agent.realised import Realised
 from services.agent.sources.identities import IdentityClient
 from services.common.errors import NotFound
 from services.flows.entries import NearestRule, PolicyRef, ServiceRef
@@ -33,9 +34,11 @@ class Knowledge:
         pods: PodDirectory,
         identities: IdentityClient,
         learned: LearnedNames,
+        realised: Realised,
     ) -> None:
         self.learned = learned
         self.engine, self.manager, self.pods, self.identities = engine, manager, pods, identities
+        self.realised = realised
         self._generation = 0
         self._local: dict[IPAddress, EndpointRecord] = {}
         self._counts: dict[str, int] = {}
@@ -87,8 +90,16 @@ class Knowledge:
         """The policies because of which an endpoint denies by default in a direction."""
         return tuple(_policy_ref(ref) for ref in self.engine.isolating(endpoint_id, Direction(direction)))
 
+    def divided(self) -> frozenset[int]:
+        """Identities whose addresses rules tell apart: `part_at` says what policy knows one of them by."""
+        return self.engine.divided()
+
+    def part_at(self, identity: int, address: bytes) -> int:
+        """What policy knows an address (16 bytes) of an identity by: the identity, or the part that has the address."""
+        return self.engine.part_at(identity, from_bytes(address))
+
     def nearest(self, endpoint_id: int, direction: int, peer: int, protocol: int, port: int) -> NearestRule | None:
-        """The allow rule that came nearest to letting a peer's connection pass."""
+        """The allow rule that came nearest to letting a peer's connection pass; `peer` may be part of an identity."""
         side = Direction(direction)
         found = self.engine.explain(endpoint_id, side, peer, protocol, port)
         if found is None or found.nearest is None:

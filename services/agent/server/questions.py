@@ -14,13 +14,13 @@ from services.agent.server.knowledge import Knowledge
 from services.agent.server.views import considered_view, rule_view
 from services.common.errors import Invalid, NotFound
 from services.common.pb.agent.v1 import agent_pb2 as pb
+from services.model.labels import POD_NAMESPACE, SOURCE_K8S
 from services.model.objects import ObjectKey, PolicyObject
 from services.model.verdict import Direction
 from services.policy.l7 import Request
 from services.policy.problems import PolicyInvalid
 from services.policy.simulate import Actor, Flip, Simulation, simulate
-from services.policy.verdict import Outcome
-from services.policy.world import Answer, Question, World, is_endpoint
+from services.policy.world import Answer, Fate, Question, World, is_endpoint
 
 MAX_FLOWS = 50_000
 MAX_DOCUMENTS = 1000
@@ -41,6 +41,7 @@ def explain(knowledge: Knowledge, asked: pb.Connection) -> pb.ExplainPolicyRespo
         source_identity=max(question.source.id, 0),
         destination_identity=max(question.destination.id, 0),
         passes=all(world.answer(question, direction).passes for direction in Direction),
+        enforcement=world.mode.value,
     )
     for direction, subject in ((Direction.EGRESS, source), (Direction.INGRESS, destination)):
         response.directions.append(_explained(knowledge, world, question, direction, subject))
@@ -62,10 +63,14 @@ def _explained(
     explanation = world.explain(question, direction)
     engine = knowledge.engine
     found.considered.extend(considered_view(engine, one) for one in explanation.considered)
-    if not answer.passes and explanation.decision.outcome is not Outcome.DENY and explanation.nearest is not None:
+    told = answer.passes or answer.fate in (Fate.DENIED, Fate.CONFLICT)
+    if not told and explanation.nearest is not None:
         found.nearest.CopyFrom(considered_view(engine, explanation.nearest))
     closing = dict.fromkeys(policy.key for policy, spec in world.specs(subject.party) if direction in spec.default_deny)
     found.isolating.extend(rule_view(engine.policy_ref(key, direction)) for key in closing)
+    found.conflicts.extend(str(conflict) for conflict in world.conflicts(subject.party))
+    namespace = subject.party.view.value(SOURCE_K8S, POD_NAMESPACE)
+    found.audited = engine.audit.everywhere or namespace in engine.audit.namespaces
     return found
 
 
@@ -85,11 +90,14 @@ class Replay:
             raise Invalid(f"documents: {invalid}") from invalid
         self._cast = Cast(knowledge, self._before)
         self._flows = list(request.flows)
+        self._audit = str(knowledge.engine.audit)
 
     def run(self) -> pb.SimulatePolicyResponse:
         """Every flip and every recorded flow that would meet another verdict."""
         found: Simulation = simulate(self._before, self._after, self._cast.everybody(self._before, self._after))
-        response = pb.SimulatePolicyResponse(complete=found.complete)
+        response = pb.SimulatePolicyResponse(
+            complete=found.complete, enforcement=self._before.mode.value, audit=self._audit
+        )
         room = FLIP_BYTES
         for flip in found.flips:
             view = _flip_view(flip)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from services.agent.abi.endpoints import HOST_ENDPOINT
 from services.agent.abi.policy import PolicyEntry, PolicyFlags, PolicyKey
 from services.agent.calc.answers import EndpointPolicy
 from services.agent.calc.catalogue import RuleRef
 from services.agent.calc.egress import EgressStatus
 from services.agent.calc.engine import Engine
 from services.agent.endpoints.records import EndpointRecord
+from services.agent.realised import Realised
+from services.agent.server.knowledge import Knowledge
 from services.common.pb.agent.v1 import agent_pb2 as pb
 from services.model.addresses import IPAddress
 from services.model.identity import RESERVED_LABELS, is_cluster, is_reserved
@@ -22,10 +25,10 @@ from services.policy.label_keys import label_keys
 _PROTOCOLS = {protocol: protocol.name for protocol in Protocol} | {Protocol.ICMPV6: "ICMPv6"}
 
 
-def endpoint_view(record: EndpointRecord, policy: EndpointPolicy | None) -> pb.Endpoint:
+def endpoint_view(record: EndpointRecord, policy: EndpointPolicy | None, realised: Realised) -> pb.Endpoint:
     """One endpoint; `policy` is None until it was first computed."""
     endpoint = record.endpoint
-    return pb.Endpoint(
+    found = pb.Endpoint(
         id=endpoint.id,
         namespace=endpoint.namespace,
         pod=endpoint.pod,
@@ -37,13 +40,42 @@ def endpoint_view(record: EndpointRecord, policy: EndpointPolicy | None) -> pb.E
         addresses=[str(address) for address in endpoint.addresses],
         identity=endpoint.identity,
         labels=record.labels.texts(),
-        policy_id=policy.policy_id if policy else 0,
-        policy_revision=policy.revision if policy else 0,
-        ingress_enforced=bool(policy and policy.enforced.get(Direction.INGRESS)),
-        egress_enforced=bool(policy and policy.enforced.get(Direction.EGRESS)),
         state="ready" if policy else "waiting-for-policy",
         netns=endpoint.netns,
     )
+    if policy is not None:
+        _put_policy(found, policy, realised)
+    return found
+
+
+def host_view(knowledge: Knowledge) -> pb.Endpoint:
+    """The node itself."""
+    party, policy = knowledge.engine.host(), knowledge.engine.endpoint_policy(HOST_ENDPOINT)
+    found = pb.Endpoint(
+        id=HOST_ENDPOINT,
+        addresses=[str(address) for address in party.addresses],
+        identity=party.id,
+        labels=(party.node or party.view).labels.texts(),
+        state="ready",
+        host=True,
+        audit=knowledge.engine.audits(None),
+    )
+    if policy is not None:
+        _put_policy(found, policy, knowledge.realised)
+    return found
+
+
+def _put_policy(found: pb.Endpoint, policy: EndpointPolicy, realised: Realised) -> None:
+    found.policy_id = policy.policy_id
+    found.policy_revision, found.policy_revision_pending = realised.of(policy)
+    found.ingress_enforced = bool(policy.enforced.get(Direction.INGRESS))
+    found.egress_enforced = bool(policy.enforced.get(Direction.EGRESS))
+    found.audit = policy.audited
+    if policy.closed:
+        found.state, found.closed = "closed", policy.closed
+    found.problems.extend(f"rules conflict: {conflict}" for conflict in policy.conflicts)
+    if found.policy_revision_pending and not policy.conflicts:
+        found.problems.append("the kernel's maps refuse entries; see: ciliate status")
 
 
 def rule_view(ref: RuleRef, rule_id: int = 0) -> pb.Rule:
@@ -103,7 +135,9 @@ def policy_entries(
 
 
 def verdict_name(entry: PolicyEntry) -> str:
-    """ "allow", "deny" or "http"."""
+    """ "allow", "deny", "http", or "closed" where one entry stands for a policy without room."""
+    if entry.flags & PolicyFlags.FULL:
+        return "closed"
     if entry.flags & PolicyFlags.DENY:
         return "deny"
     return "http" if entry.l7_ruleset else "allow"
@@ -114,12 +148,17 @@ def protocol_name(number: int) -> str:
     return _PROTOCOLS.get(Protocol(number), str(number)) if number in _PROTOCOLS else str(number)
 
 
-def policies_view(engine: Engine, records: Iterable[EndpointRecord]) -> Iterable[pb.Policy]:
-    """Every policy document, with the endpoints that it selects."""
+def policies_view(knowledge: Knowledge) -> Iterable[pb.Policy]:
+    """Every policy document, with the endpoints that it selects and those of them that do not obey it yet."""
+    engine = knowledge.engine
     chosen: dict[ObjectKey, list[int]] = {}
-    for record in records:
-        for key in engine.selecting(record.endpoint.id):
-            chosen.setdefault(key, []).append(record.endpoint.id)
+    waiting: set[int] = set()
+    for number in (*knowledge.manager.endpoints, HOST_ENDPOINT):
+        for key in engine.selecting(number):
+            chosen.setdefault(key, []).append(number)
+        obeyed = engine.endpoint_policy(number)
+        if obeyed is not None and (obeyed.closed or knowledge.realised.of(obeyed)[1]):
+            waiting.add(number)
     in_force = engine.policies()
     for status in engine.policy_status():
         key, policy = status.key, in_force.get(status.key)
@@ -134,10 +173,11 @@ def policies_view(engine: Engine, records: Iterable[EndpointRecord]) -> Iterable
             endpoints=sorted(chosen.get(key, ())),
             ingress_rules=directions.count(Direction.INGRESS),
             egress_rules=directions.count(Direction.EGRESS),
-            warnings=[str(warning) for warning in status.warnings],
+            warnings=[str(warning) for warning in (*status.warnings, *status.conflicts)],
             in_force=status.in_force,
             revision=status.revision,
             label_keys=label_keys(policy) if policy else (),
+            pending=sorted(waiting & set(chosen.get(key, ()))),
         )
 
 

@@ -44,6 +44,9 @@ class Verdict(Protocol):
     @property
     def warnings(self) -> Sequence[object]: ...
 
+    @property
+    def conflicts(self) -> Sequence[object]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -85,7 +88,16 @@ class Watched(Protocol):
 
 
 def wanted(verdict: Verdict) -> dict[str, str]:
-    """The condition that a policy should have, without its time."""
+    """The condition that a policy should have, without its time.
+
+    `Valid` is about the document: one that conflicts with another is valid, and its reason says that where both select
+    an endpoint neither can be computed.
+    """
+    if not verdict.problems and verdict.conflicts:
+        conflicts = "; ".join(str(each) for each in verdict.conflicts)
+        return _condition(
+            "True", "Conflict", f"accepted, but endpoints that both select keep what they had: {conflicts}"
+        )
     if not verdict.problems:
         warnings = "; ".join(str(each) for each in verdict.warnings)
         message = f"accepted, with warnings: {warnings}" if warnings else "Policy validation succeeded"

@@ -82,7 +82,8 @@ async def said_to_people(cluster: Cluster, node: Node) -> None:
     cluster.apply(network_policy("servers", "server", "client", PORT))
     await eventually(lambda: has_policy(node))
     endpoints = (await ask(node, "ListEndpoints", pb.ListEndpointsRequest())).endpoints
-    assert [endpoint.pod for endpoint in endpoints] == ["near", "client", "stranger"]
+    assert [endpoint.pod for endpoint in endpoints if not endpoint.host] == ["near", "client", "stranger"]
+    assert [endpoint.identity for endpoint in endpoints if endpoint.host] == [1]
     near = (await ask(node, "GetEndpoint", pb.GetEndpointRequest(endpoint="near"))).endpoint
     assert (near.ingress_enforced, near.egress_enforced, near.state) == (True, False, "ready")
     assert "k8s:app=server" in near.labels

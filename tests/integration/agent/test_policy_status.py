@@ -90,7 +90,7 @@ class Agent:
         self.source = KubernetesSource(client, CILIUM_POLICIES, backoff)
         self.engine = Engine("node1", sources=())
         self.engine.apply(Synced("x"))
-        self.writer = StatusWriter(client, [self.source], self.engine.policy_status, 0.01, backoff)
+        self.writer = StatusWriter(client, [self.source], self.engine.policy_verdicts, 0.01, backoff)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:

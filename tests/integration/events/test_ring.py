@@ -54,6 +54,12 @@ class NoNames:
     def nearest(self, endpoint_id: int, direction: int, peer: int, protocol: int, port: int) -> NearestRule | None:
         return None
 
+    def divided(self) -> frozenset[int]:
+        return frozenset()
+
+    def part_at(self, identity: int, address: bytes) -> int:
+        return identity
+
     def isolating(self, endpoint_id: int, direction: int) -> tuple[PolicyRef, ...]:
         return ()
 

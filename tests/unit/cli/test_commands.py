@@ -19,6 +19,7 @@ from services.cli.flowfilter import Filters
 from services.cli.output import Output, cell, render, render_one
 from services.cli.sandbox import find_pod, read_manifests, up
 from services.common.errors import Invalid, NotFound, Unavailable
+from services.common.pb.agent.v1 import agent_pb2
 from services.sandbox import state
 
 NOW = datetime.datetime(2026, 11, 23, 5, 0, tzinfo=datetime.UTC)
@@ -219,7 +220,7 @@ def test_policy_entries_in_words() -> None:
     text = render([whole], inspection.ENTRY_COLUMNS, Output.TABLE)
     assert "any" in text
     assert "1024-2047/TCP" in text
-    assert "no policy selects it" in text
+    assert "nothing closes this direction" in text
 
 
 def test_several_maps_are_several_tables() -> None:
@@ -244,6 +245,12 @@ def test_status_shows_what_is_wrong_first_hand() -> None:
         "rss_bytes": "90000000",
         "components": [{"name": "relay", "health": "HEALTH_DEGRADED", "message": "away"}],
         "policy_errors": ["p: spec: wrong"],
+        "policy_pressure": ["endpoints 3 need 9 policy entries and find no room"],
+        "policy_revision": 8,
+        "policy_revision_realised": 7,
+        "policy_enforcement": "always",
+        "policy_audit": "namespaces a",
+        "host_policed": True,
     }
     relay = {"status": "SERVING", "num_flows": "3", "max_flows": "10", "num_connected_nodes": 2, "flows_rate": 1.25}
     found = {"sandbox": "default", "identity": {"error": "the identity service at x does not answer"}, "relay": relay}
@@ -253,7 +260,44 @@ def test_status_shows_what_is_wrong_first_hand() -> None:
     assert "degraded: relay" in text
     assert "90 MB" in text
     assert "! node1: p: spec: wrong" in text
+    assert "! node1: endpoints 3 need 9 policy entries and find no room" in text
+    assert "revision 7, 8 pending, enforcement always, audit namespaces a, host policed" in text
     assert "! node2: gone" in text
+
+
+def endpoint(**fields: object) -> dict[str, object]:
+    item = inspection.as_item(agent_pb2.Endpoint(id=3, namespace="default", pod="web", state="ready"), node="n1")
+    return {**item, **fields}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"policy_revision": 7}, ["default/web", "off", "7", "ready"]),
+        ({"host": True, "ingress_enforced": True}, ["(host)", "ingress"]),
+        ({"policy_revision": 7, "policy_revision_pending": 9}, ["7, 9 pending"]),
+        ({"egress_enforced": True, "audit": True}, ["egress (audit)"]),
+        ({"state": "closed", "closed": "no room (drop reason X)"}, ["closed: no room (drop reason X)"]),
+        ({"problems": ["rules conflict: a and b"]}, ["ready; rules conflict: a and b"]),
+    ],
+)
+def test_an_endpoint_says_what_it_obeys_and_what_not(fields: dict[str, object], words: list[str]) -> None:
+    text = render([endpoint(**fields)], inspection.ENDPOINT_COLUMNS, Output.TABLE)
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"in_force": True}, "in force"),
+        ({"in_force": True, "pending": [3, 4]}, "in force, pending on endpoints 3, 4"),
+        ({"in_force": True, "error": "spec: wrong"}, "older version in force"),
+        ({"in_force": False, "error": "spec: wrong"}, "rejected"),
+    ],
+)
+def test_a_policy_says_whether_it_is_in_force(fields: dict[str, object], words: str) -> None:
+    item = {**inspection.as_item(agent_pb2.Policy(kind="NetworkPolicy", name="p"), node="n1"), **fields}
+    assert words in render([item], inspection.POLICY_COLUMNS, Output.TABLE)
 
 
 PODS = [

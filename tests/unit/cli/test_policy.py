@@ -217,6 +217,8 @@ def test_an_explanation_in_words() -> None:
         "considered": [MISSED],
         "nearest": MISSED,
         "isolating": [{**RULE, "path": ""}],
+        "conflicts": ["a and b: two modes"],
+        "audited": True,
     }
     egress = {"direction": "egress", "subject": "world", "has_policy": False}
     item = {
@@ -225,11 +227,15 @@ def test_an_explanation_in_words() -> None:
         "source_identity": 2,
         "destination_identity": 300,
         "passes": False,
+        "enforcement": "always",
         "directions": [egress, ingress],
     }
     text = policy_text.explained(item, "81", "")
     assert "port 81: not allowed" in text
-    assert "it is no pod" in text
+    assert "no pod and no known node" in text
+    assert "policy is enforced always" in text
+    assert "audited: whatever is refused here passes all the same" in text
+    assert "conflict: a and b: two modes" in text
     assert "closed by CiliumNetworkPolicy ns/p (revision 7)" in text
     assert "nearest rule: CiliumNetworkPolicy ns/p spec.ingress[0] (revision 7), other peer and port" in text
     assert "from role=frontend, namespace=ns; 80/TCP" in text
@@ -243,6 +249,8 @@ def test_a_simulation_in_words() -> None:
         "flips": [flip, {**flip, "ports": "81/TCP"}],
         "flows": [{"flow": 0, "after": NO}],
         "complete": False,
+        "enforcement": "never",
+        "audit": "everywhere",
     }
     item = policy_text.simulation(answer, recorded, "1h")
     assert (item["flows_looked_at"], item["flows"][0]["count"], item["flows"][0]["port"]) == (2, 2, "80/TCP")
@@ -251,5 +259,7 @@ def test_a_simulation_in_words() -> None:
     assert "a, b, c and 1 more" in text
     assert "80/TCP, 81/TCP" in text
     assert "2 of 2 recorded flows of the last 1h would meet another verdict:" in text
-    nothing = policy_text.simulated(policy_text.simulation({"flips": [], "flows": [], "complete": True}, [], "5m"))
+    assert text.startswith("policy is enforced never\naudit everywhere: there everything passes")
+    empty = {"flips": [], "flows": [], "complete": True, "enforcement": "default", "audit": ""}
+    nothing = policy_text.simulated(policy_text.simulation(empty, [], "5m"))
     assert "no pair of pods would meet another verdict" in nothing

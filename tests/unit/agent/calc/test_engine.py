@@ -7,7 +7,8 @@ import ipaddress
 from typing import Any
 
 from services.agent.abi.endpoints import EndpointFlags
-from services.agent.abi.policy import FIXED_BITS, PolicyEntry, PolicyKey
+from services.agent.abi.policy import FIXED_BITS, PolicyEntry, PolicyFlags, PolicyKey
+from services.agent.calc.binding import Capabilities
 from services.agent.calc.endpoints import Audit
 from services.agent.calc.engine import Engine
 from services.agent.calc.maps import Change, HttpRulesets, Put, Remove, policy_entry, policy_key
@@ -17,20 +18,26 @@ from services.model.verdict import Direction
 from services.policy.compile import Effect, Slot, Value
 from services.policy.l7 import HttpRule
 from services.policy.verdict import Mode
+from services.policy.world import Fate, Question
 from tests.unit.agent.calc.kernel import Kernel
 from tests.unit.agent.calc.states import (
     ALLOW_OTHER,
     FRONTEND,
     GUARDED,
+    HOST_CLOSED,
+    HOST_OPEN,
     HTTP_POLICY,
     IN,
     NAMED,
     NODE,
+    NODE_ITSELF,
     OTHER,
     PLAIN_80,
     RENUMBERED,
     WEB,
+    WORLD,
     State,
+    ccnp,
     cnp,
     difference,
     labels,
@@ -291,6 +298,13 @@ def test_what_finds_no_room_is_closed_as_a_whole_and_named() -> None:
     ref = engine.catalogue.get(rule_id)
     assert ref is not None
     assert ref.name == "policy-map-full"
+    (closing, *_) = [
+        PolicyEntry.unpack(raw) for raw in kernel.maps["policy"].values() if rule_id.to_bytes(4, "little") in raw
+    ]
+    assert closing.flags == PolicyFlags.DENY | PolicyFlags.FULL
+    state = engine.endpoint_policy(1)
+    assert state is not None
+    assert state.closed == "no room for its policy in the map (drop reason POLICY_MAP_FULL)"
     assert kernel.verdict(2, IN, FRONTEND, 6, 80)[0] == "allow", "who fits is served"
     (message,) = engine.pressure()
     assert message.startswith("endpoints 1 need ")
@@ -357,12 +371,21 @@ def test_rules_that_cannot_be_merged_leave_the_endpoint_what_it_had() -> None:
     assert found is not None
     reason = "one port has http and kafka rules"
     assert [(c.first.name, c.second.name, c.reason) for c in found.conflicts] == [("deny-all-ingress", "kafka", reason)]
-    told = {status.key.name: [str(w.message) for w in status.warnings] for status in engine.policy_status()}
+    told = {status.key.name: [str(w.message) for w in status.conflicts] for status in engine.policy_status()}
     other = "conflicts with CiliumNetworkPolicy default/{} spec.ingress[0]: " + reason
     for name, rival in (("deny-all-ingress", "kafka"), ("kafka", "deny-all-ingress")):
         message = f"policy computation error: {other.format(rival)}; endpoints 1 keep what they had"
         assert message in told[name]
     assert told["allow-other"] == []
+    # Every node says the same on the policies themselves, whoever runs there.
+    elsewhere, _ = engine_at(
+        State({k: u for k, u in (GUARDED + KAFKA + ALLOW_OTHER).updates.items() if k != ("endpoint", 1)})
+    )
+    spoken = {status.key.name: [c.message for c in status.conflicts] for status in elsewhere.policy_verdicts()}
+    assert spoken == {status.key.name: [c.message for c in status.conflicts] for status in engine.policy_verdicts()}
+    assert spoken["kafka"] == [other.format("deny-all-ingress")]
+    assert spoken["allow-other"] == []
+    assert found.conflicting_since == engine.revision
 
     # New identities still meet the rules that it has.
     lead(engine, kernel, State(), remote(NumericIdentity(302), "10.244.2.77/32", "frontend-9"))
@@ -382,6 +405,9 @@ def test_an_endpoint_that_never_had_a_policy_is_closed_by_a_conflict() -> None:
     assert kernel.verdict(1, Direction.EGRESS, OTHER, 6, 80)[0] == "drop"
     assert kernel.verdict(1, IN, NumericIdentity(1), 6, 80)[0] == "allow"
     assert {ref.name for ref in engine.isolating(1, IN)} == {"deny-all-ingress", "kafka"}
+    found = engine.endpoint_policy(1)
+    assert found is not None
+    assert found.closed == "rules conflict, and it never had others (drop reason POLICY_DENIED)"
     assert kernel.verdict(2, IN, OTHER, 6, 80)[0] == "allow"
 
 
@@ -389,3 +415,73 @@ def test_where_nothing_is_enforced_nothing_conflicts() -> None:
     engine, kernel = engine_at(GUARDED + KAFKA, mode=Mode.NEVER)
     assert kernel.verdict(1, IN, FRONTEND, 6, 80)[0] == "allow"
     assert engine.endpoint_policy(1).conflicts == ()  # type: ignore[union-attr]
+
+
+def test_the_node_is_attributed_and_explained_like_a_pod() -> None:
+    engine, kernel = engine_at(HOST_CLOSED)
+    outcome, _, rule_id = kernel.verdict(NODE_ITSELF, IN, WORLD, 6, 22)
+    ref = engine.catalogue.get(rule_id)
+    assert outcome == "allow"
+    assert ref is not None
+    assert (ref.name, ref.path) == ("nodes", "spec.ingress[0]")
+    assert [ref.name for ref in engine.isolating(NODE_ITSELF, IN)] == ["nodes"]
+    assert engine.isolating(NODE_ITSELF, Direction.EGRESS) == ()
+    found = engine.explain(NODE_ITSELF, IN, WORLD, 6, 80)
+    assert found is not None
+    assert found.nearest is not None
+    assert found.nearest.rule.path == "spec.ingress[0]"
+    assert engine.selecting(NODE_ITSELF) == {ObjectKey("CiliumClusterwideNetworkPolicy", "", "nodes")}
+
+
+def test_only_rules_close_a_node() -> None:
+    _, kernel = engine_at(HOST_OPEN, mode=Mode.ALWAYS)
+    assert kernel.endpoint(NODE_ITSELF) is None
+    _, kernel = engine_at(HOST_CLOSED, mode=Mode.ALWAYS)
+    assert kernel.verdict(NODE_ITSELF, IN, WORLD, 6, 80)[0] == "drop"
+    assert kernel.verdict(NODE_ITSELF, Direction.EGRESS, WORLD, 6, 80)[0] == "allow"
+    for off in (
+        engine_at(HOST_CLOSED, mode=Mode.NEVER),
+        engine_at(HOST_CLOSED, capabilities=Capabilities(host_policies=False)),
+    ):
+        assert off[1].endpoint(NODE_ITSELF) is None
+    (status,) = off[0].policy_status()
+    assert [str(warning) for warning in status.warnings] == [
+        f"spec.ingress[{n}]: policies for nodes are not enforced here: host_firewall is off" for n in (0, 1)
+    ]
+    # That this node has it switched off is not what the whole cluster reads on the policy.
+    assert off[0].policy_verdicts()[0].warnings == ()
+
+
+def test_what_nobody_looks_into_at_a_node_is_refused() -> None:
+    dns = {"toPorts": ports("53", protocol="UDP", rules={"dns": [{"matchPattern": "*.example"}]})}
+    engine, kernel = engine_at(HOST_OPEN + ccnp("names", nodeSelector={}, egress=[dns]))
+    assert kernel.verdict(NODE_ITSELF, Direction.EGRESS, WORLD, 17, 53)[0] == "deny"
+    (status,) = engine.policy_status()
+    assert [str(warning) for warning in status.warnings] == [
+        "spec.egress[0]: dns rules on egress of nodes are not enforced yet: the traffic is refused"
+    ]
+    question = Question(engine.host(), engine.parties()[int(WORLD)], 17, 53)
+    assert engine.world().answer(question, Direction.EGRESS).fate is Fate.REFUSED
+
+
+def test_numbers_of_pods_policies_do_not_depend_on_what_nodes_have() -> None:
+    pods, _ = engine_at(GUARDED)
+    _, kernel = engine_at(GUARDED + HOST_CLOSED)
+    info, host = kernel.endpoint(1), kernel.endpoint(NODE_ITSELF)
+    assert info is not None
+    assert host is not None
+    before = pods.endpoint_policy(1)
+    assert before is not None
+    assert info.policy_id == before.policy_id != host.policy_id
+    assert (host.id, host.identity, host.ifindex) == (NODE_ITSELF, 1, 0)
+
+
+def test_the_node_is_audited_only_where_everything_is() -> None:
+    for audit, flags in (
+        (Audit(everywhere=True), EndpointFlags.AUDIT),
+        (Audit(namespaces=frozenset({"", "default"})), 0),
+    ):
+        _, kernel = engine_at(HOST_CLOSED, audit=audit)
+        host = kernel.endpoint(NODE_ITSELF)
+        assert host is not None
+        assert host.flags == flags

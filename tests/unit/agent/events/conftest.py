@@ -29,6 +29,7 @@ class StubNames:
     rules: dict[int, PolicyRef] = field(default_factory=dict)
     isolation: dict[tuple[int, int], tuple[PolicyRef, ...]] = field(default_factory=dict)
     services: dict[int, ServiceRef] = field(default_factory=dict)
+    parts: dict[tuple[int, bytes], int] = field(default_factory=dict)
     near: NearestRule | None = None
     dns: dict[bytes, tuple[str, ...]] = field(default_factory=dict)
     asked: int = 0
@@ -46,6 +47,12 @@ class StubNames:
 
     def rule_policy(self, rule_id: int) -> PolicyRef | None:
         return self.rules.get(rule_id)
+
+    def divided(self) -> frozenset[int]:
+        return frozenset(identity for identity, _ in self.parts)
+
+    def part_at(self, identity: int, address: bytes) -> int:
+        return self.parts.get((identity, address), identity)
 
     def isolating(self, endpoint_id: int, direction: int) -> tuple[PolicyRef, ...]:
         return self.isolation.get((endpoint_id, direction), ())

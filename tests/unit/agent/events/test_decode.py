@@ -104,6 +104,15 @@ def test_default_deny_names_the_nearest_rule_once_per_case(
     assert names.explained == [(7, 1, 1001, 6, 80), (7, 1, 1001, 6, 81), (7, 1, 1003, 6, 80), (7, 1, 1001, 1, 8)]
 
 
+def test_the_nearest_rule_is_that_of_the_part_concerned(records: Any, enricher: Enricher, names: Any) -> None:
+    here, there = (bytes([0] * 15 + [number]) for number in (1, 2))
+    names.parts = {(1001, here): 5001, (1001, there): 5002}
+    drop = {"type": 2, "drop_reason": 133}
+    rows = [{**drop, "saddr": here}, {**drop, "saddr": there}, {**drop, "saddr": bytes(16)}, {**drop, "saddr": here}]
+    decode.connections(records.flow(*rows), enricher, wall)
+    assert names.explained == [(7, 1, 5001, 6, 80), (7, 1, 5002, 6, 80), (7, 1, 1001, 6, 80)]
+
+
 def test_a_scan_of_ports_is_not_explained_port_by_port(
     records: Any, enricher: Enricher, dictionaries: Dictionaries, names: Any
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from services.agent.calc.endpoints import Audit
 from services.agent.calc.engine import Engine
 from services.agent.server import questions
 from services.common.errors import Invalid, NotFound
@@ -20,11 +21,13 @@ from services.model.objects import (
     IdentityUpserted,
     IpEntry,
     IpUpserted,
+    KubeNode,
     ObjectKey,
     Pod,
     PolicyObject,
     Upserted,
 )
+from services.policy.verdict import Mode
 
 WEB, CLIENT = NumericIdentity(300), NumericIdentity(301)
 PODS = (("web-1", WEB, "10.0.0.1"), ("web-2", WEB, "10.0.1.1"), ("client", CLIENT, "10.0.0.9"))
@@ -180,3 +183,141 @@ def test_recorded_sides_whose_identity_is_gone_are_known_by_their_labels(knowled
     gone = pb.Peer(identity=5000, labels=labels, pod="default/client-old", address="10.0.0.77")
     connection = pb.Connection(source=gone, destination=pb.Peer(name="web-1"), protocol=6, port=8080)
     assert questions.explain(knowledge, connection).passes
+
+
+HOST_POLICY = {
+    "apiVersion": "cilium.io/v2",
+    "kind": "CiliumClusterwideNetworkPolicy",
+    "metadata": {"name": "nodes"},
+    "spec": {
+        "nodeSelector": {"matchLabels": {"zone": "a"}},
+        "ingress": [{"fromEntities": ["cluster"]}, {"toPorts": [{"ports": [{"port": "22", "protocol": "TCP"}]}]}],
+    },
+}
+
+
+@pytest.fixture
+def nodes(knowledge: Any) -> Any:
+    """This node and another one of the zone, and one elsewhere."""
+    for name, zone, address in (
+        ("node1", "a", "192.168.0.1"),
+        ("node2", "a", "192.168.0.2"),
+        ("node3", "b", "fd99::3"),
+    ):
+        knowledge.engine.apply(Upserted(KubeNode(name, {"zone": zone})))
+        entry = IpEntry(ipaddress.ip_network(address), NumericIdentity(6), name)
+        knowledge.identities.entries[entry.prefix] = entry
+    return knowledge
+
+
+def applied(knowledge: Any, *documents: dict[str, Any]) -> Any:
+    for each in documents:
+        metadata = each["metadata"]
+        namespace = "" if each["kind"] == "CiliumClusterwideNetworkPolicy" else metadata.get("namespace", "default")
+        key = ObjectKey(each["kind"], namespace, metadata["name"])
+        knowledge.engine.apply(Upserted(PolicyObject(key, each)))
+    knowledge.engine.flush()
+    return knowledge
+
+
+@pytest.mark.parametrize(
+    ("node", "policed", "name"),
+    [
+        ("host", True, "host"),
+        ("node1", True, "host"),
+        ("192.168.0.1", True, "host"),
+        ("node2", True, "node node2"),
+        ("192.168.0.2", True, "node node2"),
+        ("node3", False, "node node3"),
+        ("fd99::3", False, "node node3"),
+    ],
+)
+def test_nodes_are_asked_like_pods(nodes: Any, node: str, policed: bool, name: str) -> None:
+    applied(nodes, HOST_POLICY)
+    found = questions.explain(nodes, asked("8.8.8.8", node, 80))
+    assert (found.destination, found.passes) == (name, not policed)
+    ingress = found.directions[1]
+    assert ingress.has_policy
+    assert [rule.name for rule in ingress.isolating] == (["nodes"] if policed else [])
+    assert len(ingress.considered) == (2 if policed else 0)
+    assert questions.explain(nodes, asked("8.8.8.8", node, 22)).passes
+    assert questions.explain(nodes, asked("client", node, 80)).passes
+    assert questions.explain(nodes, asked("host", "web-1", 80)).passes
+
+
+def test_a_simulation_names_nodes_that_are_alike_together(nodes: Any) -> None:
+    found = simulated(nodes, documents=[json.dumps(HOST_POLICY)])
+    closed = {tuple(flip.destination) for flip in found.flips if flip.source[0] == "world (IPv4)"}
+    assert closed == {("host",), ("node node2",)}
+    assert all(not flip.after.passes for flip in found.flips)
+    applied(nodes, HOST_POLICY)
+    gone = simulated(nodes, deletions=["CiliumClusterwideNetworkPolicy nodes"])
+    assert {tuple(flip.destination) for flip in gone.flips} == closed
+
+
+def mode(name: str, mode: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {
+            "endpointSelector": {"matchLabels": {"app": "web"}},
+            "ingress": [{"fromEndpoints": [{}], "authentication": {"mode": mode}}],
+        },
+    }
+
+
+def test_what_conflicts_is_said_to_be_closed_by_it(knowledge: Any) -> None:
+    both = mode("one", "required"), mode("two", "disabled")
+    found = simulated(knowledge, documents=[json.dumps(each) for each in both])
+    assert {flip.after.fate.partition(":")[0] for flip in found.flips} == {"rules conflict"}
+    applied(knowledge, *both)
+    answer = questions.explain(knowledge, asked("client", "web-1"))
+    ingress, egress = answer.directions[1], answer.directions[0]
+    assert not answer.passes
+    reason = "authentication is both disabled and required"
+    assert list(ingress.conflicts) == [
+        "CiliumNetworkPolicy default/one spec.ingress[0] and CiliumNetworkPolicy default/two spec.ingress[0]: " + reason
+    ]
+    assert list(ingress.answer.requests) == list(ingress.conflicts)
+    assert not ingress.HasField("nearest")
+    assert not egress.conflicts
+    # The whole subject is not computed: its other direction, too.
+    assert questions.explain(knowledge, asked("web-1", "client")).directions[0].conflicts
+
+
+def test_modes_and_audit_are_mentioned() -> None:
+    engine = Engine("node1", sources=(), mode=Mode.ALWAYS, audit=Audit(namespaces=frozenset({"default"})))
+    asking = SimpleNamespace(
+        engine=engine,
+        identities=SimpleNamespace(entries={}),
+        manager=SimpleNamespace(endpoints={}),
+        pods=SimpleNamespace(all=list),
+    )
+    entry = IpEntry(ipaddress.ip_network("10.0.0.1"), WEB, "node2", None, "default", "web")
+    asking.identities.entries[entry.prefix] = entry
+    engine.apply(IdentityUpserted(Identity(WEB, pod_identity_labels({"app": "web"}, "default", {}))))
+    engine.apply(IpUpserted(entry))
+    engine.flush()
+    found = questions.explain(asking, asked("world", "web"))
+    assert found.enforcement == "always"
+    assert [each.audited for each in found.directions] == [False, True]
+    simulation = simulated(asking, documents=[json.dumps(document([]))])
+    assert (simulation.enforcement, simulation.audit) == ("always", "namespaces default")
+
+
+def test_a_pod_whose_families_a_block_tells_apart_is_looked_at_by_each(knowledge: Any) -> None:
+    entry = IpEntry(ipaddress.ip_network("fd00::9/128"), CLIENT, "node2", None, "default", "client")
+    knowledge.identities.entries[entry.prefix] = entry
+    knowledge.engine.apply(IpUpserted(entry))
+    knowledge.engine.flush()
+    block = document([{"from": [{"ipBlock": {"cidr": "10.0.0.0/24"}}], "ports": [{"port": 9}]}, *FROM_CLIENT])
+    found = simulated(knowledge, documents=[json.dumps(block)])
+    flips = {(tuple(flip.source), flip.ports) for flip in found.flips if flip.source[0].startswith("default/client")}
+    assert flips == {(("default/client (IPv4)",), "9/TCP")}
+    worlds = {(flip.source[0], tuple(flip.destination)) for flip in found.flips if flip.source[0].startswith("world")}
+    assert not worlds
+    # By the other family alone.
+    sixth = document([{"from": [{"ipBlock": {"cidr": "fd00::/64"}}], "ports": [{"port": 9}]}, *FROM_CLIENT])
+    found = simulated(knowledge, documents=[json.dumps(sixth)])
+    assert {tuple(flip.source) for flip in found.flips} == {("default/client (IPv6)",), ("fd00::/64",)}
