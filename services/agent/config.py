@@ -118,7 +118,8 @@ class Config(BaseConfig):
         description="connect sockets to Services' backends, instead of translating packets; auto: where possible",
     )
     cgroup_root: str = Field(
-        "", description="cgroup2 directory whose processes that concerns; empty = all, where cgroup2 is mounted"
+        "",
+        description="cgroup2 directory whose processes that concerns; empty = all, where the whole tree is mounted",
     )
     socket_lb_max: int = Field(131_072, description="sockets whose Service is remembered", ge=1024)
     flow_capacity: int = Field(131_072, description="flows kept on the node", ge=1024)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from services.agent.datapath.cgroup import SocketHooks, find_cgroup2
+from services.agent.datapath.cgroup import SocketHooks, whole_tree
 from services.agent.datapath.loader_client import Loaded
 from services.agent.datapath.units import SOCKET
 from services.agent.server.state import component
@@ -35,7 +35,7 @@ class SocketBalancing:
     def _probe(self, loaded: Loaded, cgroup_root: str) -> None:
         if SOCKET in loaded.refused:
             raise Unavailable(f"this kernel refuses its programs: {loaded.refused[SOCKET].splitlines()[0]}")
-        self._cgroup = Path(cgroup_root) if cgroup_root else find_cgroup2()
+        self._cgroup = Path(cgroup_root) if cgroup_root else whole_tree()
         self._hooks.probe()
 
     def _try(self, step: Callable[[], None]) -> None:

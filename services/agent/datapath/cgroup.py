@@ -31,6 +31,18 @@ def find_cgroup2(mounts: Path = MOUNTS) -> Path:
     raise NotFound("cgroup_root: no cgroup2 file system is mounted here")
 
 
+def whole_tree(mounts: Path = MOUNTS) -> Path:
+    """The cgroup2 tree with everything that runs on the node; raises `NotFound` where only a part is to be seen.
+
+    In a cgroup namespace of its own a container takes its own cgroup for the root: hooks there would meet nobody else.
+    Every cgroup but the root says of which type it is.
+    """
+    root = find_cgroup2(mounts)
+    if (root / "cgroup.type").exists():
+        raise NotFound(f"cgroup_root: {root} is this container's own part; mount the node's tree, and name it here")
+    return root
+
+
 class SocketHooks:
     """The hooks of one node: pinned programs of `root` on the cgroup directory `cgroup`."""
 

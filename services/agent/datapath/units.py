@@ -25,11 +25,8 @@ class AttachType(IntEnum):
     """`enum bpf_attach_type`, those in use; NONE for programs whose hook says it."""
 
     NONE = 0
-    CGROUP_INET_SOCK_CREATE = 2
     CGROUP_INET4_CONNECT = 10
     CGROUP_INET6_CONNECT = 11
-    CGROUP_INET4_POST_BIND = 12
-    CGROUP_INET6_POST_BIND = 13
     CGROUP_UDP4_SENDMSG = 14
     CGROUP_UDP6_SENDMSG = 15
     CGROUP_UDP4_RECVMSG = 19
@@ -75,8 +72,6 @@ SOCKET_HOOKS: Mapping[str, Kind] = {
     "sock_recvmsg6": Kind(ProgramType.CGROUP_SOCK_ADDR, AttachType.CGROUP_UDP6_RECVMSG),
     "sock_getpeername4": Kind(ProgramType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_GETPEERNAME),
     "sock_getpeername6": Kind(ProgramType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET6_GETPEERNAME),
-    "sock_bind4": Kind(ProgramType.CGROUP_SOCK, AttachType.CGROUP_INET4_POST_BIND),
-    "sock_bind6": Kind(ProgramType.CGROUP_SOCK, AttachType.CGROUP_INET6_POST_BIND),
     "sock_release": Kind(ProgramType.CGROUP_SOCK, AttachType.CGROUP_INET_SOCK_RELEASE),
 }
 """Programs on cgroups (`bpf/sock.c`)."""

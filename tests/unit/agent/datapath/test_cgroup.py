@@ -35,3 +35,12 @@ def test_a_machine_without_it_is_told_which_setting_matters(tmp_path: Path) -> N
 def test_nothing_is_translated_that_could_not_be_translated_back() -> None:
     ways = ["there" if "connect" in name or "sendmsg" in name else "back" for name in cgroup._ORDER]
     assert ways == sorted(ways)
+
+
+def test_a_containers_own_part_is_not_taken_for_the_nodes_tree(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "mounts").write_text(f"cgroup2 {tmp_path / 'tree'} cgroup2 rw 0 0\n")
+    assert cgroup.whole_tree(tmp_path / "mounts") == tmp_path / "tree"
+    (tmp_path / "tree" / "cgroup.type").write_text("domain\n")
+    with pytest.raises(NotFound, match="mount the node's tree"):
+        cgroup.whole_tree(tmp_path / "mounts")
