@@ -6,4 +6,5 @@
 #include "leave.c"
 #include "nat.c"
 #include "netdev.c"
+#include "north_south.c"
 #include "overlay.c"

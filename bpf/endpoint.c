@@ -57,6 +57,10 @@ INLINE int forward_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, con
 				 const struct remote_endpoint_info *remote)
 {
 	count_packet(DIR_EGRESS, 0, ctx->ip_len);
+	if (unlikely(ctx->flags & CTX_F_NORTH_SOUTH)) {
+		tailcalls.call(skb, TAIL_NAT_OUT); /* an answer with a Service's address */
+		return -DROP_MISSED_TAIL_CALL;
+	}
 	if (dst) {
 		ctx->dst_endpoint = dst->id;
 		ctx->delivery = DELIVER_PEER;
@@ -206,15 +210,6 @@ INLINE int handle_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 		}
 	}
 	return send_from_endpoint(skb, ctx, src, entry);
-}
-
-/* As `finish`; the sender of what is refused is told. */
-INLINE int finish_or_refuse(struct __sk_buff *skb, struct pkt_ctx *ctx, int verdict)
-{
-	verdict = finish(skb, ctx, verdict);
-	if (unlikely(verdict == TC_ACT_SHOT && (ctx->flags & CTX_F_REFUSE)))
-		tailcalls.call(skb, TAIL_REFUSE);
-	return verdict;
 }
 
 /* Tail call, for a packet that was dropped as it came: its sender gets an answer. */

@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Translation at the node's devices, as tail calls of the hooks there and of the overlay's.
  *
- * nat_out (from to_netdev):                 pods' packets get the node's address; answers of Services get theirs
- * nat_in  (from from_netdev, from_overlay): the way back, then into the pod's ingress stage
+ * nat_out (from to_netdev, to_overlay, and from_endpoint for answers of Services):
+ *         pods' packets get the node's address; answers of Services get theirs
+ * nat_in  (from from_netdev, from_overlay):
+ *         what belongs to a known connection, then the pod's ingress stage or away; the rest may be for a Service
  */
 #include "lib/deliver.h"
 #include "lib/egress_gw.h"
 #include "lib/hostfw.h"
+#include "lib/dsr.h"
+#include "lib/lb.h"
 #include "lib/masquerade.h"
+#include "lib/nat_paths.h"
 #include "lib/netdev.h"
 #include "lib/snat.h"
 #include "lib/tailcall.h"
@@ -22,11 +27,11 @@ INLINE struct nat_entry *nat_find(const struct pkt_ctx *ctx, struct nat_work *wo
 	return nat_table.lookup(&work->key);
 }
 
-/* Protocols of which connections can be told apart. */
+/* Can the packet open a connection that can be told from others? */
 INLINE bool nat_supports(const struct pkt_ctx *ctx)
 {
 	return ctx->protocol == PROTO_TCP || ctx->protocol == PROTO_UDP || ctx->protocol == PROTO_SCTP ||
-	       nat_is_echo(ctx);
+	       (is_icmp(ctx->protocol) && is_icmp_request(ctx->family, ctx->icmp_type));
 }
 
 /* What becomes of a packet without an entry. */
@@ -95,21 +100,28 @@ INLINE int handle_nat_out(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	struct nat_entry *entry = NULL;
 	int reason;
 
-	if (!dev || !work)
+	if (!work)
 		return TC_ACT_OK;
 	entry = nat_find(ctx, work, NAT_OUT);
 	if (likely(entry)) {
 		if (!(ctx->flags & CTX_F_ICMP_ERROR))
 			nat_follow(ctx, work, entry);
 	} else {
-		reason = nat_out_new(skb, ctx, work, dev, &entry);
+		reason = dev ? nat_out_new(skb, ctx, work, dev, &entry) : 0;
 		if (reason)
 			return -reason;
 		if (!entry)
 			return TC_ACT_OK;
 	}
 	reason = nat_translate(skb, ctx, entry);
-	return reason ? -reason : TC_ACT_OK;
+	if (reason)
+		return -reason;
+	if (dev)
+		return TC_ACT_OK;
+	/* Straight from a pod. The stack would not take a packet from there that has the node's own address. */
+	ctx->src_identity = IDENTITY_HOST;
+	tailcalls.call(skb, TAIL_NAT_FORWARD);
+	return -DROP_MISSED_TAIL_CALL;
 }
 
 int nat_out(struct __sk_buff *skb)
@@ -119,59 +131,59 @@ int nat_out(struct __sk_buff *skb)
 	return ctx ? finish(skb, ctx, handle_nat_out(skb, ctx)) : TC_ACT_SHOT;
 }
 
-/* A verdict that `finish` does not know: nothing more to do here. */
-#define NAT_LEAVE 100
-
-/* The stack gets it, if the host's policy agrees. Returns a verdict for `finish`. */
-INLINE int nat_leave(struct __sk_buff *skb, struct pkt_ctx *ctx)
+/* A packet that may open a connection meets what is left of an earlier one, or a backend that is gone. */
+INLINE bool nat_is_stale(const struct pkt_ctx *ctx, const struct nat_entry *entry)
 {
-	struct datapath_config *cfg = datapath_config();
+	struct backend *b;
 
-	if (likely(!host_endpoint()))
-		return TC_ACT_OK;
-	if (!cfg || skb->ifindex != cfg->overlay_ifindex)
-		return host_from_netdev(skb, ctx);
-	ctx->dst_identity = identity_of(&ctx->daddr);
-	return to_host(skb, ctx);
+	if (ctx->protocol == PROTO_TCP && nat_timeout(PROTO_TCP, entry->flags) == CT_TIMEOUT_CLOSE)
+		return true;
+	if (entry->flags & NAT_F_SEEN_REPLY)
+		return false;
+	b = backend_at(entry->service_id, entry->slot);
+	return !b || b->port != entry->dport || !addr_equal(&b->address, &entry->daddr);
 }
 
-/* To the pod that the packet is for now. */
-INLINE int nat_deliver(struct __sk_buff *skb, struct pkt_ctx *ctx)
+/* The entry of a packet that came in, if it may still be used. */
+INLINE struct nat_entry *nat_current(const struct pkt_ctx *ctx, struct nat_work *work)
 {
-	struct endpoint_info *dst = endpoint_by_addr(&ctx->daddr);
+	struct nat_entry *entry = nat_find(ctx, work, NAT_IN);
+	bool over;
 
-	if (!dst)
-		return NAT_LEAVE;
-	ctx->src_identity = identity_of(&ctx->saddr);
-	ctx->dst_endpoint = dst->id;
-	ctx->delivery = DELIVER_PEER;
-	tailcalls.call(skb, TAIL_INGRESS);
-	return -DROP_MISSED_TAIL_CALL;
+	if (!entry || (ctx->flags & CTX_F_ICMP_ERROR))
+		return entry;
+	over = ctx->now_ns > entry->expires_ns;
+	if (unlikely(entry->service_id && !(entry->flags & NAT_F_ANSWER) && may_open(ctx)) &&
+	    (over || nat_is_stale(ctx, entry))) {
+		nat_forget(work, entry);
+		return NULL;
+	}
+	if (over)
+		return NULL;
+	nat_follow(ctx, work, entry);
+	return entry;
 }
 
 INLINE int handle_nat_in(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
+	struct datapath_config *cfg = datapath_config();
 	struct nat_work *work = nat_work();
 	struct nat_entry *entry;
-	int reason;
 
-	if (!work)
+	if (!work || !cfg)
 		return NAT_LEAVE;
-	entry = nat_find(ctx, work, NAT_IN);
-	if (!entry || ctx->now_ns > entry->expires_ns)
+	entry = nat_current(ctx, work);
+	if (entry)
+		return nat_is_identity(&work->key, entry) ? NAT_LEAVE : nat_go_on(skb, ctx, entry);
+	if (!(cfg->flags & CONFIG_F_NORTH_SOUTH) || (ctx->flags & CTX_F_ICMP_ERROR))
 		return NAT_LEAVE;
-	if (!(ctx->flags & CTX_F_ICMP_ERROR))
-		nat_follow(ctx, work, entry);
-	if (entry->flags & NAT_F_NODE && nat_is_identity(&work->key, entry))
-		return NAT_LEAVE;
-	reason = nat_translate(skb, ctx, entry);
-	return reason ? -reason : nat_deliver(skb, ctx);
+	tailcalls.call(skb, unlikely(!is_plain_header(ctx)) ? TAIL_DSR_LEARN : TAIL_NORTH_SOUTH);
+	return -DROP_MISSED_TAIL_CALL;
 }
 
 int nat_in(struct __sk_buff *skb)
 {
 	struct pkt_ctx *ctx = pkt_context();
-
 	int verdict;
 
 	if (!ctx)

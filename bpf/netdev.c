@@ -10,7 +10,9 @@
  * left to the stack. */
 #include "lib/deliver.h"
 #include "lib/egress_gw.h"
+#include "lib/dsr.h"
 #include "lib/endpoints.h"
+#include "lib/forward.h"
 #include "lib/hostfw.h"
 #include "lib/native.h"
 #include "lib/tailcall.h"
@@ -47,7 +49,7 @@ INLINE int deliver_natively(struct __sk_buff *skb, struct pkt_ctx *ctx, const st
 	ctx->src_identity = identity_of(&ctx->saddr);
 	ctx->dst_endpoint = dst->id;
 	ctx->delivery = DELIVER_PEER;
-	tailcalls.call(skb, TAIL_INGRESS);
+	tailcalls.call(skb, unlikely(!is_plain_header(ctx)) ? TAIL_DSR_LEARN : TAIL_INGRESS);
 	return -DROP_MISSED_TAIL_CALL;
 }
 
@@ -110,6 +112,10 @@ int to_netdev(struct __sk_buff *skb)
 	struct pkt_ctx *ctx;
 	int verdict = 0;
 
+	if (skb->mark == MARK_TRANSLATED) {
+		skb->mark = 0;
+		return TC_ACT_OK;
+	}
 	if (likely(!concerned && !host))
 		return TC_ACT_OK;
 	ctx = pkt_context();
@@ -131,9 +137,12 @@ INLINE int handle_host_policy(struct __sk_buff *skb, struct pkt_ctx *ctx)
 
 	if (reason)
 		return -reason;
-	if (!ctx->dst_endpoint)
+	if (unlikely(ctx->flags & CTX_F_TRACK))
+		tailcalls.call(skb, TAIL_NAT_OUT);
+	else if (!ctx->dst_endpoint)
 		return TC_ACT_OK;
-	tailcalls.call(skb, TAIL_INGRESS);
+	else
+		tailcalls.call(skb, TAIL_INGRESS);
 	return -DROP_MISSED_TAIL_CALL;
 }
 

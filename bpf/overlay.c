@@ -6,6 +6,7 @@
  */
 #include "lib/deliver.h"
 #include "lib/egress_gw.h"
+#include "lib/dsr.h"
 #include "lib/hostfw.h"
 #include "lib/ipcache.h"
 #include "lib/overlay.h"
@@ -22,6 +23,7 @@ INLINE int handle_from_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
 	struct addr node = {};
 	int reason = parse_packet(skb, ctx), identity = overlay_identity(skb, &node);
+	struct datapath_config *cfg = datapath_config();
 	struct endpoint_info *dst;
 
 	if (reason == PARSE_LINK_SCOPE)
@@ -30,7 +32,7 @@ INLINE int handle_from_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 		return -reason;
 	if (identity < 0)
 		return -DROP_ERROR_RETRIEVING_TUNNEL_KEY;
-	ctx->src_identity = identity;
+	ctx->src_identity = identity == IDENTITY_WORLD ? outside_identity(&ctx->saddr) : identity;
 	reason = check_overlay_sender(ctx, &node);
 	if (reason)
 		return -reason;
@@ -47,6 +49,10 @@ INLINE int handle_from_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 			if (reason)
 				return -reason;
 		}
+		if (cfg && (cfg->flags & CONFIG_F_NORTH_SOUTH)) {
+			tailcalls.call(skb, TAIL_NAT_IN);
+			return -DROP_MISSED_TAIL_CALL;
+		}
 		if (likely(!host_endpoint()))
 			return TC_ACT_OK;
 		ctx->dst_identity = identity_of(&ctx->daddr);
@@ -54,7 +60,7 @@ INLINE int handle_from_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	}
 	ctx->dst_endpoint = dst->id;
 	ctx->delivery = DELIVER_PEER;
-	tailcalls.call(skb, TAIL_INGRESS);
+	tailcalls.call(skb, unlikely(!is_plain_header(ctx)) ? TAIL_DSR_LEARN : TAIL_INGRESS);
 	return -DROP_MISSED_TAIL_CALL;
 }
 
@@ -71,6 +77,7 @@ int from_overlay(struct __sk_buff *skb)
 INLINE int handle_to_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
 	int reason = parse_packet(skb, ctx);
+	struct datapath_config *cfg = datapath_config();
 	struct remote_endpoint_info *from, *remote;
 
 	if (reason == PARSE_LINK_SCOPE)
@@ -86,10 +93,17 @@ INLINE int handle_to_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	reason = set_tunnel(skb, &remote->tunnel_endpoint, ctx->src_identity);
 	if (reason)
 		return -reason;
-	if (ctx->src_identity != IDENTITY_HOST || likely(!host_endpoint()))
+	if (ctx->src_identity != IDENTITY_HOST)
 		return TC_ACT_OK;
+	if (cfg && (cfg->flags & CONFIG_F_NORTH_SOUTH))
+		ctx->flags |= CTX_F_TRACK;
 	ctx->direction = DIR_EGRESS;
-	tailcalls.call(skb, TAIL_HOST_POLICY);
+	if (unlikely(host_endpoint()))
+		tailcalls.call(skb, TAIL_HOST_POLICY);
+	else if (ctx->flags & CTX_F_TRACK)
+		tailcalls.call(skb, TAIL_NAT_OUT);
+	else
+		return TC_ACT_OK;
 	return -DROP_MISSED_TAIL_CALL;
 }
 

@@ -48,10 +48,6 @@ INLINE struct egress_entry *egress_lookup(const struct addr *source, const struc
 	return entry && !(entry->flags & EGRESS_F_EXCLUDED) ? entry : NULL;
 }
 
-/* BCC's own declaration lacks an argument. */
-static long (*redirect_to_neighbor)(u32 ifindex, struct bpf_redir_neigh *to, int size, u64 flags) =
-	(void *)BPF_FUNC_redirect_neigh;
-
 /* Native routing: to the gateway's link address. Returns a verdict for `finish`. */
 INLINE int egress_by_link(struct __sk_buff *skb, const struct pkt_ctx *ctx, const struct egress_entry *entry)
 {

@@ -40,6 +40,14 @@ INLINE bool is_outside(u32 identity)
 	       identity > IDENTITY_CLUSTER_MAX;
 }
 
+/* What this node calls somebody whom another node only knows to be outside. */
+INLINE u32 outside_identity(const struct addr *address)
+{
+	struct remote_endpoint_info *info = ipcache_lookup(address);
+
+	return info && info->identity > IDENTITY_CLUSTER_MAX ? info->identity : IDENTITY_WORLD;
+}
+
 /* Identity of addresses that no prefix covers. */
 INLINE u32 world_identity(const struct addr *address)
 {

@@ -10,6 +10,10 @@ enum {
 	FAMILY_IPV6 = 10,
 };
 
+/* BCC's own declaration lacks an argument. */
+static long (*redirect_to_neighbor)(u32 ifindex, struct bpf_redir_neigh *to, int size, u64 flags) =
+	(void *)BPF_FUNC_redirect_neigh;
+
 INLINE bool routes_natively(const struct datapath_config *cfg)
 {
 	return cfg && (cfg->flags & CONFIG_F_NATIVE_ROUTING);

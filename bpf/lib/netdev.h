@@ -3,7 +3,9 @@
 #pragma once
 #include "types.h"
 
-/* By interface index. */
+/* Key of the node's official addresses; all other keys are interface indexes. */
+#define NETDEV_NODE 0
+
 struct netdev_info {
 	struct addr ipv4; /* the node's address there; zero: none of this family */
 	struct addr ipv6;

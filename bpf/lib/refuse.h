@@ -3,9 +3,11 @@
  * all else. The packet itself becomes the answer and goes back the way it came; its drop has been reported. */
 #pragma once
 #include "context.h"
+#include "deliver.h"
 #include "drop_reasons.h"
 #include "nat.h"
 #include "parse.h"
+#include "tailcall.h"
 
 enum {
 	REFUSE_TTL = 64,
@@ -154,4 +156,13 @@ INLINE int refuse_packet(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	if (ctx->protocol == PROTO_TCP && !(ctx->flags & CTX_F_NO_L4))
 		return refuse_tcp(skb, ctx);
 	return refuse_icmp(skb, ctx);
+}
+
+/* As `finish`; the sender of what is refused is told. */
+INLINE int finish_or_refuse(struct __sk_buff *skb, struct pkt_ctx *ctx, int verdict)
+{
+	verdict = finish(skb, ctx, verdict);
+	if (unlikely(verdict == TC_ACT_SHOT && (ctx->flags & CTX_F_REFUSE)))
+		tailcalls.call(skb, TAIL_REFUSE);
+	return verdict;
 }

@@ -35,6 +35,7 @@ enum nat_entry_flags {
 	NAT_F_ANSWER = 1,    /* of the pair, the one for answers */
 	NAT_F_PEER_OUT = 2,  /* the pair's other entry is met on the way out */
 	NAT_F_NODE = 4,      /* the node's own connection: nothing changes, the port is taken */
+	NAT_F_DSR = 8,       /* the other half is on another node: where the backend is, or where the client came in */
 	NAT_F_SEEN_REPLY = 16,
 	NAT_F_FIN_ORIGINAL = 32,
 	NAT_F_FIN_REPLY = 64,
@@ -49,9 +50,9 @@ struct nat_entry {
 	u16 sport;
 	u16 dport;
 	u16 flags; /* NAT_F_*, both of a pair have the same NAT_F_STATE */
-	u16 pad;
-	u32 service_id;
-	u32 pad2;
+	u16 slot;       /* originals of Services: the backend's when it was chosen */
+	u32 service_id; /* originals and answers of Services from outside */
+	u32 pad;
 	u64 created_ns; /* coarse monotonic clock */
 	u64 expires_ns;
 };
@@ -134,6 +135,9 @@ INLINE u64 nat_timeout(u8 protocol, u16 flags)
 		return CT_TIMEOUT_OTHER;
 	if ((flags & NAT_F_RST) || (flags & NAT_F_BOTH_FINS) == NAT_F_BOTH_FINS)
 		return CT_TIMEOUT_CLOSE;
+	/* Only one side's packets are seen: it may still be talked to after its FIN. */
+	if ((flags & NAT_F_DSR) && (flags & NAT_F_BOTH_FINS))
+		return CT_TIMEOUT_SYN;
 	return flags & NAT_F_SEEN_REPLY ? CT_TIMEOUT_TCP : CT_TIMEOUT_SYN;
 }
 
@@ -154,9 +158,9 @@ INLINE void nat_answer_of(const struct nat_key *key, const struct nat_entry *ent
 	answer->flags = (entry->flags & (NAT_F_STATE | NAT_F_NODE)) | NAT_F_ANSWER;
 	if (key->way == NAT_OUT)
 		answer->flags |= NAT_F_PEER_OUT;
-	answer->pad = 0;
+	answer->slot = entry->slot;
 	answer->service_id = entry->service_id;
-	answer->pad2 = 0;
+	answer->pad = 0;
 	answer->created_ns = entry->created_ns;
 	answer->expires_ns = entry->expires_ns;
 }
@@ -171,6 +175,8 @@ INLINE u16 nat_state(const struct pkt_ctx *ctx, const struct nat_entry *entry)
 		return flags;
 	if (!answer && (ctx->flags & CTX_F_SYN))
 		return 0; /* the same ports once more */
+	if (!answer && (entry->flags & NAT_F_DSR))
+		flags |= NAT_F_SEEN_REPLY; /* elsewhere, or the client would not go on */
 	if (ctx->tcp_flags & TCP_FIN)
 		flags |= answer ? NAT_F_FIN_REPLY : NAT_F_FIN_ORIGINAL;
 	if (ctx->tcp_flags & TCP_RST)
@@ -184,13 +190,15 @@ INLINE u16 nat_state(const struct pkt_ctx *ctx, const struct nat_entry *entry)
 INLINE void nat_follow(const struct pkt_ctx *ctx, struct nat_work *work, struct nat_entry *entry)
 {
 	u16 state = nat_state(ctx, entry);
-	u64 timeout = nat_timeout(ctx->protocol, state);
+	u64 timeout = nat_timeout(ctx->protocol, state | (entry->flags & NAT_F_DSR));
 	struct nat_entry *peer;
 
 	if (likely(state == (entry->flags & NAT_F_STATE) && entry->expires_ns > ctx->now_ns + timeout / 4 * 3))
 		return;
 	entry->flags = (entry->flags & ~NAT_F_STATE) | state;
 	entry->expires_ns = ctx->now_ns + timeout;
+	if (entry->flags & NAT_F_DSR)
+		return;
 	nat_peer_key(&work->key, entry, &work->peer_key);
 	peer = nat_table.lookup(&work->peer_key);
 	if (peer) {
@@ -232,8 +240,7 @@ INLINE bool nat_is_ours(const struct nat_work *work, const struct nat_entry *fou
 	       addr_equal(&found->saddr, &work->key.daddr);
 }
 
-/* Reserve a port of the address work->entry.saddr: the answers' entry. SCTP keeps its port, since its checksum cannot be
- * corrected here. 0 or a drop reason. */
+/* Reserve a port of the address work->entry.saddr: the answers' entry. 0 or a drop reason. */
 INLINE int nat_reserve(const struct datapath_config *cfg, struct nat_work *work)
 {
 	u32 first = bpf_get_prandom_u32(), i;
@@ -244,8 +251,7 @@ INLINE int nat_reserve(const struct datapath_config *cfg, struct nat_work *work)
 	nat_peer_key(&work->key, &work->entry, &work->peer_key);
 #pragma nounroll
 	for (i = 0; i < NAT_TRIES; i++) {
-		work->peer_key.dport = work->key.protocol == PROTO_SCTP ? work->key.sport :
-									  nat_candidate(cfg, work, first, i);
+		work->peer_key.dport = nat_candidate(cfg, work, first, i);
 		error = nat_table.insert(&work->peer_key, &work->answer);
 		if (!error)
 			break;
@@ -255,8 +261,6 @@ INLINE int nat_reserve(const struct datapath_config *cfg, struct nat_work *work)
 			nat_table.update(&work->peer_key, &work->answer); /* its time starts anew */
 			break;
 		}
-		if (work->key.protocol == PROTO_SCTP)
-			return DROP_NO_MAPPING_FOR_NAT_MASQUERADE;
 	}
 	if (i == NAT_TRIES)
 		return DROP_NO_MAPPING_FOR_NAT_MASQUERADE;
@@ -293,10 +297,56 @@ INLINE int nat_create_source(const struct pkt_ctx *ctx, const struct datapath_co
 	work->entry.daddr = work->key.daddr;
 	work->entry.dport = work->key.dport;
 	work->entry.flags = flags;
-	work->entry.pad = 0;
+	work->entry.slot = 0;
 	work->entry.service_id = 0;
-	work->entry.pad2 = 0;
+	work->entry.pad = 0;
 	return nat_create(ctx, cfg, work, made);
+}
+
+/* Make the pair for work->key, whose source stays what it is: Services whose backend sees the client. The answers' place
+ * may be taken by a connection of another frontend, or by one that is over. 0 or a drop reason. */
+INLINE int nat_create_plain(const struct pkt_ctx *ctx, struct nat_work *work, struct nat_entry **made)
+{
+	struct nat_entry *found;
+
+	work->entry.saddr = work->key.saddr;
+	work->entry.sport = work->key.sport;
+	work->entry.created_ns = ctx->now_ns;
+	work->entry.expires_ns = ctx->now_ns + nat_timeout(ctx->protocol, 0);
+	nat_answer_of(&work->key, &work->entry, &work->answer);
+	nat_peer_key(&work->key, &work->entry, &work->peer_key);
+	if (nat_table.insert(&work->peer_key, &work->answer)) {
+		found = nat_table.lookup(&work->peer_key);
+		if (found && !nat_is_ours(work, found) && ctx->now_ns <= found->expires_ns &&
+		    nat_timeout(ctx->protocol, found->flags) != CT_TIMEOUT_CLOSE)
+			return DROP_NO_MAPPING_FOR_NAT_MASQUERADE;
+		if (nat_table.update(&work->peer_key, &work->answer))
+			return DROP_NO_MAPPING_FOR_NAT_MASQUERADE;
+	}
+	nat_table.update(&work->key, &work->entry);
+	*made = nat_table.lookup(&work->key);
+	return *made ? 0 : DROP_NO_MAPPING_FOR_NAT_MASQUERADE;
+}
+
+/* Make the entry for work->key alone: answers do not come by here. 0 or a drop reason. */
+INLINE int nat_create_alone(const struct pkt_ctx *ctx, struct nat_work *work, struct nat_entry **made)
+{
+	work->entry.saddr = work->key.saddr;
+	work->entry.sport = work->key.sport;
+	work->entry.created_ns = ctx->now_ns;
+	work->entry.expires_ns = ctx->now_ns + nat_timeout(ctx->protocol, 0);
+	nat_table.update(&work->key, &work->entry);
+	*made = nat_table.lookup(&work->key);
+	return *made ? 0 : DROP_NO_MAPPING_FOR_NAT_MASQUERADE;
+}
+
+/* Forget a pair; `entry` is work->key's. */
+INLINE void nat_forget(struct nat_work *work, const struct nat_entry *entry)
+{
+	nat_peer_key(&work->key, entry, &work->peer_key);
+	if (!(entry->flags & NAT_F_DSR))
+		nat_table.delete(&work->peer_key);
+	nat_table.delete(&work->key);
 }
 
 /* Rewrite the packet as `entry` says; of an ICMP error also the packet inside. 0 or a drop reason. */

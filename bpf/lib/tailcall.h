@@ -23,6 +23,9 @@ enum tail_call {
 	TAIL_NAMED = 14,     /* the sender's turn, where destinations may be allowed by name */
 	TAIL_FORWARD = 15,   /* what the sender's policy has agreed to, on to where it goes */
 	TAIL_LEAVE = 20,  /* a pod's packet leaves the node: native routing, egress gateways */
+	TAIL_NORTH_SOUTH = 16, /* is it for a Service? */
+	TAIL_NAT_FORWARD = 17, /* a translated packet leaves */
+	TAIL_DSR_LEARN = 18,  /* a packet with options: it may say whose name a pod answers in */
 	TAIL_COUNT = 24,
 };
 

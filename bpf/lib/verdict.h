@@ -113,6 +113,8 @@ INLINE void ct_fill(struct ct_entry *entry, struct pkt_ctx *ctx, const struct en
 	entry->endpoint_id = ep->id;
 	entry->peer_endpoint = peer_endpoint;
 	entry->flags = d->l7_ruleset ? CT_F_HTTP : d->audited ? CT_F_AUDITED : 0;
+	if (unlikely(ctx->flags & CTX_F_NORTH_SOUTH) && direction == DIR_INGRESS)
+		entry->flags |= CT_F_NORTH_SOUTH;
 	if (tcp && (ctx->tcp_flags & TCP_FIN))
 		entry->flags |= CT_F_FIN_ORIGINAL;
 	if (tcp && (ctx->tcp_flags & TCP_RST))
@@ -234,6 +236,8 @@ INLINE bool is_related(struct pkt_ctx *ctx, bool sends)
 	}
 	ctx->ct_state = CT_RELATED;
 	ctx->rule_id = entry->rule_id;
+	if (sends && (entry->flags & CT_F_NORTH_SOUTH))
+		ctx->flags |= CTX_F_NORTH_SOUTH;
 	if (!sends && entry->direction == DIR_EGRESS && entry->nat_port) {
 		ctx->service_id = entry->service_id;
 		ctx->service_address = entry->nat_address;
@@ -265,6 +269,8 @@ INLINE int police_original(struct pkt_ctx *ctx, struct ct_entry *entry, const st
 	ctx->l7_ruleset = entry->l7_ruleset;
 	if (entry->flags & CT_F_HTTP)
 		ctx->flags |= CTX_F_HTTP;
+	if (unlikely((ctx->flags & CTX_F_NORTH_SOUTH) && direction == DIR_INGRESS))
+		entry->flags |= CT_F_NORTH_SOUTH;
 	if (unlikely(entry->flags & CT_F_DENIED))
 		return entry->drop_reason;
 	if (unlikely(ctx->service_id && !entry->nat_port)) {
@@ -286,6 +292,8 @@ INLINE void police_reply(struct pkt_ctx *ctx, struct ct_entry *entry, u8 directi
 	if (entry->flags & CT_F_HTTP)
 		ctx->flags |= CTX_F_HTTP;
 	ctx->service_id = entry->service_id;
+	if (unlikely(entry->flags & CT_F_NORTH_SOUTH))
+		ctx->flags |= CTX_F_NORTH_SOUTH;
 	if (direction == DIR_INGRESS && entry->nat_port) {
 		ctx->service_address = entry->nat_address;
 		ctx->service_port = entry->nat_port;

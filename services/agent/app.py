@@ -183,7 +183,7 @@ async def run(config: Config) -> None:
             "conntrack": watch_connections(
                 kernel.maps, config.connections_per_pod, knowledge, pipeline.add, state, registry
             ).run(),
-            "translations": NatCollector(kernel.maps["nat_table"]).run(),
+            "translations": NatCollector(kernel.maps["nat_table"], live_backends=knowledge.live_backends).run(),
         }
         jobs |= {"policy:status": status.run()} if status else {}
         await _forever(jobs | routes.jobs() | _endpoint_jobs(ends))
@@ -269,8 +269,8 @@ async def _kernel(config: Config, stack: AsyncExitStack) -> Kernel:
     for opened in maps.values():
         stack.callback(opened.close)
     mtu, indexes = config.path_mtu(devices[0].mtu), [device.ifindex for device in devices]
-    await translation.configure(config, indexes, maps)
     overlay = await node.ensure_overlay(config, mtu)
+    await translation.configure(config, indexes, overlay, maps)
     sockets = SocketBalancing(config.socket_lb, config.cgroup_root, loaded)
     flags = ConfigFlags.SOCKET_LB if sockets.enabled else ConfigFlags(0)
     settings = NodeSettings(maps["config"], node.datapath_settings(config, overlay, mtu, maps, flags))

@@ -50,6 +50,9 @@ class Config(BaseConfig):
     overlay_device: str = Field("ciliate_vxlan", description="name of the VXLAN interface")
     tunnel_port: int = Field(8472, description="UDP port of the overlay", ge=1, le=65535)
     masquerade: bool = Field(True, description="pods' packets to outside of the cluster leave with the node's address")
+    north_south: bool = Field(
+        True, description="serve node ports, load balancers, external addresses and host ports to the outside"
+    )
     native_routing_cidr: list[str] = Field(
         default_factory=list, description="ranges that know the way to pods: no masquerading towards them"
     )

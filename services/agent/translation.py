@@ -12,7 +12,7 @@ from pyroute2 import AsyncIPRoute
 
 from services.agent.abi.config import ConfigFlags
 from services.agent.abi.ipcache import IpcacheKey
-from services.agent.abi.nat import NetdevInfo
+from services.agent.abi.nat import NETDEV_NODE, NetdevInfo
 from services.agent.config import Config
 from services.agent.datapath.reconcile import MapAccess, MapReconciler
 from services.common.errors import Exhausted
@@ -24,7 +24,8 @@ _GLOBAL = 0
 
 def flags(config: Config) -> ConfigFlags:
     """What the datapath does at the node's devices."""
-    return ConfigFlags.MASQUERADE if config.masquerade else ConfigFlags(0)
+    masquerade = ConfigFlags.MASQUERADE if config.masquerade else ConfigFlags(0)
+    return masquerade | (ConfigFlags.NORTH_SOUTH if config.north_south else ConfigFlags(0))
 
 
 async def device_addresses(ifindexes: Sequence[int], own: Sequence[IPAddress]) -> dict[int, list[IPAddress]]:
@@ -60,11 +61,14 @@ def excluded_entries(networks: Iterable[IPNetwork]) -> dict[bytes, bytes]:
     return entries
 
 
-async def configure(config: Config, ifindexes: Sequence[int], maps: Mapping[str, MapAccess]) -> None:
-    """Make both maps say what the configuration and the devices say. Raises `Exhausted` when they cannot take it."""
+async def configure(config: Config, ifindexes: Sequence[int], overlay: int, maps: Mapping[str, MapAccess]) -> None:
+    """Make both maps say what the configuration and the devices say. `overlay`: its interface, where the node speaks
+    with its official addresses. Raises `Exhausted` when the maps cannot take it."""
+    devices: dict[int, Sequence[IPAddress]] = dict(await device_addresses(ifindexes, config.addresses))
+    devices |= {NETDEV_NODE: config.addresses, overlay: config.addresses}
     excluded = (*config.pod_ranges, *config.cluster_ranges, *config.excluded_ranges)
     wanted = {
-        "netdevs": netdev_entries(await device_addresses(ifindexes, config.addresses)),
+        "netdevs": netdev_entries(devices),
         "no_masquerade": excluded_entries(excluded),
     }
     for name, entries in wanted.items():

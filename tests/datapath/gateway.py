@@ -8,9 +8,10 @@ from scapy.all import Ether, raw
 
 from services.agent.abi.ipcache import IpcacheKey
 from services.agent.abi.layout import be16
+from services.agent.abi.lb import Backend, BackendFlags, BackendKey, Scope, ServiceFlags, ServiceInfo, ServiceKey
 from services.agent.abi.nat import NatEntry, NatFlags, NatKey, NatWay, NetdevInfo
 from services.model.addresses import prefix_to_key
-from tests.datapath.node import Node, ip, ipaddress, u32
+from tests.datapath.node import Node, ip, ipaddress, sh, u32
 from tests.datapath.packets import network
 
 NODE4, NODE6 = "192.168.77.1", "fd00:77::1"
@@ -26,10 +27,54 @@ def prepare(node: Node, ports: tuple[int, int] = PORTS, **settings: Any) -> None
     """The node has addresses on its uplink, and translates."""
     for name in ("nat_table", "no_masquerade", "netdevs"):
         node.map(name).delete_batch([key for key, _ in node.map(name).items()])
-    node.map("netdevs").update(u32(uplink(node)), NetdevInfo(ipv4=ip(NODE4), ipv6=ip(NODE6)).pack())
+    for number in (0, uplink(node)):
+        node.map("netdevs").update(u32(number), NetdevInfo(ipv4=ip(NODE4), ipv6=ip(NODE6)).pack())
     node.settings(nat_ports=ports, **settings)
     for address in (NODE4, NODE6):
         node.ipcache(address, 1)
+
+
+def route(node: Node) -> None:
+    """The node's stack knows the way: its own network on the uplink, a gateway for the rest."""
+    for command in (
+        "ip link set host3 up",
+        f"ip addr replace {NODE4}/24 dev host3",
+        f"ip addr replace {NODE6}/64 dev host3 nodad",
+        "ip route replace default via 192.168.77.254 dev host3",
+        "ip -6 route replace default via fd00:77::fe dev host3",
+        "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
+    ):
+        sh(*command.split(), netns=node.name)
+
+
+def expose(
+    node: Node,
+    service_id: int,
+    address: str,
+    port: int,
+    backends: list[tuple[str, int]],
+    protocol: int = 6,
+    flags: int = 0,
+    local: tuple[str, ...] = (),
+) -> None:
+    """A frontend for the outside, as calc writes it. `local`: addresses of backends on this node."""
+    for slot, (backend, target) in enumerate(backends):
+        value = Backend(
+            address=ip(backend),
+            port=be16(target),
+            protocol=protocol,
+            flags=BackendFlags.LOCAL if backend in local else 0,
+        )
+        node.map("backends").update(BackendKey(service_id=service_id, slot=slot).pack(), value.pack())
+    key = ServiceKey(address=ip(address), port=be16(port), protocol=protocol, scope=Scope.EXTERNAL)
+    info = ServiceInfo(service_id=service_id, backend_count=len(backends), flags=flags)
+    node.map("services").update(key.pack(), info.pack())
+
+
+def wildcard(node: Node, address: str) -> None:
+    """The address is a Service's own: other ports are nobody's."""
+    key = ServiceKey(address=ip(address), scope=Scope.EXTERNAL)
+    node.map("services").update(key.pack(), ServiceInfo(flags=ServiceFlags.WILDCARD).pack())
 
 
 def exclude(node: Node, prefix: str) -> None:

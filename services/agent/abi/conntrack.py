@@ -38,6 +38,8 @@ class CtFlags(IntFlag):
     """Was under an L7 rule set once: HTTP follows it, so that rules may come back."""
     AUDITED = 128
     """The current policy refuses it, but the endpoint is only audited."""
+    NORTH_SOUTH = 1024
+    """Opened through a Service from outside: answers leave with its address."""
     SETTLED = 256
     """Has come to stay: see `ct_room`."""
 

@@ -9,6 +9,9 @@ import numpy as np
 
 from services.agent.abi.layout import Address, Struct
 
+NETDEV_NODE = 0
+"""Key of the node's official addresses in map `netdevs`; all others are interface indexes."""
+
 
 class NatWay(IntEnum):
     """`enum nat_way`: where the packet of an entry is met."""
@@ -26,6 +29,8 @@ class NatFlags(IntFlag):
     """The pair's other entry is met on the way out."""
     NODE = 4
     """The node's own connection: nothing changes, the port is taken."""
+    DSR = 8
+    """The other half is on another node: where the backend is, or where the client came in."""
     SEEN_REPLY = 16
     FIN_ORIGINAL = 32
     FIN_REPLY = 64
@@ -55,9 +60,9 @@ class NatEntry(Struct):
         ("sport", ctypes.c_uint16),
         ("dport", ctypes.c_uint16),
         ("flags", ctypes.c_uint16),
-        ("pad", ctypes.c_uint16),
+        ("slot", ctypes.c_uint16),
         ("service_id", ctypes.c_uint32),
-        ("pad2", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
         ("created_ns", ctypes.c_uint64),
         ("expires_ns", ctypes.c_uint64),
     ]
@@ -73,12 +78,12 @@ NAT_ENTRY = np.dtype(
     [
         ("saddr", "u1", 16),
         ("daddr", "u1", 16),
-        ("sport", ">u2"),
-        ("dport", ">u2"),
+        ("sport", "<u2"),
+        ("dport", "<u2"),
         ("flags", "<u2"),
-        ("pad", "<u2"),
+        ("slot", "<u2"),
         ("service_id", "<u4"),
-        ("pad2", "<u4"),
+        ("pad", "<u4"),
         ("created_ns", "<u8"),
         ("expires_ns", "<u8"),
     ]

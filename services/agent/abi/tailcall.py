@@ -25,6 +25,9 @@ class TailCall(IntEnum):
     TAIL_NAMED = 14
     TAIL_FORWARD = 15
     TAIL_LEAVE = 20
+    TAIL_NORTH_SOUTH = 16
+    TAIL_NAT_FORWARD = 17
+    TAIL_DSR_LEARN = 18
 
     @property
     def program(self) -> str:

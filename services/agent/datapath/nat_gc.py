@@ -1,21 +1,21 @@
 """Collection of translations: pairs whose time is over leave the table in batches.
 
-    nat_table --chunks--> numpy: expires_ns < now --delete batch
+    nat_table --chunks--> numpy: expires_ns < now, or a Service's backend that is gone --delete batch
 
 Both entries of a pair have the same time. Collection gives ports back: the kernel takes none that is still in the
-table.
+table. A client of a backend that no slice has any more is not left to wait: its next packet finds another one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any, Protocol
 
 import numpy as np
 
-from services.agent.abi.nat import NAT_ENTRY
+from services.agent.abi.nat import NAT_ENTRY, NatFlags
 from services.common.errors import CiliateError
 
 CHUNK = 8192
@@ -38,10 +38,13 @@ class NatMap(Protocol):
 
 
 class NatCollector:
-    """Sweeps the table every `interval_s`."""
+    """Sweeps the table every `interval_s`. `live_backends`, when given, returns the (address, port) pairs of all
+    Service backends as 18 bytes each."""
 
-    def __init__(self, table: NatMap, interval_s: float = 5.0) -> None:
-        self._table, self._interval = table, interval_s
+    def __init__(
+        self, table: NatMap, interval_s: float = 5.0, live_backends: Callable[[], Set[bytes]] | None = None
+    ) -> None:
+        self._table, self._interval, self._live = table, interval_s, live_backends
         self.entries = 0
         """How many there were at the last sweep."""
         self.removed_total = 0
@@ -59,8 +62,9 @@ class NatCollector:
     async def sweep(self, now_ns: int) -> int:
         """One pass; how many entries went. Raises CiliateError when the table cannot be read."""
         entries = removed = 0
+        live = self._live() if self._live is not None else None
         for keys, values, count in self._table.chunks(CHUNK):
-            over = self._over(values, now_ns)
+            over = self._over(values, now_ns, live)
             size = self._table.key_size
             self._table.delete_batch([keys[i * size : (i + 1) * size] for i in over])
             entries, removed = entries + count, removed + len(over)
@@ -70,6 +74,11 @@ class NatCollector:
         return removed
 
     @staticmethod
-    def _over(values: bytes, now_ns: int) -> Any:
-        expires = np.frombuffer(values, NAT_ENTRY)["expires_ns"].astype(np.int64)
-        return np.flatnonzero(expires < now_ns - GRACE_NS)
+    def _over(values: bytes, now_ns: int, live: Set[bytes] | None) -> Any:
+        found = np.frombuffer(values, NAT_ENTRY)
+        over = found["expires_ns"].astype(np.int64) < now_ns - GRACE_NS
+        if live is not None:
+            originals = (found["service_id"] != 0) & ((found["flags"] & NatFlags.ANSWER) == 0)
+            for i in np.flatnonzero(originals & ~over):
+                over[i] = found["daddr"][i].tobytes() + found["dport"][i].tobytes() not in live
+        return np.flatnonzero(over)

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from services.agent import translation
 from services.agent.abi.config import ConfigFlags
 from services.agent.abi.ipcache import IpcacheKey
-from services.agent.abi.nat import NatEntry, NatKey, NetdevInfo
+from services.agent.abi.layout import be16
+from services.agent.abi.nat import NatEntry, NatFlags, NatKey, NetdevInfo
 from services.agent.config import Config
 from services.agent.datapath.nat_gc import GRACE_NS, NatCollector
 from services.model.addresses import to_bytes
@@ -35,6 +36,8 @@ def config(**fields: Any) -> Config:
 def test_masquerading_is_on_unless_switched_off() -> None:
     assert translation.flags(config()) & ConfigFlags.MASQUERADE
     assert not translation.flags(config(masquerade=False)) & ConfigFlags.MASQUERADE
+    assert translation.flags(config()) & ConfigFlags.NORTH_SOUTH
+    assert not translation.flags(config(north_south=False)) & ConfigFlags.NORTH_SOUTH
 
 
 @pytest.mark.parametrize("text", ["", "32768", "1-2", "50000-40000", "40000-70000", "a-b", "4000-5000-6000"])
@@ -95,3 +98,23 @@ def test_only_what_is_over_is_collected() -> None:
     assert asyncio.run(collector.sweep(now)) == 2
     assert {NatKey.unpack(key).sport for key in table.entries} == {2, 3, 4, 5}
     assert (collector.entries, collector.removed_total) == (4, 2)
+
+
+def test_clients_of_a_vanished_backend_are_let_go() -> None:
+    backend = to_bytes(ipaddress.ip_address("10.0.0.5"))
+
+    def entry(port: int, flags: int = 0, service: int = 5) -> bytes:
+        value = NatEntry(daddr=backend, dport=be16(port), flags=flags, service_id=service, expires_ns=10**15)
+        return value.pack()
+
+    table = Table(
+        {
+            NatKey(sport=1).pack(): entry(80),
+            NatKey(sport=2).pack(): entry(81),
+            NatKey(sport=3).pack(): entry(81, NatFlags.ANSWER),
+            NatKey(sport=4).pack(): entry(81, service=0),
+        }
+    )
+    alive = frozenset({backend + (80).to_bytes(2, "big")})
+    asyncio.run(NatCollector(table, live_backends=lambda: alive).sweep(10**12))
+    assert {NatKey.unpack(key).sport for key in table.entries} == {1, 3, 4}
