@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Pick = Callable[[int], int]
@@ -112,9 +112,9 @@ SCALARS: tuple[Any, ...] = (
 )
 
 
-def mutated(pick: Pick) -> Any:
+def mutated(pick: Pick, seeds: Sequence[dict[str, Any]] = SEEDS) -> Any:
     """A document with a few places changed."""
-    document: Any = copy.deepcopy(SEEDS[pick(len(SEEDS))])
+    document: Any = copy.deepcopy(seeds[pick(len(seeds))])
     for _ in range(pick(4)):
         document = _change(document, pick)
     return document

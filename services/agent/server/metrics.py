@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from services.agent.calc.services.problems import ProblemKind
 from services.agent.datapath.maps import PinnedMap
 from services.agent.datapath.sink import DatapathSink
 from services.agent.driver import Driver
@@ -50,6 +52,7 @@ class AgentMetrics(Collector):
         yield _gauge(
             "ciliate_policy_overflows", "Policy ids without room in the map", len(self._knowledge.engine.pressure())
         )
+        yield from self._service_problems()
         yield from self._map_sizes()
         problems = GaugeMetricFamily("ciliate_source_problems", "What a source complains about", labels=["source"])
         for source in self._sources:
@@ -59,6 +62,13 @@ class AgentMetrics(Collector):
         for (command, outcome), count in self._cni.calls.items():
             calls.add_metric([command, outcome], count)
         yield calls
+
+    def _service_problems(self) -> Iterable[Metric]:
+        found = Counter(str(problem.kind) for _, problem in self._knowledge.engine.load_balancing.problems())
+        metric = GaugeMetricFamily("ciliate_service_problems", "What is wrong with Services, by kind", labels=["kind"])
+        for kind in ProblemKind:
+            metric.add_metric([str(kind)], found[str(kind)])
+        yield metric
 
     def _map_sizes(self) -> Iterable[Metric]:
         entries = GaugeMetricFamily("ciliate_map_entries", "Entries that a map should have", labels=["map"])

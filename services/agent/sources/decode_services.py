@@ -53,7 +53,7 @@ def service(node: Node, namespace: str, name: str) -> Service:
         affinity_seconds=_affinity(spec),
         source_ranges=_ranges(spec) if balanced else (),
         health_check_node_port=_optional_port(spec.get("healthCheckNodePort")) if balanced else 0,
-        created=metadata.get("creationTimestamp").text(""),
+        created=str(metadata.get("creationTimestamp").value or ""),
     )
 
 
@@ -98,13 +98,16 @@ def _optional_port(node: Node) -> int:
 
 def _service_port(port: Node) -> ServicePort:
     number, target = port.get("port").port(), port.get("targetPort")
-    named = isinstance(target.value, str) and not target.value.isdigit()
+    digits = isinstance(target.value, str) and target.value.isascii() and target.value.isdigit()
+    named = isinstance(target.value, str) and not digits
+    if digits:
+        target = Node(int(target.value) if len(target.value) < 8 else 1 << 16, target.path)
     return ServicePort(
         name=port.get("name").text(""),
         port=number,
         protocol=port.get("protocol").protocol(),
         # 0 is what some clients write for "the same"; a number may come as text.
-        target_port=target.text() if named else Node(int(target.value or 0) or None, target.path).port(number),
+        target_port=target.text() if named else Node(target.value or None, target.path).port(number),
         node_port=_optional_port(port.get("nodePort")),
     )
 

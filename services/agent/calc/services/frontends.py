@@ -68,9 +68,16 @@ def _all(service: Service, node: NodeFacts, options: LbOptions) -> Iterator[Plan
         if service.type not in ("NodePort", "LoadBalancer"):
             continue
         for address in node.addresses:
+            if address.version not in _versions(service):
+                continue
             for port in service.ports:
                 if port.node_port and _in(port.node_port, options):
                     yield Plan(Kind.NODE_PORT, address, port.node_port, port.protocol, scope, local, port)
+
+
+def _versions(service: Service) -> frozenset[int]:
+    """The IP versions that a Service has: those of its cluster addresses."""
+    return frozenset(address.version for address in service.cluster_ips) or frozenset((4, 6))
 
 
 def _at(
@@ -117,9 +124,13 @@ def _check_ports(service: Service, options: LbOptions) -> list[Problem]:
 
 def _not_addresses(service: Service, node: NodeFacts, problems: list[Problem]) -> Iterator[IPAddress]:
     """Addresses that no Service can have."""
-    for address in {*service.cluster_ips, *service.ingress_ips, *service.external_ips}:
+    for address in dict.fromkeys((*service.cluster_ips, *service.ingress_ips, *service.external_ips)):
         impossible = address.is_unspecified or address.is_loopback or address.is_multicast
         if impossible or (address in node.addresses and address not in service.external_ips):
             what = "the node's own" if not impossible else "no address of a Service"
             problems.append(Problem(ProblemKind.ADDRESS_TAKEN, f"{address} is {what}; it is not served"))
+            yield address
+        elif address.version not in _versions(service):
+            text = f"{address} is IPv{address.version}, the Service is not; it is not served, add the family to it"
+            problems.append(Problem(ProblemKind.WRONG_FAMILY, text))
             yield address
