@@ -13,7 +13,7 @@ from services.agent.calc.services.options import Algorithm, Forwarding, LbOption
 from services.agent.calc.services.problems import Problem, ProblemKind
 from services.agent.calc.services.sets import MAX_BACKENDS, SetSpec
 from services.agent.calc.services.wishes import Kind, Wishes
-from services.model.addresses import IPAddress, to_bytes
+from services.model.addresses import IPAddress, from_bytes, to_bytes
 from services.model.services import EndpointSlice, Service, ServicePort
 from services.model.verdict import Protocol
 
@@ -26,9 +26,13 @@ Place = tuple[IPAddress, int]
 class BackendSet:
     """The backends of one set: who may be chosen, and everybody there is."""
 
-    chosen: tuple[Place, ...]
     everybody: tuple[Backend, ...]
     spec: SetSpec
+
+    @property
+    def chosen(self) -> tuple[Place, ...]:
+        """(address, port) of those that new connections get."""
+        return tuple((from_bytes(address), port) for address, port, _ in self.spec.members)
 
 
 def set_of(plan: Plan) -> SetKey:
@@ -72,7 +76,7 @@ def build_sets(
         if spec.maglev_size and 100 * len(chosen) > spec.maglev_size:
             text = f"port {port.port}: maglev_size {spec.maglev_size} is small for {len(chosen)} backends; enlarge it"
             problems.append(Problem(ProblemKind.TABLE_TOO_SMALL, text))
-        sets[key] = BackendSet(tuple((b.address, b.port) for b in chosen), tuple(everybody), spec)
+        sets[key] = BackendSet(tuple(everybody), spec)
     return sets, problems
 
 
@@ -114,7 +118,7 @@ def flags_of(
     flags = ServiceFlags(0)
     if plan.local:
         flags |= ServiceFlags.LOCAL
-    if found is not None and not found.chosen and _nobody(plan, found):
+    if found is not None and not found.spec.members and _nobody(plan, found):
         flags |= ServiceFlags.REFUSE
     if service.affinity_seconds:
         flags |= ServiceFlags.AFFINITY

@@ -18,14 +18,14 @@ class Claims:
     def __init__(self) -> None:
         self._single: dict[bytes, tuple[Order, Name]] = {}
         self._several: dict[bytes, dict[Name, Order]] = {}
-        self._of: dict[Name, tuple[Order, frozenset[bytes]]] = {}
+        self._of: dict[Name, tuple[Order, tuple[bytes, ...]]] = {}
 
     def want(self, name: Name, order: Order, keys: Iterable[bytes]) -> set[Name]:
         """A Service wants exactly these now; who else wins or loses by that, and must be looked at again."""
-        before_order, before = self._of.pop(name, (order, frozenset()))
-        wanted = frozenset(keys)
+        before_order, had = self._of.pop(name, (order, ()))
+        before, wanted = frozenset(had), frozenset(keys)
         if wanted:
-            self._of[name] = (order, wanted)
+            self._of[name] = (order, tuple(wanted))
         affected: set[Name] = set()
         for key in before - wanted:
             affected |= self._leave(key, name)

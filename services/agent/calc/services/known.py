@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 
+from services.agent.abi.lb import ServiceFlags
 from services.agent.calc.services.backends import Backend, State, gather
 from services.agent.calc.services.build import BackendSet, SetKey, set_of
 from services.agent.calc.services.claims import Name
@@ -21,11 +22,13 @@ from services.model.services import EndpointSlice, Service, TrafficPolicy
 class Installed:
     """What the maps have of a Service."""
 
-    plans: list[Plan] = field(default_factory=list)
+    plans: dict[bytes, Plan] = field(default_factory=dict)
+    """Where it wants to be: key in the map -> frontend."""
     wishes: Wishes | None = None
     refused: list[Problem] = field(default_factory=list)
     """What was wrong with the plans."""
-    frontends: dict[bytes, Frontend] = field(default_factory=dict)
+    placed: dict[bytes, tuple[int, ServiceFlags]] = field(default_factory=dict)
+    """Where it is: key in the map -> (service id, flags)."""
     sets: dict[SetKey, tuple[int, BackendSet]] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
@@ -55,7 +58,25 @@ class Known:
 
     def frontends(self) -> list[Frontend]:
         """All frontends with a port."""
-        return [f for found in self._installed.values() for f in found.frontends.values() if f.port]
+        return [f for name in self._installed for f in self._frontends(name) if f.port]
+
+    def _frontends(self, name: Name) -> Iterator[Frontend]:
+        installed = self._installed.get(name, Installed())
+        for key, (number, flags) in installed.placed.items():
+            plan = installed.plans[key]
+            found = installed.sets.get(set_of(plan)) if plan.port else None
+            yield Frontend(
+                number,
+                *name,
+                plan.service_port.name,
+                plan.kind,
+                plan.address,
+                plan.port,
+                plan.protocol,
+                plan.scope,
+                flags,
+                found[1].chosen if found else (),
+            )
 
     def live_backends(self) -> Set[bytes]:
         """Address and port (network order, 18 bytes) of everybody who is behind a Service in any state: connections to
@@ -99,12 +120,12 @@ class Known:
             text = f"there is no Service {name[1]!r} for EndpointSlice {', '.join(sorted(self._slices[name]))}"
             problems = (Problem(ProblemKind.SLICE_WITHOUT_SERVICE, text),)
         found: dict[tuple[str, Backend], None] = {}
-        for plan in installed.plans:
+        for plan in installed.plans.values():
             if plan.port and set_of(plan) in installed.sets:
                 for backend in installed.sets[set_of(plan)][1].everybody:
                     found[plan.service_port.name, backend] = None
         return ServiceReport(
-            *name, service.type if service else "", tuple(installed.frontends.values()), tuple(found), problems
+            *name, service.type if service else "", tuple(self._frontends(name)), tuple(found), problems
         )
 
     def problems(self) -> Iterator[tuple[Name, Problem]]:

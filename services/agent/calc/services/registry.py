@@ -20,7 +20,6 @@ from services.agent.calc.services.frontends import Plan
 from services.agent.calc.services.known import Installed, Known
 from services.agent.calc.services.options import Algorithm, Forwarding, LbOptions, NodeFacts
 from services.agent.calc.services.problems import Problem, ProblemKind
-from services.agent.calc.services.report import Frontend
 from services.agent.calc.services.sets import BackendSets
 from services.agent.calc.services.wishes import Kind, Wishes
 from services.agent.calc.table import Table
@@ -44,7 +43,7 @@ class Services(Known):
         self._dirty: set[Name] = set()
         self._starved: set[Name] = set()
         self._host_ports: dict[Name, set[Name]] = {}
-        self._wildcards: dict[bytes, set[Name]] = {}
+        self._wildcards: dict[bytes, int] = {}
         self._sets = BackendSets(self._options.max_backends)
         own: tuple[MapName, ...] = ("services", "revnat")
         self.tables: dict[MapName, Table] = {name: Table(name) for name in own} | self._sets.tables
@@ -144,42 +143,42 @@ class Services(Known):
         service, planned = self._services.get(name), Installed()
         if service is not None and frontends.is_ours(service, self._options):
             planned.wishes = wishes.read(service, self._node.labels, self._options)
-            planned.plans, planned.refused = frontends.plan(service, planned.wishes, self._node, self._options)
+            plans, planned.refused = frontends.plan(service, planned.wishes, self._node, self._options)
+            planned.plans = {key_of(plan): plan for plan in plans}
         return planned
 
     def _claim(self, name: Name, planned: Installed) -> set[Name]:
         """Who else wins or loses an address by that."""
         service = self._services.get(name)
         order: Order = (service.created if service else "", *name)
-        return self._claims.want(name, order, [key_of(plan) for plan in planned.plans if plan.port])
+        return self._claims.want(name, order, [key for key, plan in planned.plans.items() if plan.port])
 
     def _retract(self, name: Name, planned: Installed) -> Installed:
         """Take out of the tables what will not be there any more; returns what there was."""
         before = self._installed.pop(name, Installed())
         kept: set[bytes] = set()
         used: set[SetKey] = set()
-        for plan in planned.plans:
-            key = key_of(plan)
+        for key, plan in planned.plans.items():
             if not plan.port:
                 kept.add(key)
             elif self._claims.owner(key) == name:
                 kept.add(key)
                 used.add(set_of(plan))
-        for key, frontend in before.frontends.items():
-            if key not in kept and (frontend.port or self._leave_wildcard(key, name)):
+        for key in before.placed.keys() - kept:
+            if before.plans[key].port or self._leave_wildcard(key):
                 self.tables["services"].remove(key)
         for used_key, (number, _) in before.sets.items():
             if used_key not in used:
                 self._drop_set(number)
         return before
 
-    def _leave_wildcard(self, key: bytes, name: Name) -> bool:
-        """Whether nobody is left who has Services at the address."""
-        holders = self._wildcards[key]
-        holders.discard(name)
-        if not holders:
-            del self._wildcards[key]
-        return not holders
+    def _leave_wildcard(self, key: bytes) -> bool:
+        """One Service less at an address; whether that was the last."""
+        self._wildcards[key] -= 1
+        if self._wildcards[key]:
+            return False
+        del self._wildcards[key]
+        return True
 
     def _drop_set(self, number: int) -> None:
         self._sets.drop(number)
@@ -196,28 +195,30 @@ class Services(Known):
             return
         self._installed[name] = planned
         problems = [*planned.refused, *wanted.problems]
-        owned = [plan for plan in planned.plans if self._owns(name, plan, problems)]
+        owned = {key: plan for key, plan in planned.plans.items() if self._owns(name, key, plan, problems)}
         slices = list(self._slices.get(name, {}).values())
-        sets, found = build_sets(service, owned, slices, wanted, self._node, self._options)
+        sets, found = build_sets(service, owned.values(), slices, wanted, self._node, self._options)
         problems += found
         for key, built in sets.items():
             number = self._numbers.take(set_name(service, key))
             if number is None or not self._sets.has_room(number, len(built.spec.members)):
                 self._no_room(name, f"{len(built.spec.members)} backends of port {key[0]}", problems)
-                if number is not None and key in before.sets:
+                if number is not None:
                     self._drop_set(number)
                 continue
             planned.sets[key] = number, built
             self._by_id[number] = name
             self._sets.put(number, built.spec)
-        for plan in owned:
-            self._put_frontend(name, service, plan, planned, problems)
+        for place, plan in owned.items():
+            self._put_frontend(name, service, place, planned, problems)
+            if not plan.port and place in planned.placed and place not in before.placed:
+                self._wildcards[place] = self._wildcards.get(place, 0) + 1
         planned.problems = tuple(dict.fromkeys(problems))
 
-    def _owns(self, name: Name, plan: Plan, problems: list[Problem]) -> bool:
+    def _owns(self, name: Name, key: bytes, plan: Plan, problems: list[Problem]) -> bool:
         if not plan.port:
             return True
-        owner = self._claims.owner(key_of(plan))
+        owner = self._claims.owner(key)
         if owner == name or owner is None:
             return True
         kind = ProblemKind.NODE_PORT_TAKEN if plan.kind in _OF_THE_NODE else ProblemKind.ADDRESS_TAKEN
@@ -230,9 +231,9 @@ class Services(Known):
         problems.append(Problem(ProblemKind.NO_ROOM, f"no room for {what}; raise lb_frontends_max or lb_backends_max"))
 
     def _put_frontend(
-        self, name: Name, service: Service, plan: Plan, planned: Installed, problems: list[Problem]
+        self, name: Name, service: Service, key: bytes, planned: Installed, problems: list[Problem]
     ) -> None:
-        table, key = self.tables["services"], key_of(plan)
+        table, plan = self.tables["services"], planned.plans[key]
         if key not in table.desired and len(table.desired) >= self._options.max_frontends:
             self._no_room(name, f"frontend {plan.address} port {plan.port}", problems)
             return
@@ -243,29 +244,16 @@ class Services(Known):
             key,
             service_info(
                 number,
-                len(found.chosen) if found else 0,
+                len(found.spec.members) if found else 0,
                 flags,
                 affinity_seconds=service.affinity_seconds if plan.port else 0,
                 maglev_size=maglev,
                 maglev_seed=self._options.maglev_seed if maglev else 0,
             ),
         )
-        if not plan.port:
-            self._wildcards.setdefault(key, set()).add(name)
-        elif number and not any(f.id == number for f in planned.frontends.values()):
+        if number and all(other != number for other, _ in planned.placed.values()):
             self.tables["revnat"].put(u32(number), revnat_value(plan.address, plan.port))
-        planned.frontends[key] = Frontend(
-            number,
-            *name,
-            plan.service_port.name,
-            plan.kind,
-            plan.address,
-            plan.port,
-            plan.protocol,
-            plan.scope,
-            flags,
-            found.chosen if found else (),
-        )
+        planned.placed[key] = number, flags
 
 
 def key_of(plan: Plan) -> bytes:

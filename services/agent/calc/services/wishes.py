@@ -34,6 +34,9 @@ class Kind(StrEnum):
     HOST_PORT = "HostPort"
 
 
+_ALL = frozenset(Kind)
+
+
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """The annotations' outcome on this node."""
@@ -49,7 +52,7 @@ class Wishes:
 def read(service: Service, labels: Mapping[str, str], options: LbOptions) -> Wishes:
     """What a Service wishes, on a node with these labels."""
     if not service.annotations:
-        return Wishes(options.algorithm, options.forwarding, False, frozenset(Kind))
+        return Wishes(options.algorithm, options.forwarding, False, _ALL)
     problems: list[Problem] = []
     found = service.annotations if options.annotations else {}
     algorithm = _choice(found, ALGORITHM, Algorithm, options.algorithm, problems)
@@ -78,7 +81,7 @@ def _choice(annotations: Mapping[str, str], name: str, kind: type[E], default: E
 def _kinds(annotations: Mapping[str, str], problems: list[Problem]) -> frozenset[Kind]:
     text = annotations.get(TYPES)
     if text is None:
-        return frozenset(Kind)
+        return _ALL
     known = {kind.value.lower(): kind for kind in Kind if kind is not Kind.HOST_PORT} | {
         "externalips": Kind.EXTERNAL_IP
     }
