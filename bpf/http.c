@@ -31,7 +31,7 @@ INLINE int http_without_data(struct __sk_buff *skb, struct pkt_ctx *ctx, struct 
 {
 	const struct http_parse *now = &w->flow.now;
 
-	if (!(ctx->tcp_flags & TCP_FIN) || !w->present || w->flow.mode != HTTP_FOLLOWED || !ctx->l7_ruleset ||
+	if (!(ctx->tcp_flags & TCP_FIN) || !w->present || http_watching(ctx) || w->flow.mode != HTTP_FOLLOWED || !ctx->l7_ruleset ||
 	    (s32)(ctx->tcp_seq - w->acked) < 0)
 		return deliver(skb, ctx);
 	if (ctx->tcp_seq != now->seq)
@@ -54,6 +54,8 @@ INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 			http_settle(ctx, conn, false, 0);
 		return deliver(skb, ctx);
 	}
+	if (conn && http_watching(ctx))
+		conn->watched = 1;
 	w->present = !!conn;
 	w->pos = 0;
 	w->limit = ctx->payload_len;
@@ -73,11 +75,13 @@ INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 		return -DROP_MISSED_TAIL_CALL;
 	}
 	reason = http_check_segment(ctx);
+	if (reason && http_watching(ctx))
+		return deliver(skb, ctx);
 	if (reason)
 		return !w->audit && (ctx->l7_ruleset || !conn) ? -reason : http_refuse(skb, ctx, w, reason);
 	if (!ctx->payload_len)
 		return http_without_data(skb, ctx, w);
-	if (!conn || !cfg || w->flow.mode == HTTP_UNKNOWN || w->flow.grammar != cfg->grammar)
+	if (!conn || !cfg || (conn->watched && !http_watching(ctx)) || w->flow.mode == HTTP_UNKNOWN || w->flow.grammar != cfg->grammar)
 		return http_stranger(skb, ctx, w);
 	w->expected = w->flow.now.seq;
 	if (w->flow.strikes >= HTTP_STRIKES)
@@ -94,6 +98,14 @@ INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 	return http_inspect(skb, ctx, w, conn);
 }
 
+/* What is only watched passes, whatever is thought of it. */
+INLINE int http_finish(struct __sk_buff *skb, struct pkt_ctx *ctx, int verdict)
+{
+	if (unlikely(verdict < 0) && http_watching(ctx))
+		verdict = deliver(skb, ctx);
+	return finish(skb, ctx, verdict);
+}
+
 int http_entry(struct __sk_buff *skb)
 {
 	struct pkt_ctx *ctx = pkt_context();
@@ -101,7 +113,7 @@ int http_entry(struct __sk_buff *skb)
 
 	if (!ctx || !w)
 		return TC_ACT_SHOT;
-	return finish(skb, ctx, http_enter(skb, ctx, w));
+	return http_finish(skb, ctx, http_enter(skb, ctx, w));
 }
 
 int http_parse(struct __sk_buff *skb)
@@ -111,5 +123,5 @@ int http_parse(struct __sk_buff *skb)
 
 	if (!ctx || !w)
 		return TC_ACT_SHOT;
-	return finish(skb, ctx, http_inspect(skb, ctx, w, http_conns.lookup(&ctx->key)));
+	return http_finish(skb, ctx, http_inspect(skb, ctx, w, http_conns.lookup(&ctx->key)));
 }

@@ -3,23 +3,6 @@
 #include "lib/http_event.h"
 #include "lib/http_refuse.h"
 
-/* Remember that the connection is over, before anybody is told. */
-INLINE bool http_record(struct pkt_ctx *ctx, struct http_work *w)
-{
-	struct http_conn *conn;
-	u32 zero = 0;
-
-	if (w->present)
-		return http_publish(w, http_conns.lookup(&ctx->key));
-	conn = http_fresh.lookup(&zero);
-	if (!conn)
-		return false;
-	__builtin_memset(conn, 0, sizeof(*conn));
-	conn->version = ((u64)bpf_get_prandom_u32() << 32) | (bpf_get_prandom_u32() & ~1U);
-	conn->flow = w->flow;
-	return !http_conns.update(&ctx->key, conn);
-}
-
 INLINE bool http_is_head(const struct http_work *w)
 {
 	return w->flow.now.method_len == 4 && *(u32 *)w->method == bpf_htonl(0x48454144);

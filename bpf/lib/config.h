@@ -10,6 +10,7 @@ enum config_flags {
 	CONFIG_F_NORTH_SOUTH = 2, /* Services are reached from outside through this node */
 	CONFIG_F_SOCKET_LB = 256, /* sockets may have been connected to Services: flows name them */
 	CONFIG_F_NATIVE_ROUTING = 4, /* pods' packets travel between nodes as they are */
+	CONFIG_F_HTTP_VISIBLE = 512, /* requests to some ports are told without any policy (lib/http_tables.h) */
 	CONFIG_F_EGRESS_GATEWAY = 8, /* some pods leave the cluster by chosen nodes (lib/egress_gw.h) */
 	/* Whose packets the hooks on the node's devices have to look at; the rest passes untouched. */
 	CONFIG_F_FROM_NETDEV = CONFIG_F_MASQUERADE | CONFIG_F_NORTH_SOUTH | CONFIG_F_NATIVE_ROUTING |

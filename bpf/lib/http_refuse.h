@@ -7,10 +7,35 @@
 #include "http_sequence.h"
 #include "tailcall.h"
 
+/* Nothing is refused on this connection: its requests are only told. */
+INLINE bool http_watching(const struct pkt_ctx *ctx)
+{
+	return ctx->l7_ruleset == HTTP_VISIBLE;
+}
+
+/* Publish the flow, also of a connection of which nothing was known. */
+INLINE bool http_record(struct pkt_ctx *ctx, struct http_work *w)
+{
+	struct http_conn *conn;
+	u32 zero = 0;
+
+	if (w->present)
+		return http_publish(w, http_conns.lookup(&ctx->key));
+	conn = http_fresh.lookup(&zero);
+	if (!conn)
+		return false;
+	__builtin_memset(conn, 0, sizeof(*conn));
+	conn->version = ((u64)bpf_get_prandom_u32() << 32) | (bpf_get_prandom_u32() & ~1U);
+	conn->flow = w->flow;
+	conn->watched = http_watching(ctx);
+	conn->acked = w->acked;
+	return !http_conns.update(&ctx->key, conn);
+}
+
 /* Refuse the connection, or, while no HTTP policy holds and it is merely followed, stop following it. */
 INLINE int http_refuse(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w, int reason)
 {
-	if (!ctx->l7_ruleset) {
+	if (!ctx->l7_ruleset || http_watching(ctx)) {
 		w->flow.mode = HTTP_UNKNOWN;
 		if (w->present && !http_publish(w, http_conns.lookup(&ctx->key)))
 			return -DROP_HTTP_OUT_OF_ORDER;
@@ -45,6 +70,37 @@ INLINE int http_strike(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_w
 	return -DROP_HTTP_OUT_OF_ORDER;
 }
 
+/* Follow a connection from here on, if this looks like a request. Only for telling: where a request really begins is not
+ * known, which is why `watched` is never trusted by policy. */
+INLINE bool http_adopt(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w, const struct http_config *cfg)
+{
+	struct http_conn *conn;
+	u8 first = 0;
+	int i;
+
+	if (!cfg || bpf_skb_load_bytes(skb, ctx->payload_off, &first, 1) || first < 'A' || first > 'Z')
+		return false;
+	__builtin_memset(&w->flow, 0, sizeof(w->flow));
+	w->flow.now.seq = ctx->tcp_seq;
+	w->flow.now.phase = HTTP_PHASE_START;
+	w->flow.body_start = ctx->tcp_seq;
+	w->flow.body_end = ctx->tcp_seq;
+#pragma unroll
+	for (i = 0; i < HTTP_HOLES; i++)
+		w->flow.holes[i].end = ctx->tcp_seq;
+	w->flow.grammar = cfg->grammar;
+	w->flow.hash = bpf_get_prandom_u32();
+	w->acked = ctx->tcp_seq;
+	if (!http_record(ctx, w))
+		return false;
+	conn = http_conns.lookup(&ctx->key);
+	if (!conn)
+		return false;
+	w->present = 1;
+	w->version = http_version(conn);
+	return !(w->version & 1);
+}
+
 /* Data on a connection of which nothing is known: it is older than the policy, its entry was evicted, or it did not
  * speak HTTP while it needed not to. Where a request begins in it only the server knows, so nothing of it may pass:
  * "looks like a request" would let a client hide one in what the server takes for a body. If the packet is a request
@@ -53,6 +109,12 @@ INLINE int http_stranger(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http
 {
 	struct http_config *cfg = http_configuration();
 
+	if (http_watching(ctx)) {
+		if (!http_adopt(skb, ctx, w, cfg))
+			return deliver(skb, ctx);
+		tailcalls.call(skb, TAIL_HTTP_PARSE);
+		return -DROP_MISSED_TAIL_CALL;
+	}
 	if (!ctx->l7_ruleset || !cfg || (w->audit && w->present))
 		return deliver(skb, ctx);
 	if (w->audit)

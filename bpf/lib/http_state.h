@@ -113,7 +113,7 @@ struct http_conn {
 	u32 first;  /* sequence number of the client's first byte ... */
 	u32 opened; /* ... and of the server's SYN-ACK: together they tell a new connection on the same ports. The client
 		     * chooses the one, the server the other. */
-	u32 pad;
+	u32 watched; /* requests were only told: bytes may have passed that nobody has inspected */
 	struct http_flow flow;
 	u8 method[HTTP_METHOD_MAX]; /* of a head that is not complete */
 	u8 path[HTTP_PATH_MAX];

@@ -11,6 +11,7 @@
 #define HTTP_RULESETS 1024
 #define HTTP_STATES 8192
 #define HTTP_COLUMNS 128
+#define HTTP_VISIBLE (HTTP_RULESETS - 1) /* no rule set: requests are told, and nothing is refused */
 #define HTTP_ACCEPT 0x8000 /* in a next state: what was read so far is allowed */
 #define HTTP_DENY_ALL 0    /* the state without a way out */
 
@@ -38,6 +39,7 @@ struct http_table {
 	char next[2 * HTTP_STATES * HTTP_COLUMNS] __attribute__((aligned(8)));
 };
 
+HASH_MAP(http_visible, u32, u32, 256); /* port in network order -> 1 */
 ARRAY_MAP(http_config, struct http_config, 1);
 ARRAY_MAP(http_tables, struct http_table, 2);
 

@@ -7,6 +7,7 @@
 #include "ct_room.h"
 #include "deliver.h"
 #include "endpoints.h"
+#include "http_tables.h"
 #include "l7.h"
 #include "policy.h"
 #include "refined.h"
@@ -74,11 +75,22 @@ INLINE struct decision decide_strictly(const struct pkt_ctx *ctx, const struct e
 	return d;
 }
 
+/* Requests to some ports are told without any policy. */
+INLINE u32 http_visibility(u16 port)
+{
+	struct datapath_config *cfg = datapath_config();
+	u32 key = port;
+
+	return cfg && (cfg->flags & CONFIG_F_HTTP_VISIBLE) && http_visible.lookup(&key) ? HTTP_VISIBLE : 0;
+}
+
 /* The same, but an endpoint that is only audited is refused nothing. */
 INLINE struct decision decide(const struct pkt_ctx *ctx, const struct endpoint_info *ep, u8 direction, u32 peer)
 {
 	struct decision d = decide_strictly(ctx, ep, direction, peer);
 
+	if (direction == DIR_INGRESS && ctx->protocol == PROTO_TCP && !d.drop_reason && !d.l7_ruleset)
+		d.l7_ruleset = http_visibility(ctx->dport);
 	if (unlikely(d.drop_reason && (ep->flags & ENDPOINT_F_AUDIT))) {
 		d.audited = d.drop_reason;
 		d.drop_reason = 0;

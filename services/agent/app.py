@@ -134,7 +134,7 @@ async def run(config: Config) -> None:
             native_routing=config.native_routing,
             uplink=kernel.devices[0],
         )
-        http, names = HttpPolicy(kernel.maps), NamePolicy(kernel.maps, _lifetimes(config))
+        http, names = HttpPolicy(kernel.maps, config.http_visibility_ports), NamePolicy(kernel.maps, _lifetimes(config))
         mailbox, sink = Mailbox(), DatapathSink(kernel.maps, http.write, names.write)
         driver = Driver(mailbox, engine, sink, config.addresses)
         ends = await _endpoints(config, stack, kernel, identities, driver)

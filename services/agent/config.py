@@ -92,6 +92,11 @@ class Config(BaseConfig):
     host_firewall: bool = Field(
         True, description="enforce policies that select this node (nodeSelector); off: a way back into a closed node"
     )
+    http_visibility_ports: list[int] = Field(
+        default_factory=list,
+        description="TCP ports of pods whose HTTP requests are told without any policy; nothing is refused there",
+        max_length=256,
+    )
     fqdn_min_ttl: float = Field(0, description="seconds that addresses of DNS names count at least", ge=0)
     fqdn_grace: float = Field(10, description="seconds that they count beyond their TTL", ge=0)
     policy_max: int = Field(262_144, description="entries of the policy map", ge=1024)
@@ -128,6 +133,14 @@ class Config(BaseConfig):
     flow_capacity: int = Field(131_072, description="flows kept on the node", ge=1024)
     flow_buffer_bytes: int = Field(32 << 20, description="bound of what waits for the relay", ge=1 << 20)
     flow_interval: float = Field(10.0, description="seconds between records of a live connection", ge=0.1)
+
+    @pydantic.field_validator("http_visibility_ports")
+    @classmethod
+    def _ports(cls, ports: list[int]) -> list[int]:
+        for port in ports:
+            if not 0 < port < 1 << 16:
+                raise ValueError(f"{port} is no TCP port: write numbers from 1 to 65535")
+        return ports
 
     @pydantic.model_validator(mode="after")
     def _complete(self) -> Config:

@@ -51,6 +51,7 @@ MAPS = (
     "http_grammar",
     "http_tables",
     "http_config",
+    "http_visible",
     "name_events",
     "names_config",
     "name_tables",
@@ -187,6 +188,7 @@ def datapath_settings(
         # What an earlier run left stays in force until its maps are compared with what should be.
         flags=found
         | translation.flags(config)
+        | (ConfigFlags.HTTP_VISIBLE if config.http_visibility_ports else 0)
         | (ConfigFlags.EGRESS_GATEWAY if maps["egress_gateway"].count() else 0)
         | (ConfigFlags.NATIVE_ROUTING if config.native_routing else 0),
         nat_ports=config.nat_port_range,

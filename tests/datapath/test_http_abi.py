@@ -40,6 +40,7 @@ def test_enums(header: str, name: str, enum: type[IntEnum] | type[IntFlag], pref
         ("http_tables.h", "HTTP_STATES", http.MAX_STATES),
         ("http_tables.h", "HTTP_COLUMNS", http.COLUMNS),
         ("http_tables.h", "HTTP_ACCEPT", http.ACCEPT),
+        ("http_tables.h", "HTTP_RULESETS", http.VISIBLE + 1),
         ("http_tables.h", "HTTP_DENY_ALL", http.DENY_ALL),
         ("http_grammar.h", "HTTP_GRAMMAR_STATES", http.GRAMMAR_STATES),
         ("http_grammar.h", "HTTP_GRAMMAR_VIEWS", http.GRAMMAR_VIEWS),

@@ -24,6 +24,8 @@ class ConfigFlags(IntFlag):
     """Sockets may have been connected to Services: flows name them."""
     NATIVE_ROUTING = 4
     """Pods' packets travel between nodes as they are."""
+    HTTP_VISIBLE = 512
+    """Requests to some ports are told without any policy (map `http_visible`)."""
     EGRESS_GATEWAY = 8
     """Some pods leave the cluster by chosen nodes (`abi.egress`)."""
 

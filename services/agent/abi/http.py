@@ -13,6 +13,8 @@ from enum import IntEnum, IntFlag
 from services.agent.abi.layout import Struct
 
 MAX_RULESETS = 1024
+VISIBLE = MAX_RULESETS - 1
+"""The rule set of ports whose requests are told without any policy."""
 MAX_STATES = 8192
 COLUMNS = 128
 ACCEPT = 0x8000
@@ -220,7 +222,7 @@ class HttpConn(Struct):
         ("acked", ctypes.c_uint32),
         ("first", ctypes.c_uint32),
         ("opened", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
+        ("watched", ctypes.c_uint32),
         ("flow", HttpFlow),
         ("method", ctypes.c_uint8 * 16),
         ("path", ctypes.c_uint8 * 136),

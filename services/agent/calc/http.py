@@ -25,6 +25,7 @@ from services.agent.abi.http import (
     MAX_RULESETS,
     MAX_STATES,
     RESULT_ROOT,
+    VISIBLE,
 )
 from services.agent.calc.http_dfa import BACK, Dfa, TooLarge, minimise, pattern_dfa
 from services.agent.calc.http_fields import HOST, Field, RuleFields, ruleset_dfa
@@ -74,7 +75,8 @@ class HttpTables:
 def compile_rulesets(rulesets: Mapping[int, Sequence[HttpRule]]) -> HttpTables:
     """Build the tables of all rule sets (ids 1..`MAX_RULESETS`-1). Never raises for what people write in policies."""
     starts = np.zeros(MAX_RULESETS, np.uint16)
-    starts[0] = ALLOW_ALL  # no rule set: a connection that is followed while no HTTP policy holds
+    # No rule set: a connection that is followed while no HTTP policy holds, or only watched.
+    starts[[0, VISIBLE]] = ALLOW_ALL
     fixed = np.zeros((FIRST_STATE, COLUMNS), np.uint16)
     fixed[DENY_ALL] = DENY_ALL
     fixed[ALLOW_ALL] = ALLOW_ALL | ACCEPT
@@ -83,8 +85,8 @@ def compile_rulesets(rulesets: Mapping[int, Sequence[HttpRule]]) -> HttpTables:
     placed: dict[Dfa, int] = {}
     used = FIRST_STATE
     for number, rules in sorted(rulesets.items()):
-        if not 0 < number < MAX_RULESETS:
-            errors[number] = (f"HTTP rule set {number}: a node holds {MAX_RULESETS - 1} distinct HTTP rule sets",)
+        if not 0 < number < VISIBLE:
+            errors[number] = (f"HTTP rule set {number}: a node holds {VISIBLE - 1} distinct HTTP rule sets",)
             continue
         dfa, messages = _compile_set(tuple(_fields(rule) for rule in rules))
         if dfa is not None and dfa not in placed:

@@ -68,7 +68,7 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class HttpRulesets:
-    """All HTTP rule sets that policy entries may name, by id (1..1023): replaces what was there."""
+    """All HTTP rule sets that policy entries may name, by id (1..1022): replaces what was there."""
 
     rulesets: Mapping[int, tuple[HttpRule, ...]]
 

@@ -1,4 +1,4 @@
-"""HTTP rule sets and their numbers (1..1023), which policy entries carry.
+"""HTTP rule sets and their numbers (1..1022), which policy entries carry.
 
 The tables are written before the policy entries that name them, and entries that name a former rule set are removed
 after that. So a rule set that nothing uses any more stays in the tables for one more writing, and its number is free
@@ -11,7 +11,7 @@ from services.agent.calc.maps import HttpRulesets
 from services.agent.calc.numbers import StableNumbers
 from services.policy.l7 import HttpRule
 
-MAX_RULESETS = 1023
+MAX_RULESETS = 1022
 Rules = tuple[HttpRule, ...]
 
 
