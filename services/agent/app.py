@@ -57,7 +57,7 @@ from services.agent.learned import LearnedNames
 from services.agent.name_policy import NamePolicy
 from services.agent.server.cni import CniServer
 from services.agent.server.connections import watch_connections
-from services.agent.server.health import describe, relay_check
+from services.agent.server.health import describe, describe_status_writer, relay_check
 from services.agent.server.health_checks import HealthChecks
 from services.agent.server.introspection import SERVICE_NAME, AgentService
 from services.agent.server.knowledge import Knowledge
@@ -163,7 +163,7 @@ async def run(config: Config) -> None:
             state.become_ready()
             log.info("ready", seconds=round(state.ready_after, 2), endpoints=len(ends.manager.endpoints))
 
-        status = write_status(engine)
+        status = _status_writer(write_status(engine), state, registry)
 
         followers = [knowledge.changed, sweeper.changed, health.changed, lambda: routes.applied(engine)]
         followers += [status.changed] if status else []
@@ -187,6 +187,12 @@ async def run(config: Config) -> None:
         }
         jobs |= {"policy:status": status.run()} if status else {}
         await _forever(jobs | routes.jobs() | _endpoint_jobs(ends))
+
+
+def _status_writer(writer: StatusWriter | None, state: AgentState, registry: CollectorRegistry) -> StatusWriter | None:
+    if writer is not None:
+        describe_status_writer(state, writer, registry)
+    return writer
 
 
 def _health_checks(engine: Engine, state: AgentState) -> HealthChecks:

@@ -45,7 +45,7 @@ def validate(files: Files, namespace: NamespaceOption = "default", output: Outpu
     if output is Output.TABLE:
         for finding in found.findings:
             say(str(finding))
-        say(policy_text.counted(len(found.policies), len(found.mistakes), found.others))
+        say(policy_text.counted(found))
     else:
         say(render_one(policy_text.findings(found), output))
     if found.mistakes:
@@ -223,6 +223,7 @@ def read_selector(text: str) -> dict[str, str]:
 _SHORT = {
     "cnp": "CiliumNetworkPolicy",
     "ccnp": "CiliumClusterwideNetworkPolicy",
+    "ccg": "CiliumCIDRGroup",
     "netpol": "NetworkPolicy",
     "np": "NetworkPolicy",
 }
@@ -235,7 +236,7 @@ def policy_key(text: str, namespace: str) -> ObjectKey:
     full = _SHORT.get(kind.lower()) or kinds.get(kind.lower())
     if full is None or not _given(rest):
         raise Invalid(f"--delete: {text!r}: write it as kind/name, kind one of {', '.join([*_SHORT, *kinds.values()])}")
-    if full == "CiliumClusterwideNetworkPolicy":
+    if full in ("CiliumClusterwideNetworkPolicy", "CiliumCIDRGroup"):
         return ObjectKey(full, "", rest[-1])
     return ObjectKey(full, rest[0] if len(rest) == 2 else namespace, rest[-1])
 

@@ -14,6 +14,8 @@ import yaml
 
 from services.cli.output import cell
 from services.model.objects import ObjectKey, PolicyObject
+from services.policy.cidr_group import KIND as CIDR_GROUP
+from services.policy.cidr_group import read_cidr_group
 from services.policy.options import PolicyOptions
 from services.policy.problems import PolicyInvalid, Problem
 from services.policy.read import KINDS, read_policy
@@ -43,7 +45,8 @@ class Finding:
 
 @dataclass(slots=True)
 class Checked:
-    """What files hold: accepted policies, their sources, findings, and how many objects are no policies."""
+    """What files hold: accepted policies, their sources and those of CIDR groups, findings, and how many objects are
+    none of these."""
 
     sources: list[PolicyObject] = field(default_factory=list)
     policies: list[Policy] = field(default_factory=list)
@@ -85,26 +88,32 @@ def _check_one(
         tell("", [Problem("kind", "is missing; every document needs apiVersion and kind")], fatal=True)
         return
     kind = str(document["kind"])
-    if kind not in KINDS and not _looks_like_policy(kind):
+    if kind not in KINDS and kind != CIDR_GROUP and not _looks_like_policy(kind):
         found.others += 1
         return
     metadata = document.get("metadata")
     metadata = metadata if isinstance(metadata, Mapping) else {}
-    space = "" if kind == "CiliumClusterwideNetworkPolicy" else str(metadata.get("namespace") or namespace)
+    wide = kind in ("CiliumClusterwideNetworkPolicy", CIDR_GROUP)
+    space = "" if wide else str(metadata.get("namespace") or namespace)
     key = ObjectKey(kind, space, str(metadata.get("name") or ""))
     source = PolicyObject(key, document, origin=f"{file}:{_line(root, path)}")
+    policy: Policy | None = None
     try:
-        policy = read_policy(source, options)
+        if kind == CIDR_GROUP:
+            read_cidr_group(source)
+        else:
+            policy = read_policy(source, options)
     except PolicyInvalid as invalid:
         tell(str(key), invalid.problems, fatal=True)
         return
-    tell(str(key), policy.warnings, fatal=False)
+    tell(str(key), policy.warnings if policy else (), fatal=False)
     twin = next((each for each in found.sources if each.key == key), None)
     if twin is not None:
         tell(str(key), [Problem("metadata.name", f"{key} stands at {twin.origin} as well; keep one")], fatal=True)
         return
     found.sources.append(source)
-    found.policies.append(policy)
+    if policy is not None:
+        found.policies.append(policy)
 
 
 def _looks_like_policy(kind: str) -> bool:

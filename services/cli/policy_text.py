@@ -14,16 +14,19 @@ from services.model.labels import CLUSTER, POD_NAMESPACE
 NAMES_SHOWN = 3
 
 
-def counted(accepted: int, mistakes: int, others: int) -> str:
+def counted(found: Checked) -> str:
     """The last line of `validate`."""
-    text = f"{accepted} {'policy' if accepted == 1 else 'policies'} accepted, {mistakes} mistakes"
-    return f"{text}, {others} other objects not looked at" if others else text
+    accepted, groups = len(found.policies), len(found.sources) - len(found.policies)
+    text = f"{accepted} {'policy' if accepted == 1 else 'policies'}"
+    text += f" and {groups} CIDR {'group' if groups == 1 else 'groups'}" if groups else ""
+    text += f" accepted, {len(found.mistakes)} mistakes"
+    return f"{text}, {found.others} other objects not looked at" if found.others else text
 
 
 def findings(found: Checked) -> dict[str, Any]:
     """What `validate` found, for programs."""
     return {
-        "accepted": [str(policy.key) for policy in found.policies],
+        "accepted": [str(source.key) for source in found.sources],
         "findings": [
             {
                 "file": each.file,

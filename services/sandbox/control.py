@@ -119,6 +119,8 @@ _SHORT_NAMES = {
     "cnp": "CiliumNetworkPolicy",
     "ccnp": "CiliumClusterwideNetworkPolicy",
     "cegp": "CiliumEgressGatewayPolicy",
+    "ccg": "CiliumCIDRGroup",
+    "ciliumcidrgroup": "CiliumCIDRGroup",
     "netpol": "NetworkPolicy",
     "svc": "Service",
     "deploy": "Deployment",

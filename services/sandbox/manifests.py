@@ -6,7 +6,7 @@ Pure. Policies are read by the agents' own reader, so that one that they would r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ import yaml
 
 from services.common.errors import Invalid
 from services.model.objects import ObjectKey, PolicyObject
+from services.policy.cidr_group import KIND as CIDR_GROUP
+from services.policy.cidr_group import read_cidr_group
 from services.policy.egress_gateway import KIND as EGRESS_GATEWAY
 from services.policy.egress_gateway import read_egress_gateway_policy
 from services.policy.problems import PolicyInvalid
@@ -32,6 +34,7 @@ API_VERSIONS = {
     "NetworkPolicy": "networking.k8s.io/v1",
     "CiliumNetworkPolicy": "cilium.io/v2",
     "CiliumClusterwideNetworkPolicy": "cilium.io/v2",
+    "CiliumCIDRGroup": "cilium.io/v2",
     "CiliumEgressGatewayPolicy": "cilium.io/v2",
     "CiliumLoadBalancerIPPool": "cilium.io/v2",
 }
@@ -40,10 +43,15 @@ CLUSTER_SCOPED = frozenset(
         "Namespace",
         "Node",
         "CiliumClusterwideNetworkPolicy",
+        "CiliumCIDRGroup",
         "CiliumEgressGatewayPolicy",
         "CiliumLoadBalancerIPPool",
     }
 )
+_OTHER_POLICIES: dict[str, Callable[[PolicyObject], object]] = {
+    EGRESS_GATEWAY: read_egress_gateway_policy,
+    CIDR_GROUP: read_cidr_group,
+}
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
@@ -156,7 +164,7 @@ def _mistakes(document: Any) -> Iterator[_Mistake]:
     yield from _metadata_mistakes(document.get("metadata"), ("metadata",), needs_name=True)
     if kind in {"Namespace", "Node"}:
         return
-    if kind in KINDS or kind == EGRESS_GATEWAY:
+    if kind in KINDS.keys() | _OTHER_POLICIES.keys():
         yield from _policy_mistakes(document)
     elif kind in {"Pod", "Service", "Deployment"} and not isinstance(document.get("spec"), dict):
         yield ("spec",), "is missing; it must be a mapping"
@@ -175,7 +183,7 @@ def _policy_mistakes(document: Document) -> Iterator[_Mistake]:
     namespace = "" if document["kind"] in CLUSTER_SCOPED else str(metadata.get("namespace") or "default")
     try:
         policy = PolicyObject(ObjectKey(document["kind"], namespace, metadata["name"]), document)
-        (read_egress_gateway_policy if document["kind"] == EGRESS_GATEWAY else read_policy)(policy)
+        _OTHER_POLICIES.get(document["kind"], read_policy)(policy)
     except PolicyInvalid as error:
         for problem in error.problems:
             yield _path_steps(problem.path), problem.message

@@ -15,6 +15,7 @@ import yaml
 from services.common.errors import Invalid, NotFound
 from services.model.objects import ObjectKey
 from services.model.services import ZONE_LABEL
+from services.policy.cidr_group import KIND as CIDR_GROUP
 from services.policy.egress_gateway import KIND as EGRESS_GATEWAY
 from services.policy.read import KINDS
 from services.sandbox.controller import ClusterIps, endpoint_slices, plan_pods
@@ -22,7 +23,7 @@ from services.sandbox.exposure import with_addresses, with_node_ports
 from services.sandbox.images import check_images
 from services.sandbox.manifests import Document, Manifest, key_of
 
-_FOLLOWED = frozenset({"Namespace", "Node", "Service", "EndpointSlice", EGRESS_GATEWAY} | KINDS.keys())
+_FOLLOWED = frozenset({"Namespace", "Node", "Service", "EndpointSlice", CIDR_GROUP, EGRESS_GATEWAY} | KINDS.keys())
 """Kinds that agents read as they are; Deployments stay here, Pods come from the kubelet with their status."""
 
 

@@ -134,11 +134,7 @@ class Answers:
 
     def world_with(self, changed: Iterable[PolicyObject], deleted: Iterable[ObjectKey]) -> World:
         """As `world`, were these documents applied and these deleted; raises `PolicyInvalid`. Nothing is applied."""
-        gone = frozenset(deleted)
-        policies = {key: policy for key, policy in self._policies.in_force().items() if key not in gone}
-        for source in changed:
-            policies[source.key] = self._policies.read(source)
-        return self._world(policies.values())
+        return self._world(self._policies.as_if(changed, deleted).values())
 
     def _world(self, policies: Iterable[Policy]) -> World:
         return World(policies, self._mode, meets, hosts=self._capabilities.host_policies)
@@ -268,6 +264,10 @@ class Answers:
         """The reference to a rule of a policy in force, or without one to the policy as a whole."""
         policy = self._policies.in_force().get(key) or Policy(key, ())
         return make_ref(policy, direction, self._policies.revision(key), rule)
+
+    def cidr_groups(self) -> Iterable[ObjectKey]:
+        """The CIDR groups that rules may refer to."""
+        return self._policies.groups()
 
     def policies(self) -> Mapping[ObjectKey, Policy]:
         """Every policy in force."""

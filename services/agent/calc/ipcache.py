@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 
-from services.agent.calc.maps import Change, ipcache_key, ipcache_value
+from services.agent.calc.maps import Change, Put, Remove, ipcache_key, ipcache_value
 from services.agent.calc.table import Table
 from services.model.addresses import IPAddress, IPNetwork
 from services.model.identity import Reserved
@@ -73,9 +73,16 @@ class Ipcache:
         self._settle(prefix)
 
     def take(self) -> tuple[list[Change], list[Change], bool]:
-        """(puts, removals, whether some known address has another identity than before)."""
+        """(puts, removals, whether some known address has another identity than before).
+
+        Longer prefixes are there before the shorter ones around them, and go after them: an exception must never,
+        between two writes, mean what it is excepted from.
+        """
         moved, self._moved = self._moved, False
-        return (*self._table.take(), moved)
+        puts, removals = self._table.take()
+        puts.sort(key=_length, reverse=True)
+        removals.sort(key=_length)
+        return puts, removals, moved
 
     def _settle(self, prefix: IPNetwork) -> None:
         key = ipcache_key(prefix)
@@ -97,6 +104,10 @@ class Ipcache:
         if row is not None:
             return row.identity, None if self._native or row.node == self._node else row.tunnel
         return self._local.get(prefix), None
+
+
+def _length(change: Change) -> int:
+    return int.from_bytes(change.key[:4], "little") if isinstance(change, Put | Remove) else 0
 
 
 def _host(address: IPAddress) -> IPNetwork:

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from services.agent.calc.binding import Capabilities, unenforceable
 from services.agent.calc.services import Services
-from services.model.addresses import IPAddress, IPNetwork
+from services.model.addresses import IPAddress
 from services.model.objects import ObjectKey, PolicyObject, Service
-from services.policy.networkpolicy import read_prefix
+from services.policy.cidr_group import KIND as CIDR_GROUP
+from services.policy.cidr_group import read_cidr_group
 from services.policy.options import PolicyOptions
 from services.policy.problems import PolicyInvalid, Problem
 from services.policy.read import read_policy
-from services.policy.reader import Reader, join
 from services.policy.references import CidrGroup, has_references, resolve
 from services.policy.rules import Policy
-
-CIDR_GROUP = "CiliumCIDRGroup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +38,23 @@ class PolicyStatus:
     origin: str = ""
     conflicts: tuple[Problem, ...] = ()
     """Rules that cannot be merged with other policies': whom both select keeps what it had."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Referents:
+    """What references lead to, with these CIDR groups."""
+
+    known: Services
+    groups: Mapping[str, CidrGroup]
+
+    def services(self) -> Iterable[Service]:
+        return self.known.services()
+
+    def backends(self, service: Service) -> Iterable[IPAddress]:
+        return self.known.backends(service)
+
+    def cidr_groups(self) -> Iterable[CidrGroup]:
+        return self.groups.values()
 
 
 class Policies:
@@ -93,7 +107,7 @@ class Policies:
             if accepted is not None:
                 if has_references(accepted):
                     self._referring.add(key)
-                after = self._resolved[key] = resolve(accepted, self)
+                after = self._resolved[key] = resolve(accepted, _Referents(self._services, self._groups))
             if before != after:
                 self._revisions[key] = revision
                 self._index(key, before, after)
@@ -102,9 +116,23 @@ class Policies:
                 self._revisions.pop(key, None)
         return changes
 
-    def read(self, source: PolicyObject) -> Policy:
-        """A document as it would be in force, references followed; raises `PolicyInvalid`. Nothing is kept."""
-        return resolve(read_policy(source, self._options), self)
+    def as_if(self, changed: Iterable[PolicyObject], deleted: Iterable[ObjectKey]) -> dict[ObjectKey, Policy]:
+        """What would be in force, were these documents applied and these deleted, CIDR groups included; raises
+        `PolicyInvalid`. Nothing is kept."""
+        gone = frozenset(deleted)
+        groups = {name: group for name, group in self._groups.items() if ObjectKey(CIDR_GROUP, "", name) not in gone}
+        accepted = {key: policy for key, policy in self._accepted.items() if key not in gone}
+        for source in changed:
+            if source.key.kind == CIDR_GROUP:
+                groups[source.key.name] = read_cidr_group(source)
+            else:
+                accepted[source.key] = read_policy(source, self._options)
+        referents = _Referents(self._services, groups)
+        return {key: resolve(policy, referents) for key, policy in accepted.items()}
+
+    def groups(self) -> Iterable[ObjectKey]:
+        """The CIDR groups that are known."""
+        return [ObjectKey(CIDR_GROUP, "", name) for name in self._groups]
 
     def candidates(self, namespace: str | None) -> Iterable[Policy]:
         """Policies that may apply to endpoints of a namespace, in a fixed order."""
@@ -125,7 +153,7 @@ class Policies:
         return [
             PolicyStatus(
                 key,
-                key in self._accepted,
+                key in self._accepted or (key.kind == CIDR_GROUP and key.name in self._groups),
                 self.revision(key),
                 self._rejected.get(key, ()),
                 self._warnings(key, capabilities or self._capabilities),
@@ -137,15 +165,6 @@ class Policies:
     def _warnings(self, key: ObjectKey, capabilities: Capabilities) -> tuple[Problem, ...]:
         policy = self._accepted.get(key)
         return (*policy.warnings, *unenforceable(policy, capabilities)) if policy else ()
-
-    def services(self) -> Iterable[Service]:
-        return self._services.services()
-
-    def backends(self, service: Service) -> Iterable[IPAddress]:
-        return self._services.backends(service)
-
-    def cidr_groups(self) -> Iterable[CidrGroup]:
-        return self._groups.values()
 
     def _index(self, key: ObjectKey, before: Policy | None, after: Policy | None) -> None:
         # Subjects of namespaced policies are in their namespace; cluster-wide ones may be anywhere ('').
@@ -167,20 +186,3 @@ class Policies:
             self._groups[key.name] = read_cidr_group(source)
         except PolicyInvalid as invalid:
             self._rejected[key] = invalid.problems
-
-
-def read_cidr_group(source: PolicyObject) -> CidrGroup:
-    """Read a CiliumCIDRGroup; raises `PolicyInvalid`."""
-    reader = Reader()
-    spec = reader.mapping(source.document.get("spec"), "spec", frozenset({"externalCIDRs"}))
-    prefixes: list[IPNetwork] = []
-    for path, text in reader.items(spec, "externalCIDRs", "spec"):
-        prefix = read_prefix(reader, text, path)
-        if prefix is not None:
-            prefixes.append(prefix)
-    metadata: Mapping[str, Any] = reader.mapping(source.document.get("metadata"), "metadata")
-    labels_path = join("metadata", "labels")
-    labels = reader.mapping(metadata.get("labels"), labels_path)
-    pairs = tuple(sorted((key, reader.text(value, join(labels_path, key))) for key, value in labels.items()))
-    reader.finish()
-    return CidrGroup(source.key.name, tuple(prefixes), pairs)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from services.agent.datapath.sink import DatapathSink
 from services.agent.endpoints.registrar import Registrar
@@ -62,6 +64,32 @@ def describe(
         lambda: {"driver:batches": driver.batches, "driver:changes": driver.changes},
         lambda: _samples(registry, "ciliate_events_read"),
     ]
+
+
+class StatusReport(Protocol):
+    """What is written back to policy objects."""
+
+    errors: dict[str, str]
+    written: int
+
+    def metrics(self) -> Iterator[Metric]: ...
+
+
+class _Collected(Collector):
+    def __init__(self, report: StatusReport) -> None:
+        self._report = report
+
+    def collect(self) -> Iterator[Metric]:
+        return self._report.metrics()
+
+
+def describe_status_writer(state: AgentState, report: StatusReport, registry: CollectorRegistry) -> None:
+    """Tell people whether policies say on their own objects what became of them."""
+    state.checks.append(
+        lambda: component("policy status", report.errors, good=f"{report.written} conditions written by this node")
+    )
+    state.counters.append(lambda: {"policy-status:written": report.written})
+    registry.register(_Collected(report))
 
 
 def relay_check(pipeline: FlowPipeline) -> Check:

@@ -17,6 +17,7 @@ from services.common.pb.agent.v1 import agent_pb2 as pb
 from services.model.labels import POD_NAMESPACE, SOURCE_K8S
 from services.model.objects import ObjectKey, PolicyObject
 from services.model.verdict import Direction
+from services.policy.cidr_group import KIND as CIDR_GROUP
 from services.policy.l7 import Request
 from services.policy.problems import PolicyInvalid
 from services.policy.simulate import Actor, Flip, Simulation, simulate
@@ -26,7 +27,7 @@ MAX_FLOWS = 50_000
 MAX_DOCUMENTS = 1000
 FLIP_BYTES = 8 << 20
 """Of flips in an answer: more than anybody reads, and little of an agent's memory."""
-CLUSTERWIDE = frozenset({"CiliumClusterwideNetworkPolicy"})
+CLUSTERWIDE = frozenset({"CiliumClusterwideNetworkPolicy", CIDR_GROUP})
 
 
 def explain(knowledge: Knowledge, asked: pb.Connection) -> pb.ExplainPolicyResponse:
@@ -83,7 +84,8 @@ class Replay:
         if len(request.documents) > MAX_DOCUMENTS:
             raise Invalid(f"documents: {len(request.documents)} are too many; at most {MAX_DOCUMENTS}")
         self._before = knowledge.engine.world()
-        deleted = list(_keys(request.deletions, {policy.key for policy in self._before.policies}))
+        known = {*knowledge.engine.policies(), *knowledge.engine.cidr_groups()}
+        deleted = list(_keys(request.deletions, known))
         try:
             self._after = knowledge.engine.world_with(_documents(request.documents), deleted)
         except PolicyInvalid as invalid:

@@ -171,7 +171,9 @@ def _essence(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _KEPT_METADATA = frozenset({"name", "namespace", "uid", "labels", "annotations"})
-_CLUSTER_SCOPED = frozenset({"Namespace", "Node", "CiliumClusterwideNetworkPolicy", "CiliumEgressGatewayPolicy"})
+_CLUSTER_SCOPED = frozenset(
+    {"Namespace", "Node", "CiliumClusterwideNetworkPolicy", "CiliumEgressGatewayPolicy", "CiliumCIDRGroup"}
+)
 _DECODERS: dict[tuple[str, str], Decoder] = {
     ("", "Pod"): _pod,
     ("", "Namespace"): _namespace_object,
@@ -181,6 +183,7 @@ _DECODERS: dict[tuple[str, str], Decoder] = {
     ("networking.k8s.io", "NetworkPolicy"): _policy,
     ("cilium.io", "CiliumNetworkPolicy"): _policy,
     ("cilium.io", "CiliumClusterwideNetworkPolicy"): _policy,
+    ("cilium.io", "CiliumCIDRGroup"): _policy,
     ("cilium.io", "CiliumEgressGatewayPolicy"): _policy,
 }
 

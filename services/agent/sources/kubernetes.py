@@ -59,6 +59,7 @@ CILIUM_CLUSTERWIDE_POLICIES = Resource(
 EGRESS_GATEWAYS = Resource(
     "/apis/cilium.io/v2/ciliumegressgatewaypolicies", "CiliumEgressGatewayPolicy", "cilium.io/v2", True
 )
+CIDR_GROUPS = Resource("/apis/cilium.io/v2/ciliumcidrgroups", "CiliumCIDRGroup", "cilium.io/v2", True)
 RESOURCES = (
     PODS,
     NAMESPACES,
@@ -68,6 +69,7 @@ RESOURCES = (
     NETWORK_POLICIES,
     CILIUM_POLICIES,
     CILIUM_CLUSTERWIDE_POLICIES,
+    CIDR_GROUPS,
     EGRESS_GATEWAYS,
 )
 

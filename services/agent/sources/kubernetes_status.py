@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from services.common.errors import CiliateError, Conflict, NotFound
 from services.common.log import get_logger
@@ -143,6 +145,17 @@ class StatusWriter:
         self._log = get_logger("policy.status")
         self.errors: dict[str, str] = {}
         self.written = 0
+
+    def metrics(self) -> Iterator[Metric]:
+        """For Prometheus."""
+        yield CounterMetricFamily(
+            "ciliate_policy_status_written", "Conditions of policy objects written by this node", value=self.written
+        )
+        yield GaugeMetricFamily(
+            "ciliate_policy_status_failing",
+            "Policy objects whose condition could not be written",
+            value=len(self.errors),
+        )
 
     def changed(self) -> None:
         """Policies may have changed."""

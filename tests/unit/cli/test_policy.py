@@ -51,6 +51,26 @@ metadata: {name: no-policy}
 """
 
 
+GROUP = """
+apiVersion: cilium.io/v2
+kind: CiliumCIDRGroup
+metadata: {name: g}
+spec:
+  externalCIDRs:
+  - 10.0.0.0/8
+  - 10.0.0.0/80
+  extra: 1
+"""
+
+
+def test_cidr_groups_are_read_like_policies() -> None:
+    found = check([("g.yaml", GROUP)])
+    assert [(each.line, each.field) for each in found.mistakes] == [(9, "spec.extra"), (8, "spec.externalCIDRs[1]")]
+    good = check([("g.yaml", GROUP.replace("  - 10.0.0.0/80\n  extra: 1\n", "")), ("p.yaml", GOOD)])
+    assert policy_text.counted(good) == "1 policy and 1 CIDR group accepted, 0 mistakes"
+    assert [str(source.key) for source in good.sources] == ["CiliumCIDRGroup g", "CiliumNetworkPolicy default/good"]
+
+
 def test_every_mistake_has_its_file_line_and_field() -> None:
     found = check([("good.yaml", GOOD), ("bad.yaml", BAD)])
     assert [str(each.key) for each in found.policies] == ["CiliumNetworkPolicy default/good"]

@@ -377,6 +377,43 @@ HOST_DENIED_AT_POD = (
     NODE + cnp("not-host", ingressDeny=[{"fromEntities": ["host"], "toPorts": ports("80")}])
 ).expecting({FROM_HOST: "deny", Packet(1, IN, HOST, TCP, 81): "allow"})
 
+
+def cidr_group(name: str, *prefixes: str, **group_labels: str) -> State:
+    document = {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumCIDRGroup",
+        "metadata": {"name": name, "labels": group_labels},
+        "spec": {"externalCIDRs": list(prefixes)},
+    }
+    return state(Upserted(PolicyObject(ObjectKey("CiliumCIDRGroup", "", name), document)))
+
+
+# A list of prefixes by name and by label: nobody while there is none, and never more than it says now.
+BY_NAME = cnp("by-name", egress=[{"toCIDRSet": [{"cidrGroupRef": "partners", "except": ["172.16.9.0/24"]}]}])
+BY_LABEL = cnp(
+    "by-label",
+    egress=[{"toCIDRSet": [{"cidrGroupSelector": {"matchLabels": {"of": "partners"}}}], "toPorts": ports("80")}],
+)
+NO_GROUP = (NODE + BY_NAME + BY_LABEL).expecting({Packet(1, OUT, "172.16.0.1"): "drop", Packet(1, OUT, WORLD): "drop"})
+GROUP = (NO_GROUP + cidr_group("partners", "172.16.0.0/16")).expecting(
+    {
+        Packet(1, OUT, "172.16.0.1"): "allow",
+        Packet(1, OUT, "172.16.0.1", TCP, 81): "allow",
+        Packet(1, OUT, "172.16.9.1"): "drop",
+        Packet(1, OUT, "172.17.0.1"): "drop",
+    }
+)
+GROUPS = (GROUP + cidr_group("others", "172.17.0.0/16", "2001:db8::/32", of="partners")).expecting(
+    {
+        Packet(1, OUT, "172.17.0.1"): "allow",
+        Packet(1, OUT, "2001:db8::1"): "allow",
+        Packet(1, OUT, "172.17.0.1", TCP, 81): "drop",
+    }
+)
+MOVED_GROUP = (NO_GROUP + cidr_group("partners", "172.18.0.0/16")).expecting(
+    {Packet(1, OUT, "172.16.0.1"): "drop", Packet(1, OUT, "172.18.0.1"): "allow"}
+)
+
 SCENARIOS: dict[str, list[State]] = {
     "the web app": [EMPTY, OPEN, GUARDED, OPEN],
     "more rules": [OPEN, GUARDED, GUARDED_BUT_OTHER, NEUTRALISED, DENIED, DENY_ONLY, OPEN_DENY],
@@ -388,6 +425,7 @@ SCENARIOS: dict[str, list[State]] = {
     "local pods obey their own ports": [NAMED, LOCAL_TWINS, NAMED],
     "services in rules": [OPEN, TO_SERVICE, TO_SERVICE_UP, TO_SERVICE],
     "what cannot be enforced": [OPEN, UNENFORCEABLE, GUARDED],
+    "prefixes by name": [OPEN, NO_GROUP, GROUP, GROUPS, GROUP, MOVED_GROUP, NO_GROUP, GROUPS],
     "the node as an endpoint": [OPEN, HOST_OPEN, HOST_CLOSED, HOST_ELSEWHERE, HOST_CLOSED, HOST_DENIED, NOT_FOR_NODES],
     "a deny rule stops even the node": [OPEN, HOST_DENIED_AT_POD, OPEN],
     "identities late": [HTTP_POLICY, HTTP_POLICY + pod(1, WEB), GUARDED],

@@ -23,6 +23,7 @@ from tests.unit.agent.calc.kernel import Kernel
 from tests.unit.agent.calc.states import (
     ALLOW_OTHER,
     FRONTEND,
+    GROUP,
     GUARDED,
     HOST_CLOSED,
     HOST_OPEN,
@@ -485,3 +486,16 @@ def test_the_node_is_audited_only_where_everything_is() -> None:
         host = kernel.endpoint(NODE_ITSELF)
         assert host is not None
         assert host.flags == flags
+
+
+def test_a_rejected_group_leaves_the_accepted_one_in_force_and_says_so() -> None:
+    engine, kernel = engine_at(GROUP)
+    before = dict(kernel.maps["policy"])
+    key = ObjectKey("CiliumCIDRGroup", "", "partners")
+    wrong = {"metadata": {"name": "partners"}, "spec": {"externalCIDRs": ["10.0.0.0/40"], "extra": 1}}
+    engine.apply(Upserted(PolicyObject(key, wrong, origin="groups.yaml:3")))
+    assert not [change for change in engine.flush() if not isinstance(change, HttpRulesets)]
+    assert engine.desired()["policy"] == before
+    (status,) = [each for each in engine.policy_status() if each.key == key]
+    assert (status.in_force, len(status.problems)) == (True, 2)
+    assert {problem.path for problem in status.problems} == {"spec.externalCIDRs[0]", "spec.extra"}

@@ -321,3 +321,26 @@ def test_a_pod_whose_families_a_block_tells_apart_is_looked_at_by_each(knowledge
     sixth = document([{"from": [{"ipBlock": {"cidr": "fd00::/64"}}], "ports": [{"port": 9}]}, *FROM_CLIENT])
     found = simulated(knowledge, documents=[json.dumps(sixth)])
     assert {tuple(flip.source) for flip in found.flips} == {("default/client (IPv6)",), ("fd00::/64",)}
+
+
+def test_a_group_of_prefixes_is_simulated_like_a_policy(knowledge: Any) -> None:
+    group = {"apiVersion": "cilium.io/v2", "kind": "CiliumCIDRGroup", "metadata": {"name": "g"}}
+    policy = {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": "g"},
+        "spec": {
+            "endpointSelector": {"matchLabels": {"app": "web"}},
+            "ingress": [{"fromCIDRSet": [{"cidrGroupRef": "g"}]}],
+        },
+    }
+    applied(knowledge, policy)
+    filled = {**group, "spec": {"externalCIDRs": ["203.0.113.0/24"]}}
+    found = simulated(knowledge, documents=[json.dumps(filled)])
+    assert {tuple(flip.source) for flip in found.flips} == {("203.0.113.0/24",)}
+    assert all(flip.after.passes for flip in found.flips)
+    knowledge.engine.apply(Upserted(PolicyObject(ObjectKey("CiliumCIDRGroup", "", "g"), filled)))
+    knowledge.engine.flush()
+    assert questions.explain(knowledge, asked("203.0.113.9", "web-1")).passes
+    gone = simulated(knowledge, deletions=["CiliumCIDRGroup g"])
+    assert {tuple(flip.source) for flip in gone.flips} == {("203.0.113.0/24",)}
