@@ -30,7 +30,7 @@ from services.sandbox.pod_files import hosts_file, resolv_conf, write_files
 from services.sandbox.processes import Child, Processes
 
 _PROBE_SECONDS = 0.5
-TOLD_SECONDS = 0.5
+TOLD_SECONDS = 1.0
 """How long a terminating pod goes on serving: until every node has heard that it gets nothing new."""
 
 _START = """\

@@ -13,7 +13,7 @@ from services.agent.datapath.maps import PinnedMap
 from services.agent.endpoints.records import EndpointRecord
 from services.agent.server import dump, questions, views
 from services.agent.server.knowledge import Knowledge
-from services.agent.server.service_view import services_view
+from services.agent.server.service_view import service_view
 from services.agent.server.state import AgentState, process_age, resident_bytes
 from services.common.errors import Invalid, Unavailable
 from services.common.pb.agent.v1 import agent_pb2 as pb
@@ -22,6 +22,7 @@ from services.model.verdict import Direction
 
 SERVICE_NAME = "ciliate.agent.v1.AgentService"
 ROWS_PER_TURN = 512
+SERVICES_PER_TURN = 64
 MAX_PROBLEMS = 100
 """Of Services in one status: the first ones say enough, and `service list` has all."""
 
@@ -70,7 +71,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             endpoints=len(self._knowledge.manager.endpoints),
             identities=len(list(self._knowledge.known_identities())),
             policies=len(statuses),
-            services=len({(f.namespace, f.name) for f in engine.frontends()}),
+            services=engine.load_balancing.count(),
             lost_events=dict(state.lost()),
             counters={name: count for counters in state.counters for name, count in counters().items()},
             policy_pressure=engine.pressure(),
@@ -151,7 +152,12 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         return pb.ListEgressGatewaysResponse(gateways=[views.egress_view(status) for status in found])
 
     async def ListServices(self, request: pb.ListServicesRequest, context: Any) -> pb.ListServicesResponse:  # noqa: N802
-        return pb.ListServicesResponse(services=services_view(self._knowledge.engine.load_balancing.reports()))
+        known, answer = self._knowledge.engine.load_balancing, pb.ListServicesResponse()
+        for count, name in enumerate(known.names(), 1):
+            if count % SERVICES_PER_TURN == 0:
+                await asyncio.sleep(0)
+            answer.services.append(service_view(known.report(name)))
+        return answer
 
     async def ListIdentities(  # noqa: N802
         self, request: pb.ListIdentitiesRequest, context: Any

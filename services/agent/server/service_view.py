@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from services.agent.abi.lb import Scope, ServiceFlags
 from services.agent.calc.services import Frontend, ServiceReport
 from services.agent.calc.services.frontends import HOST_PORT
@@ -14,12 +12,8 @@ _SCOPES = {Scope.INTERNAL: "inside", Scope.EXTERNAL: "outside"}
 _SHOWN = ~(ServiceFlags.WILDCARD | ServiceFlags.NODE_PORT | ServiceFlags.HOST_PORT)
 
 
-def services_view(reports: Iterable[ServiceReport]) -> list[pb.Service]:
-    """Every Service with its frontends, everybody behind it and what is wrong, in the order of the reports."""
-    return [_service(report) for report in reports]
-
-
-def _service(report: ServiceReport) -> pb.Service:
+def service_view(report: ServiceReport) -> pb.Service:
+    """A Service with its frontends, everybody behind it and what is wrong."""
     frontends = sorted(
         (f for f in report.frontends if f.port), key=lambda f: (f.kind, str(f.address), f.port, f.protocol, f.scope)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.agent.calc.services.frontends import HOST_PORT
 from services.model.objects import HostPort, Pod
 from services.model.services import EndpointSlice, Service, ServicePort, SliceEndpoint, TrafficPolicy
+from services.model.verdict import Protocol
 
 Name = tuple[str, str]
 _OVER = ("Succeeded", "Failed")
@@ -16,7 +17,8 @@ def services_of(pod: Pod, node: str) -> dict[Name, tuple[Service, EndpointSlice]
         return {}
     found = {}
     for port in pod.host_ports:
-        name = f"{pod.name}/host-port/{port.port}-{port.protocol}" + (f"-{port.host_ip}" if port.host_ip else "")
+        protocol = Protocol(port.protocol).name.lower()
+        name = f"{pod.name}/host-port/{port.port}-{protocol}" + (f"-{port.host_ip}" if port.host_ip else "")
         found[pod.namespace, name] = _service(pod, name, port), _slice(pod, name, port)
     return found
 

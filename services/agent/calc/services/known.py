@@ -44,6 +44,8 @@ class Known:
         self._by_id: dict[int, Name] = {}
         self._live: dict[bytes, int] = {}
         """Backend -> in how many sets."""
+        self._troubled: set[Name] = set()
+        """Services with problems."""
         self._checked: set[Name] = set()
         """Services with a health check port."""
 
@@ -110,14 +112,22 @@ class Known:
 
     def reports(self) -> list[ServiceReport]:
         """Everything, for people: sorted, host ports and slices without a Service included."""
-        return [self.report(name) for name in sorted(self._services.keys() | self._slices.keys())]
+        return [self.report(name) for name in self.names()]
+
+    def names(self) -> list[Name]:
+        """Who has a report now."""
+        return sorted(self._services.keys() | self._slices.keys())
+
+    def count(self) -> int:
+        """Services that are reached somewhere on this node, host ports aside."""
+        return sum(self._services[name].type != HOST_PORT for name, i in self._installed.items() if i.placed)
 
     def report(self, name: Name) -> ServiceReport:
         """One Service, or slices that wait for one."""
         service, installed = self._services.get(name), self._installed.get(name, Installed())
         problems = installed.problems
         if service is None:
-            text = f"there is no Service {name[1]!r} for EndpointSlice {', '.join(sorted(self._slices[name]))}"
+            text = f"there is no Service {name[1]!r} for EndpointSlice {', '.join(sorted(self._slices.get(name, ())))}"
             problems = (Problem(ProblemKind.SLICE_WITHOUT_SERVICE, text),)
         found: dict[tuple[str, Backend], None] = {}
         for plan in installed.plans.values():
@@ -130,7 +140,5 @@ class Known:
 
     def problems(self) -> Iterator[tuple[Name, Problem]]:
         """Every problem of every Service."""
-        for name in sorted(self._services.keys() | self._slices.keys()):
-            installed = self._installed.get(name)
-            if name not in self._services or (installed is not None and installed.problems):
-                yield from ((name, problem) for problem in self.report(name).problems)
+        for name in sorted(self._troubled | (self._slices.keys() - self._services.keys())):
+            yield from ((name, problem) for problem in self.report(name).problems)

@@ -120,6 +120,7 @@ class Services(Known):
             self._install(name, planned[name], before[name])
         # Others may have shrunk behind whoever found no room.
         again, self._starved = sorted(self._starved), set()
+        self._troubled.difference_update(again)
         for name in again:
             self._install(name, self._plan(name), self._installed[name])
         self._count((self._installed[name] for name in affected if name in self._installed), 1)
@@ -156,6 +157,7 @@ class Services(Known):
     def _retract(self, name: Name, planned: Installed) -> Installed:
         """Take out of the tables what will not be there any more; returns what there was."""
         before = self._installed.pop(name, Installed())
+        self._troubled.discard(name)
         kept: set[bytes] = set()
         used: set[SetKey] = set()
         for key, plan in planned.plans.items():
@@ -214,6 +216,8 @@ class Services(Known):
             if not plan.port and place in planned.placed and place not in before.placed:
                 self._wildcards[place] = self._wildcards.get(place, 0) + 1
         planned.problems = tuple(dict.fromkeys(problems))
+        if problems:
+            self._troubled.add(name)
 
     def _owns(self, name: Name, key: bytes, plan: Plan, problems: list[Problem]) -> bool:
         if not plan.port:
