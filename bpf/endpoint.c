@@ -67,13 +67,11 @@ INLINE int forward_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, con
 		tailcalls.call(skb, TAIL_INGRESS);
 		return -DROP_MISSED_TAIL_CALL;
 	}
-	if (remote)
-		return encapsulate(skb, ctx, remote);
-	if (unlikely(leaves_specially(datapath_config()))) {
+	if (unlikely(leaves_specially(datapath_config(), remote))) {
 		tailcalls.call(skb, TAIL_LEAVE);
 		return -DROP_MISSED_TAIL_CALL;
 	}
-	return to_host(skb, ctx);
+	return remote ? encapsulate(skb, ctx, remote) : to_host(skb, ctx);
 }
 
 /* What L7 rules let pass. */
@@ -326,6 +324,10 @@ int to_endpoint(struct __sk_buff *skb)
 {
 	struct pkt_ctx *ctx = pkt_context();
 
+	if (unlikely(skb->mark == MARK_DELIVERED)) {
+		skb->mark = 0;
+		return TC_ACT_OK;
+	}
 	if (!ctx)
 		return TC_ACT_SHOT;
 	ctx->direction = DIR_INGRESS;

@@ -12,6 +12,7 @@ enum config_flags {
 	CONFIG_F_NATIVE_ROUTING = 4, /* pods' packets travel between nodes as they are */
 	CONFIG_F_HTTP_VISIBLE = 512, /* requests to some ports are told without any policy (lib/http_tables.h) */
 	CONFIG_F_EGRESS_GATEWAY = 8, /* some pods leave the cluster by chosen nodes (lib/egress_gw.h) */
+	CONFIG_F_PACING = 16, /* the node's devices queue by departure time (lib/bandwidth.h) */
 	/* Whose packets the hooks on the node's devices have to look at; the rest passes untouched. */
 	CONFIG_F_FROM_NETDEV = CONFIG_F_MASQUERADE | CONFIG_F_NORTH_SOUTH | CONFIG_F_NATIVE_ROUTING |
 			       CONFIG_F_EGRESS_GATEWAY,
@@ -36,10 +37,13 @@ struct datapath_config {
 };
 _Static_assert(sizeof(struct datapath_config) == 88, "datapath_config");
 
-/* Do packets leave this node in other ways than by the overlay and the stack? */
-INLINE bool leaves_specially(const struct datapath_config *cfg)
+/* Is there more to do with a pod's packet than to send it by the overlay, or if that does not take it, by the stack? */
+INLINE bool leaves_specially(const struct datapath_config *cfg, bool overlay)
 {
-	return cfg && (cfg->flags & (CONFIG_F_NATIVE_ROUTING | CONFIG_F_EGRESS_GATEWAY));
+	if (!cfg)
+		return false;
+	return cfg->flags & (overlay ? CONFIG_F_PACING :
+				       CONFIG_F_PACING | CONFIG_F_NATIVE_ROUTING | CONFIG_F_EGRESS_GATEWAY);
 }
 
 ARRAY_MAP(config, struct datapath_config, 1);

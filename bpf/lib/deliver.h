@@ -13,6 +13,8 @@
 #define MARK_ENCAPSULATED 0xc1110001
 /* The same for packets on their way to their egress gateway by the node's link: to_netdev lets them be. */
 #define MARK_TO_GATEWAY 0xc1110002
+/* And for packets that have passed the receiver's policy, on their way through its queue: to_endpoint lets them be. */
+#define MARK_DELIVERED 0xc1110003
 
 /* Drop with a DROP event that describes the packet. Returns the verdict for the hook. */
 INLINE int drop_packet(struct __sk_buff *skb, struct pkt_ctx *ctx, int reason)
@@ -127,6 +129,10 @@ INLINE int deliver(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	if (skb->pkt_type != 0)
 		bpf_skb_change_type(skb, 0 /* PACKET_HOST */);
 	count_packet(DIR_INGRESS, 0, ctx->ip_len);
+	if (unlikely(ep->flags & ENDPOINT_F_INGRESS_RATE)) {
+		skb->mark = MARK_DELIVERED;
+		return bpf_redirect(ep->ifindex, 0);
+	}
 	return bpf_redirect_peer(ep->ifindex, 0);
 }
 

@@ -7,6 +7,7 @@ enum endpoint_flags {
 	ENDPOINT_F_AUDIT = 1,          /* policy is asked and told, but nothing is refused */
 	ENDPOINT_F_REFINE_INGRESS = 2, /* rules tell pods of one identity apart: see lib/refined.h */
 	ENDPOINT_F_REFINE_EGRESS = 4,
+	ENDPOINT_F_INGRESS_RATE = 32, /* packets for it queue on the node's side of its interface */
 	ENDPOINT_F_FQDN = 8, /* has toFQDNs rules: see lib/fqdn.h */
 };
 

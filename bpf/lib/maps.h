@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Every map of the datapath, by way of the header that owns it. */
 #pragma once
+#include "bandwidth.h"
 #include "config.h"
 #include "conntrack.h"
 #include "context.h"

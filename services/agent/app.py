@@ -146,7 +146,7 @@ async def run(config: Config) -> None:
         state = AgentState(config.node_name, config.cluster_name, services.__version__)
         cni = CniServer(Path(config.place(config.cni_socket, "cni.sock")), ends.manager)
         describe(state, sources, driver, sink, ends.registrar, cni, [http, names], registry)
-        state.checks += [relay_check(pipeline), routes.check, routing.egress_check(engine)]
+        state.checks += [relay_check(pipeline), routes.check, routes.check_bandwidth, routing.egress_check(engine)]
         sweeper = _watch_sockets(kernel, knowledge, state)
         health = _health_checks(engine, state)
         AgentMetrics(registry, state, knowledge, driver, mailbox, sink, kernel.maps, cni, sources)
@@ -278,7 +278,7 @@ async def _kernel(config: Config, stack: AsyncExitStack) -> Kernel:
     overlay = await node.ensure_overlay(config, mtu)
     await translation.configure(config, indexes, overlay, maps)
     sockets = SocketBalancing(config.socket_lb, config.cgroup_root, loaded)
-    flags = ConfigFlags.SOCKET_LB if sockets.enabled else ConfigFlags(0)
+    flags = await node.pacing(config, devices) | (ConfigFlags.SOCKET_LB if sockets.enabled else 0)
     settings = NodeSettings(maps["config"], node.datapath_settings(config, overlay, mtu, maps, flags))
     pod_mtu = config.pod_mtu(devices[0].mtu)
     return Kernel(loaded, node.Programs(loaded), maps, settings, pod_mtu, overlay, indexes, sockets)

@@ -47,6 +47,11 @@ class Config(BaseConfig):
     mtu: int = Field(
         0, description="MTU of pod interfaces; 0 = the device's, less the overlay's headers, and follows it", ge=0
     )
+    bandwidth: Literal["auto", "edt", "tbf"] = Field(
+        "auto",
+        description="limits of what pods send: by departure times where the uplink's queue is fq (edt puts it there), "
+        "else by a token bucket at the pod",
+    )
     overlay_device: str = Field("ciliate_vxlan", description="name of the VXLAN interface")
     tunnel_port: int = Field(8472, description="UDP port of the overlay", ge=1, le=65535)
     masquerade: bool = Field(True, description="pods' packets to outside of the cluster leave with the node's address")

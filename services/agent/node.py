@@ -29,6 +29,7 @@ MAPS = (
     "policy",
     "ipcache",
     "refined",
+    "bandwidth",
     "egress_gateway",
     "endpoints",
     "endpoint_addrs",
@@ -172,6 +173,14 @@ async def ensure_overlay(config: Config, mtu: int) -> int:
         await attach.remove_vxlan(config.overlay_device)
         return 0
     return await attach.ensure_vxlan(config.overlay_device, config.tunnel_port, mtu)
+
+
+async def pacing(config: Config, devices: Collection[Uplink]) -> ConfigFlags:
+    """Whether what pods send is limited by departure times. Raises `NotFound` where it was asked for and cannot be."""
+    if config.bandwidth == "tbf":
+        return ConfigFlags(0)
+    found = [await attach.queues_by_departure(d.ifindex, install=config.bandwidth == "edt") for d in devices]
+    return ConfigFlags.PACING if all(found) else ConfigFlags(0)
 
 
 def datapath_settings(

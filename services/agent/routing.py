@@ -17,6 +17,7 @@ from services.agent.calc.engine import Engine
 from services.agent.config import Config
 from services.agent.datapath.settings import NodeSettings
 from services.agent.endpoints.addresses import AddressKeeper
+from services.agent.endpoints.bandwidth import BandwidthKeeper
 from services.agent.endpoints.links import Links
 from services.agent.endpoints.native_routes import NativeRoutes
 from services.agent.endpoints.routes import OverlayRoutes, RouteTable
@@ -42,15 +43,22 @@ class Routing:
     routes: OverlayRoutes | NativeRoutes
     uplink: UplinkKeeper
     addresses: AddressKeeper
+    bandwidth: BandwidthKeeper
     settings: NodeSettings
 
     def observe(self, update: Update) -> None:
         """Every update passes here; cheap."""
         self.routes.observe(update)
+        self.bandwidth.observe(update)
 
     def jobs(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Tasks, by name."""
-        return {"routes": self.table.run(), "uplink": self.uplink.run(), "addresses": self.addresses.run()}
+        return {
+            "routes": self.table.run(),
+            "uplink": self.uplink.run(),
+            "addresses": self.addresses.run(),
+            "bandwidth": self.bandwidth.run(),
+        }
 
     def applied(self, engine: Engine) -> None:
         """The maps have changed: the datapath looks for egress gateways only while there are some."""
@@ -65,6 +73,10 @@ class Routing:
         if isinstance(self.routes, NativeRoutes):
             problems |= self.routes.errors
         return component("routing", problems, good=f"{len(self.table.desired)} routes")
+
+    def check_bandwidth(self) -> pb.Component:
+        """How limits of pods are."""
+        return component("bandwidth", self.bandwidth.errors)
 
 
 async def build(
@@ -99,7 +111,8 @@ async def build(
     )
     uplink.changed = table.sweep
     addresses = await stack.enter_async_context(AddressKeeper(config.addresses, tell))
-    return Routing(table, routes, uplink, addresses, settings)
+    bandwidth = BandwidthKeeper(links, paced=bool(settings.settings.flags & ConfigFlags.PACING))
+    return Routing(table, routes, uplink, addresses, bandwidth, settings)
 
 
 def egress_check(engine: Engine) -> Callable[[], pb.Component]:

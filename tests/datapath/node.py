@@ -154,6 +154,8 @@ class Node:
             "policy",
             "ipcache",
             "refined",
+            "bandwidth",
+            "egress_gateway",
             "services",
             "backends",
             "backend_slots",

@@ -28,6 +28,8 @@ class ConfigFlags(IntFlag):
     """Requests to some ports are told without any policy (map `http_visible`)."""
     EGRESS_GATEWAY = 8
     """Some pods leave the cluster by chosen nodes (`abi.egress`)."""
+    PACING = 16
+    """The node's devices queue by departure time."""
 
 
 class DatapathConfig(Struct):

@@ -26,6 +26,8 @@ class EndpointFlags(IntFlag):
     REFINE_INGRESS = 2
     """Rules tell pods of one identity apart (`abi.refined`)."""
     REFINE_EGRESS = 4
+    INGRESS_RATE = 32
+    """Packets for it queue on the node's side of its interface."""
     FQDN = 8
     """Has toFQDNs rules: destinations in the outside world are looked up by name (`abi.names`)."""
 

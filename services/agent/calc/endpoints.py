@@ -1,4 +1,4 @@
-"""The endpoint maps: which interface is which endpoint, and the policy it obeys now."""
+"""The endpoint maps: which interface is which endpoint, the policy it obeys now, and what it may send per second."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from services.agent.abi.endpoints import HOST_ENDPOINT, EndpointFlags, EndpointI
 from services.agent.calc.maps import Change, MapName, Put, u32
 from services.agent.calc.table import Table
 from services.model.addresses import to_bytes
+from services.model.bandwidth import Limits, read_limits
 from services.model.identity import Reserved
-from services.model.objects import LocalEndpoint
+from services.model.objects import LocalEndpoint, Pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +31,15 @@ class Audit:
 
 
 class EndpointTables:
-    """Keeps the `endpoints`, `endpoint_addrs` and `endpoint_ifs` maps' desired content."""
+    """Keeps the `endpoints`, `endpoint_addrs`, `endpoint_ifs` and `bandwidth` maps' desired content."""
 
     def __init__(self, audit: Audit) -> None:
         self.audit = audit
         self.tables: dict[MapName, Table] = {
-            name: Table(name) for name in ("endpoints", "endpoint_addrs", "endpoint_ifs")
+            name: Table(name) for name in ("endpoints", "endpoint_addrs", "endpoint_ifs", "bandwidth")
         }
         self._known: dict[int, LocalEndpoint] = {}
+        self._limits: dict[tuple[str, str], Limits] = {}
 
     def look(self, number: int, policy_id: int, flags: EndpointFlags) -> list[Change]:
         """What makes an endpoint of this policy id look at parts of identities before it gets its new revision."""
@@ -47,6 +49,14 @@ class EndpointTables:
             return []
         info.flags |= flags
         return [Put("endpoints", u32(number), info.pack())]
+
+    def set_pod(self, name: tuple[str, str], pod: Pod | None) -> None:
+        """A pod came, changed or went: what its annotations limit. `set_endpoint` makes it count."""
+        limits = read_limits(pod.annotations)[0] if pod is not None else Limits()
+        if limits != Limits():
+            self._limits[name] = limits
+        elif pod is not None:
+            self._limits.pop(name, None)
 
     def set_host(self, policy_id: int, revision: int, flags: EndpointFlags) -> None:
         """Policies select the node, and it obeys these entries; with policy id 0 none does."""
@@ -80,7 +90,15 @@ class EndpointTables:
                         table.remove(key)
         if endpoint is None:
             info.remove(u32(number))
+            self.tables["bandwidth"].remove(u32(number))
             return
+        limits = self._limits.get((endpoint.namespace, endpoint.pod), Limits())
+        if limits.ingress:
+            flags |= EndpointFlags.INGRESS_RATE
+        if limits.egress:
+            self.tables["bandwidth"].put(u32(number), limits.egress.to_bytes(8, "little"))
+        else:
+            self.tables["bandwidth"].remove(u32(number))
         self._known[number] = endpoint
         if self.audit.covers(endpoint):
             flags |= EndpointFlags.AUDIT

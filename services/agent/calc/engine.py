@@ -173,6 +173,7 @@ class Engine(Answers):
                 assert thing is None or isinstance(thing, Pod)
                 self._identities.set_pod((key.namespace, key.name), thing)
                 self._services.set_pod((key.namespace, key.name), thing)
+                self._tables.set_pod((key.namespace, key.name), thing)
                 # Named ports are part of what makes a group.
                 self._dirty |= self._of_pod.get((key.namespace, key.name), set())
             case "Service":

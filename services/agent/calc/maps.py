@@ -31,6 +31,7 @@ MapName = Literal[
     "source_ranges",
     "revnat",
     "egress_gateway",
+    "bandwidth",
 ]
 MAP_NAMES: tuple[MapName, ...] = (
     "policy",
@@ -46,6 +47,7 @@ MAP_NAMES: tuple[MapName, ...] = (
     "source_ranges",
     "revnat",
     "egress_gateway",
+    "bandwidth",
 )
 
 

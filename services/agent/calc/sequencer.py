@@ -97,6 +97,7 @@ def sequence(
     ordered += parts[1]
     ordered += looking
     ordered += _removed(policy.removals)
+    ordered += local["bandwidth"][0] + local["bandwidth"][1]
     ordered += local["endpoints"][0] + local["endpoint_addrs"][0] + local["endpoint_ifs"][0]
     ordered += egress[0] + egress[1]
     for name in reversed(SERVICE_MAPS):

@@ -167,6 +167,21 @@ async def ensure_vxlan(name: str = VXLAN, port: int = 8472, mtu: int = 1450) -> 
     return int(index)
 
 
+async def queues_by_departure(ifindex: int, *, install: bool) -> bool:
+    """Whether a device's queue is fq; with `install` it becomes so, or `NotFound` says that the kernel has none."""
+    async with netlink() as ipr:
+        kinds = {(q.get_attr("TCA_KIND"), q["parent"]) async for q in await ipr.get_qdiscs(index=ifindex)}
+        if any(kind == "fq" for kind, _parent in kinds):
+            return True
+        if not install:
+            return False
+        try:
+            await ipr.tc("replace", "fq", index=ifindex)
+        except NetlinkError as error:
+            raise _netlink_error(error, f"bandwidth: edt needs the queue fq on interface {ifindex}") from error
+    return True
+
+
 async def remove_vxlan(name: str = VXLAN) -> None:
     """Take the overlay device away, if there is one; a device of another kind with its name stays."""
     async with netlink() as ipr:

@@ -20,6 +20,7 @@ RESYNC_ORDER: tuple[MapName, ...] = (
     "endpoint_addrs",
     "endpoint_ifs",
     "egress_gateway",
+    "bandwidth",
 )
 """What others refer to comes first (see calc.sequencer)."""
 

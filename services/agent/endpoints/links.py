@@ -24,9 +24,17 @@ from pyroute2.netlink.exceptions import NetlinkError
 from services.common.errors import Conflict, Exhausted, Internal, NotFound
 from services.common.netns import inside, opened
 from services.model.addresses import IPAddress
+from services.model.bandwidth import Limits
 from services.model.objects import LocalEndpoint
 
 PREFIX = "cil"
+_SHAPER = 0xC1110000
+"""Handle of our queues."""
+_ROOT = 0xFFFFFFFF
+_MIN_BURST = 1 << 17
+"""Two packets of the largest size: smaller buckets cut them up."""
+_MAX_RATE = (1 << 32) - 1
+"""Bytes per second that the kernel's field holds: 34 Gbit/s, above which no veth gets on its own."""
 GATEWAY4 = ipaddress.IPv4Address("169.254.1.1")
 GATEWAY6 = ipaddress.IPv6Address("fe80::1")
 _NODAD, _PERMANENT, _ONLINK = 0x02, 0x80, 0x4
@@ -159,6 +167,16 @@ class Links:
         except NetlinkError as error:
             raise _error(error, f"interface {endpoint.ifname}: MTU {mtu}") from error
 
+    async def shape(self, endpoint: LocalEndpoint, limits: Limits) -> None:
+        """Token buckets on both sides: the pod's for what it sends, the node's for what it receives."""
+        try:
+            async with _pod_netlink(endpoint.netns) as (pod, _fd):
+                index = (await pod.link("get", ifname=endpoint.peer_ifname))[0]["index"]
+                await _shape(pod, index, limits.egress)
+            await _shape(self._netlink, endpoint.ifindex, limits.ingress)
+        except NetlinkError as error:
+            raise _error(error, f"interface {endpoint.ifname}: bandwidth") from error
+
     async def _make(self, attachment: Attachment, netns_fd: int, mac: bytes, node_mac: bytes) -> None:
         peer = {"ifname": attachment.ifname, "address": mac.hex(":"), "net_ns_fd": netns_fd, "mtu": self.mtu}
         await self._netlink.link(
@@ -199,6 +217,20 @@ async def _wire_pod(pod: Any, ifname: str, addresses: tuple[IPAddress, ...], nod
             flags=_ONLINK,
             scope=_SCOPE_UNIVERSE,
         )
+
+
+async def _shape(netlink: Any, index: int, rate: int) -> None:
+    """A token bucket of `rate` bytes per second as the interface's queue; 0 = none. Other queues are not ours."""
+    present = False
+    async for queue in await netlink.get_qdiscs(index=index):
+        present |= queue.get_attr("TCA_KIND") == "tbf" and queue["handle"] == _SHAPER
+    if rate:
+        rate = min(rate, _MAX_RATE)
+        burst = max(_MIN_BURST, rate // 100)
+        limit = burst + max(_MIN_BURST, rate // 20)
+        await netlink.tc("replace", "tbf", index=index, handle=_SHAPER, rate=rate, burst=burst, limit=limit)
+    elif present:
+        await netlink.tc("del", index=index, handle=_SHAPER, parent=_ROOT)
 
 
 @contextlib.asynccontextmanager
