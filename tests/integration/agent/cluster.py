@@ -35,7 +35,7 @@ from services.common.etcd_server import EtcdServer
 from services.common.pb.agent.v1 import agent_pb2, agent_pb2_grpc
 from services.common.tls import channel
 
-READY_SECONDS = 40.0
+READY_SECONDS = 90.0
 PLUGIN = str(Path(plugin.__file__))
 """Run as a file of its own, as runtimes do."""
 NETNS = Path("/run/netns")
