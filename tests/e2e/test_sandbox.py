@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from services.sandbox import netns, state
+from services.sandbox.cgroups import cgroup2
 from services.sandbox.processes import recorded
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
@@ -65,7 +66,12 @@ def sandbox() -> Iterator[None]:
     finally:
         ciliate("sandbox", "down", check=False)
         paths = state.Paths(NAME)
-        left = [*netns.existing(paths.netns_prefix), *(each for each in (paths.root, paths.bpffs) if each.exists())]
+        tree = cgroup2()
+        left = [
+            *(tree.glob(f"ciliate-{NAME}-*") if tree else ()),
+            *netns.existing(paths.netns_prefix),
+            *(each for each in (paths.root, paths.bpffs) if each.exists()),
+        ]
         assert not left
 
 

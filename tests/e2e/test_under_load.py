@@ -120,3 +120,60 @@ async def test_a_rolling_update_fails_no_request(sandbox: Sandbox, tmp_path: Pat
     assert found["failed"] == 0, found
     assert found["requests"] >= 10_000
     assert set(found["servers"]) == before | after, "all of both generations served"
+
+
+NAMES = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: names}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: names}}
+  template:
+    metadata: {labels: {app: names}}
+    spec:
+      containers:
+        - {name: dns, image: coredns/coredns, ports: [{containerPort: 53, protocol: UDP}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: names}
+spec:
+  selector: {app: names}
+  ports: [{name: dns, port: 53, protocol: UDP}]
+"""
+ASK_AND_WAIT = """
+import errno, socket, sys
+made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+made.settimeout(5)
+made.connect((sys.argv[1], 53))
+made.send(bytes.fromhex("0001010000010000000000000474657374076578616d706c6500 0001 0001".replace(" ", "")))
+made.recv(512)
+open(sys.argv[2], "w").close()
+made.settimeout(30)
+try:
+    made.recv(512)
+except OSError as error:
+    print(errno.errorcode.get(error.errno, error))
+"""
+
+
+async def test_a_socket_whose_udp_backend_has_gone_is_told(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Nothing is sent any more: without being closed it would wait for ever."""
+    sandbox.apply(parse(NAMES, "names"))
+    await sandbox.wait_ready(60)
+    address, asked = (
+        sandbox.store.objects[ObjectKey("Service", "default", "names")]["spec"]["clusterIP"],
+        tmp_path / "asked",
+    )
+    waiting = asyncio.create_task(
+        sandbox.kubelet.exec(
+            ObjectKey("Pod", "default", "client"), [sys.executable, "-c", ASK_AND_WAIT, address, str(asked)], timeout=60
+        )
+    )
+    while not asked.exists() and not waiting.done():  # noqa: ASYNC110 - another process
+        await asyncio.sleep(0.05)
+    assert asked.exists(), await waiting
+    sandbox.delete([ObjectKey("Deployment", "default", "names")])
+    status, output, errors = await waiting
+    assert (status, output.strip()) == (0, "ECONNABORTED"), errors
