@@ -13,7 +13,6 @@
 enum {
 	SOCK_REFUSE = 0, /* the call fails */
 	SOCK_GO_ON = 1,
-	AF_INET_ = 2,
 	ECONNREFUSED_ = 111,
 	EHOSTUNREACH_ = 113,
 };
@@ -28,8 +27,8 @@ INLINE int refuse(int error)
 	return SOCK_REFUSE;
 }
 
-/* A new connection or a single message goes to *address, *port: replace them if that is a Service. */
-INLINE int to_backend(struct bpf_sock_addr *ctx, struct addr *address, u16 *port)
+/* A new connection (`connects`) or a single message goes to *address, *port: replace them if that is a Service. */
+INLINE int to_backend(struct bpf_sock_addr *ctx, struct addr *address, u16 *port, bool connects)
 {
 	struct service_key frontend = { .address = *address, .port = *port, .protocol = ctx->protocol };
 	struct sock_key key = { .protocol = ctx->protocol };
@@ -53,13 +52,17 @@ INLINE int to_backend(struct bpf_sock_addr *ctx, struct addr *address, u16 *port
 		return refuse(service->flags & SERVICE_F_REFUSE ? ECONNREFUSED_ : EHOSTUNREACH_);
 	entry.service_id = service->service_id;
 	key.cookie = bpf_get_socket_cookie(ctx);
-	key.backend = backend->address;
-	key.port = backend->port;
+	entry.backend = backend->address;
+	entry.backend_port = backend->port;
+	if (!connects) {
+		key.backend = entry.backend;
+		key.port = entry.backend_port;
+	}
 	/* Without an entry the client would not recognise answers: better no connection than one that hangs. */
 	if (sockets.update(&key, &entry))
 		return refuse(EHOSTUNREACH_);
-	*address = key.backend;
-	*port = key.port;
+	*address = entry.backend;
+	*port = entry.backend_port;
 	return SOCK_GO_ON;
 }
 
@@ -79,14 +82,14 @@ INLINE bool to_service(struct bpf_sock_addr *ctx, struct addr *address, u16 *por
 	return true;
 }
 
-INLINE int forward4(struct bpf_sock_addr *ctx)
+INLINE int forward4(struct bpf_sock_addr *ctx, bool connects)
 {
 	struct addr address;
 	u16 port = ctx->user_port;
 	int verdict;
 
 	addr_set_v4(&address, ctx->user_ip4);
-	verdict = to_backend(ctx, &address, &port);
+	verdict = to_backend(ctx, &address, &port, connects);
 	ctx->user_ip4 = address.w[3];
 	ctx->user_port = port;
 	return verdict;
@@ -123,14 +126,14 @@ INLINE void write6(struct bpf_sock_addr *ctx, const struct addr *address, u16 po
 }
 
 /* IPv4 on an IPv6 socket is ::ffff:a.b.c.d, which is also how IPv4 is written in our maps. */
-INLINE int forward6(struct bpf_sock_addr *ctx)
+INLINE int forward6(struct bpf_sock_addr *ctx, bool connects)
 {
 	struct addr address;
 	u16 port = ctx->user_port;
 	int verdict;
 
 	address_of6(ctx, &address);
-	verdict = to_backend(ctx, &address, &port);
+	verdict = to_backend(ctx, &address, &port, connects);
 	write6(ctx, &address, port);
 	return verdict;
 }
@@ -148,22 +151,22 @@ INLINE int reverse6(struct bpf_sock_addr *ctx)
 
 int sock_connect4(struct bpf_sock_addr *ctx)
 {
-	return forward4(ctx);
+	return forward4(ctx, true);
 }
 
 int sock_connect6(struct bpf_sock_addr *ctx)
 {
-	return forward6(ctx);
+	return forward6(ctx, true);
 }
 
 int sock_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return forward4(ctx);
+	return forward4(ctx, false);
 }
 
 int sock_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return forward6(ctx);
+	return forward6(ctx, false);
 }
 
 int sock_recvmsg4(struct bpf_sock_addr *ctx)
@@ -188,17 +191,10 @@ int sock_getpeername6(struct bpf_sock_addr *ctx)
 
 int sock_release(struct bpf_sock *ctx)
 {
-	struct sock_key key = { .protocol = ctx->protocol, .port = ctx->dst_port };
-	u32 ip = ctx->dst_ip4;
+	struct sock_key key = { .protocol = ctx->protocol };
 
-	if (!key.port || (key.protocol != PROTO_TCP && key.protocol != PROTO_UDP))
+	if (key.protocol != PROTO_TCP && key.protocol != PROTO_UDP)
 		return SOCK_GO_ON;
-	key.backend.w[0] = ctx->dst_ip6[0];
-	key.backend.w[1] = ctx->dst_ip6[1];
-	key.backend.w[2] = ctx->dst_ip6[2];
-	key.backend.w[3] = ctx->dst_ip6[3];
-	if (ctx->family == AF_INET_)
-		addr_set_v4(&key.backend, ip);
 	key.cookie = bpf_get_socket_cookie(ctx);
 	sockets.delete(&key);
 	return SOCK_GO_ON;

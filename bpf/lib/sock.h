@@ -5,9 +5,9 @@
 #include "types.h"
 
 struct sock_key {
-	u64 cookie; /* of the socket */
-	struct addr backend;
-	u16 port; /* network order */
+	u64 cookie;          /* of the socket */
+	struct addr backend; /* unconnected UDP talks to many; of a connected socket it is the value that knows: 0 here */
+	u16 port;            /* network order; likewise */
 	u8 protocol;
 	u8 pad[5];
 };
@@ -15,19 +15,28 @@ _Static_assert(sizeof(struct sock_key) == 32, "sock_key");
 
 struct sock_entry {
 	struct addr address; /* the Service's, as the client gave it */
-	u64 netns;           /* cookie of the socket's network namespace */
+	struct addr backend;
+	u64 netns; /* cookie of the socket's network namespace */
 	u32 service_id;
-	u16 port; /* network order */
-	u16 pad;
+	u16 port; /* network order, as the other */
+	u16 backend_port;
 };
-_Static_assert(sizeof(struct sock_entry) == 32, "sock_entry");
+_Static_assert(sizeof(struct sock_entry) == 48, "sock_entry");
 
-/* One entry per connected socket, and per backend of unconnected UDP; removed when the socket is closed. */
+/* One entry per connected socket, removed when that is closed, however its connection went; and one per backend of
+ * unconnected UDP, which make way by age. */
 BPF_F_TABLE("lru_hash", struct sock_key, struct sock_entry, sockets, 131072, 0);
 
 INLINE struct sock_entry *sock_find(u64 cookie, const struct addr *backend, u16 port, u8 protocol)
 {
-	struct sock_key key = { .cookie = cookie, .backend = *backend, .port = port, .protocol = protocol };
+	struct sock_key key = { .cookie = cookie, .protocol = protocol };
+	struct sock_entry *entry = sockets.lookup(&key);
 
+	if (entry && entry->backend_port == port && addr_equal(&entry->backend, backend))
+		return entry;
+	if (protocol != PROTO_UDP)
+		return NULL;
+	key.backend = *backend;
+	key.port = port;
 	return sockets.lookup(&key);
 }

@@ -12,7 +12,7 @@ import pytest
 
 from services.agent.abi.layout import be16
 from services.agent.abi.lb import Scope, ServiceFlags, ServiceInfo, ServiceKey
-from services.agent.abi.sock import SockKey
+from services.agent.abi.sock import SockEntry, SockKey
 from services.agent.calc.services import NodeFacts
 from services.agent.datapath.fake_sock import ReferenceSockets, Refused
 from services.model.addresses import from_bytes
@@ -69,8 +69,9 @@ def attempt(node: Node, target: tuple[str, int], family: int) -> Done:
     with socket.socket(family, socket.SOCK_DGRAM) as made:
         number = made.connect_ex(target)
         cookie = int.from_bytes(made.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), "little")
-        found = [key for raw, _ in node.map("sockets").items() if (key := SockKey.unpack(raw)).cookie == cookie]
-        backend = (bytes(found[0].backend), be16(found[0].port)) if found else None
+        raw = node.map("sockets").lookup(SockKey(cookie=cookie, protocol=UDP).pack())
+        entry = SockEntry.unpack(raw) if raw else None
+        backend = (bytes(entry.backend), be16(entry.backend_port)) if entry else None
         peer = None if number else made.getpeername()[:2]
         return number, peer, backend
 
@@ -112,8 +113,10 @@ def possible(maps: dict[str, dict[bytes, bytes]], to: tuple[bytes, int]) -> int 
         except Refused as refused:
             return refused.number
         assert reference.seen(1, place, UDP) == to
-        reference.close(1, place, UDP)
+        reference.close(1, UDP)
         assert reference.seen(1, place, UDP) == place
+        assert reference.send(2, 1, to) == place
+        assert reference.seen(2, place, UDP) == to
         found.add(place)
     return found
 

@@ -152,6 +152,20 @@ def test_a_client_with_affinity_keeps_its_backend_until_the_time_is_over(rig: Ri
     assert set(rig.run(lambda: Counter(call((VIP[4], 83))["answer"].split()[0] for _ in range(10)))) == {left[0][0]}
 
 
+def test_nothing_is_left_of_connections_that_failed_or_were_made_anew(rig: Rig) -> None:
+    rig.services.put(70, (VIP[4], 84), [(BACKENDS[4][0], 1)])  # nobody listens there
+
+    def work() -> list[int]:
+        failed = [call((VIP[4], 84))["errno"] for _ in range(5)]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+            for _ in range(20):
+                made.connect((VIP[4], 53))
+            return [*failed, len(rig.services.sockets())]
+
+    assert rig.run(work) == [errno.ECONNREFUSED] * 5 + [1]
+    assert not rig.services.sockets()
+
+
 def test_sockets_outside_of_the_cgroup_are_not_touched(rig: Rig) -> None:
     elsewhere = Cgroup(f"{rig.node.name}x")
     try:
@@ -211,6 +225,8 @@ async def test_udp_sockets_of_backends_that_are_gone_are_closed(rig: Rig) -> Non
         rig.services.put(2, (VIP[4], 53), [(gone, 5353)], UDP)
         rig.services.put(4, (VIP[6], 53), [(BACKENDS[6][0], 5353)], UDP)
         doomed = [connected(*target) for target in mine]
+        moved = connected(VIP[4], 53)
+        moved.connect((stays, 5353))  # by no Service: what is remembered of it is history
         rig.services.put(2, (VIP[4], 53), [(stays, 5353)], UDP)
         kept = connected(VIP[4], 53)
         tcp = socket.create_connection((VIP[4], 80))
@@ -223,7 +239,7 @@ async def test_udp_sockets_of_backends_that_are_gone_are_closed(rig: Rig) -> Non
             with pytest.raises(OSError) as caught:
                 each.recv(10)
             found.append(caught.value.errno)
-        for each in (kept, direct):
+        for each in (kept, direct, moved):
             each.send(b"?")
             found.append(each.recv(100).decode().split()[0])
         return [*found, tcp.getpeername()[0]]
@@ -237,7 +253,7 @@ async def test_udp_sockets_of_backends_that_are_gone_are_closed(rig: Rig) -> Non
     assert await sweeper.sweep() == 3
     assert await sweeper.sweep() == 0
     ready.send("swept")
-    assert await child == [errno.ECONNABORTED] * 3 + [stays, gone, VIP[4]]
+    assert await child == [errno.ECONNABORTED] * 3 + [stays, gone, stays, VIP[4]]
 
 
 def connected(address: str, port: int) -> socket.socket:

@@ -10,7 +10,7 @@ from services.agent.abi.layout import Address, Struct
 
 
 class SockKey(Struct):
-    """`struct sock_key`, 32 bytes."""
+    """`struct sock_key`, 32 bytes. Backend and port are 0 for connected sockets."""
 
     _fields_ = [
         ("cookie", ctypes.c_uint64),
@@ -22,14 +22,15 @@ class SockKey(Struct):
 
 
 class SockEntry(Struct):
-    """`struct sock_entry`, 32 bytes."""
+    """`struct sock_entry`, 48 bytes."""
 
     _fields_ = [
         ("address", Address),
+        ("backend", Address),
         ("netns", ctypes.c_uint64),
         ("service_id", ctypes.c_uint32),
         ("port", ctypes.c_uint16),
-        ("pad", ctypes.c_uint16),
+        ("backend_port", ctypes.c_uint16),
     ]
 
 
@@ -43,5 +44,14 @@ SOCK_KEY = np.dtype(
     ]
 )
 """`SockKey` for numpy."""
-SOCK_ENTRY = np.dtype([("address", "u1", 16), ("netns", "<u8"), ("service_id", "<u4"), ("port", "<u2"), ("pad", "<u2")])
+SOCK_ENTRY = np.dtype(
+    [
+        ("address", "u1", 16),
+        ("backend", "u1", 16),
+        ("netns", "<u8"),
+        ("service_id", "<u4"),
+        ("port", "<u2"),
+        ("backend_port", "<u2"),
+    ]
+)
 """`SockEntry` for numpy."""

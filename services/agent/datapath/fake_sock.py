@@ -25,30 +25,50 @@ class ReferenceSockets:
 
     def __init__(self, maps: Maps, choose: Callable[[int], int] = lambda count: 0) -> None:
         self._balancer = ReferenceBalancer(maps, choose)
-        self.known: dict[tuple[int, Place, int], Place] = {}
-        """(socket, backend, protocol) -> what was asked for"""
+        self.known: dict[tuple[int, int], tuple[Place, Place]] = {}
+        """Connected: (socket, protocol) -> (backend, what was asked for)"""
+        self.told: dict[tuple[int, Place], Place] = {}
+        """Unconnected: (socket, backend) -> what was asked for"""
 
     def connect(self, socket: int, netns: int, to: Place, protocol: int, now: float = 0.0) -> Place:
-        """Where a connection or an unconnected message really goes. Raises Refused."""
-        if protocol not in (Protocol.TCP, Protocol.UDP):
+        """Where a connection really goes. Raises Refused."""
+        backend = self._choose(netns, to, protocol, now)
+        if backend is None:
             return to
+        self.known[socket, protocol] = backend, to
+        return backend
+
+    def send(self, socket: int, netns: int, to: Place, now: float = 0.0) -> Place:
+        """Where a message of an unconnected UDP socket really goes. Raises Refused."""
+        backend = self._choose(netns, to, Protocol.UDP, now)
+        if backend is None:
+            return to
+        self.told[socket, backend] = to
+        return backend
+
+    def _choose(self, netns: int, to: Place, protocol: int, now: float) -> Place | None:
+        """A backend; None: it is no Service."""
+        if protocol not in (Protocol.TCP, Protocol.UDP):
+            return None
         found = self._balancer.find(*to, protocol, Scope.INTERNAL)
         if found is None:
             if self._balancer.find(to[0], 0, 0, Scope.INTERNAL) is not None:
                 raise Refused(errno.ECONNREFUSED)  # a Service's address, but none of its ports
-            return to
+            return None
         client = Client(netns.to_bytes(8, "little") + bytes(8), kind=ClientKind.NETNS)
         backend = self._balancer.select(*found, client, now)
         if backend is None:
             refuse = found[1].flags & ServiceFlags.REFUSE
             raise Refused(errno.ECONNREFUSED if refuse else errno.EHOSTUNREACH)
-        self.known[socket, backend, protocol] = to
         return backend
 
     def seen(self, socket: int, place: Place, protocol: int) -> Place:
         """As whom the socket's owner sees somebody: the sender of an answer, or the peer."""
-        return self.known.get((socket, place, protocol), place)
+        backend, asked = self.known.get((socket, protocol), (None, place))
+        if backend == place:
+            return asked
+        return self.told.get((socket, place), place) if protocol == Protocol.UDP else place
 
-    def close(self, socket: int, peer: Place, protocol: int) -> None:
+    def close(self, socket: int, protocol: int) -> None:
         """The socket is gone."""
-        self.known.pop((socket, peer, protocol), None)
+        self.known.pop((socket, protocol), None)

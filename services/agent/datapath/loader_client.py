@@ -51,7 +51,7 @@ class Loaded:
         return Path(self.root) / "maps" / name
 
 
-async def load(config: LoaderConfig, timeout_s: float = 60.0) -> Loaded:
+async def load(config: LoaderConfig, timeout_s: float = 180.0) -> Loaded:
     """Compile, load and pin in a child. Raises Internal with the compiler's or verifier's words, Unavailable when the
     child hangs or dies without an answer. On error everything pinned is as it was."""
     environment = {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from services.common.errors import Unavailable
+from services.model.addresses import V4_MAPPED_PREFIX
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
@@ -23,7 +24,7 @@ _ESTABLISHED = 1 << 1
 _SO_NETNS_COOKIE = 71
 _HEADER = struct.Struct("IHHII")
 _REQUEST_V2 = struct.Struct("=BBBxI48s")
-_SOCKID = struct.Struct("=HH16s16sIQ")
+_SOCKID = struct.Struct("=2s2s16s16sIQ")
 _BUFFER = 1 << 16
 
 
@@ -33,6 +34,8 @@ class UdpSocket:
 
     family: int
     cookie: int
+    peer: bytes
+    """Address (16 bytes) and port (network order) of whom it is connected to."""
     sockid: bytes
 
 
@@ -63,7 +66,10 @@ class SocketDiagnosis:
             request = _REQUEST_V2.pack(family, socket.IPPROTO_UDP, 0, _ESTABLISHED, bytes(48))
             for payload in self._ask(_SOCK_DIAG_BY_FAMILY, _REQUEST | _DUMP, request):
                 sockid = payload[4:52]
-                yield UdpSocket(payload[0], _SOCKID.unpack(sockid)[5], sockid)
+                _, port, _, address, _, cookie = _SOCKID.unpack(sockid)
+                four = payload[0] == socket.AF_INET
+                peer = (V4_MAPPED_PREFIX + address[:4] if four else address) + port
+                yield UdpSocket(payload[0], cookie, peer, sockid)
 
     def destroy(self, found: UdpSocket) -> bool:
         """End it: its owner gets ECONNABORTED. False when it is gone already. Raises `Unavailable`."""

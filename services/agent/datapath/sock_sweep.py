@@ -9,7 +9,7 @@ itself, and unconnected sockets choose anew with every message.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,8 +22,8 @@ from services.common.netns import inside, opened
 from services.model.verdict import Protocol as IpProtocol
 
 OWN = "/proc/self/ns/net"
-Doomed = Mapping[int, Mapping[int, bytes]]
-"""Cookie of a namespace -> cookie of a socket -> its key in the map."""
+Doomed = dict[int, dict[tuple[int, bytes], bytes]]
+"""Cookie of a namespace -> (cookie of a socket, backend as 18 bytes) -> key in the map."""
 
 
 class SocketMap(Protocol):
@@ -38,14 +38,15 @@ class SocketMap(Protocol):
         ...
 
 
-def doomed_sockets(keys: bytes, values: bytes, live: Set[bytes]) -> dict[int, dict[int, bytes]]:
+def doomed_sockets(keys: bytes, values: bytes, live: Set[bytes]) -> Doomed:
     """Entries of UDP whose backend (address and port, network order, 18 bytes) is not `live`. Pure."""
-    found: dict[int, dict[int, bytes]] = {}
+    found: Doomed = {}
     key_rows, value_rows = np.frombuffer(keys, SOCK_KEY), np.frombuffer(values, SOCK_ENTRY)
     for i in np.flatnonzero(key_rows["protocol"] == IpProtocol.UDP):
-        row = key_rows[i]
-        if row["backend"].tobytes() + row["port"].tobytes() not in live:
-            found.setdefault(int(value_rows[i]["netns"]), {})[int(row["cookie"])] = row.tobytes()
+        key, entry = key_rows[i], value_rows[i]
+        backend = entry["backend"].tobytes() + entry["backend_port"].tobytes()
+        if backend not in live:
+            found.setdefault(int(entry["netns"]), {})[int(key["cookie"]), backend] = key.tobytes()
     return found
 
 
@@ -87,7 +88,7 @@ class SocketSweeper:
 
     async def sweep(self) -> int:
         """One pass; how many sockets were closed. Raises CiliateError."""
-        doomed: dict[int, dict[int, bytes]] = {}
+        doomed: Doomed = {}
         live: Set[bytes] | None = None
         for keys, values, count in self._map.chunks():
             if count and (np.frombuffer(keys, SOCK_KEY)["protocol"] == IpProtocol.UDP).any():
@@ -113,5 +114,8 @@ class SocketSweeper:
             return 0  # a pod that has just ended
         with diagnosis:
             wanted = doomed.get(diagnosis.netns_cookie(), {})
-            found = [each for each in diagnosis.connected_udp() if each.cookie in wanted] if wanted else []
+            if not wanted:
+                return 0
+            # Only who is still connected to it: a socket may have been connected to somebody else since.
+            found = [each for each in diagnosis.connected_udp() if (each.cookie, each.peer) in wanted]
             return sum(diagnosis.destroy(each) for each in found)

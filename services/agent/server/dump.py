@@ -82,7 +82,7 @@ def _socket(raw_key: bytes, raw_value: bytes) -> Row:
         str(key.cookie),
         protocol_name(key.protocol),
         socket_text(from_bytes(bytes(entry.address)), _port(entry.port)),
-        socket_text(from_bytes(bytes(key.backend)), _port(key.port)),
+        socket_text(from_bytes(bytes(entry.backend)), _port(entry.backend_port)),
         str(entry.service_id),
         str(entry.netns),
     )

@@ -17,11 +17,10 @@ Row = tuple[int, int, int, int, int]
 
 
 def raw(rows: Iterable[Row]) -> tuple[bytes, bytes]:
-    keys = [
-        SockKey(cookie=c, backend=b.to_bytes(16, "big"), port=be16(port), protocol=protocol)
-        for c, b, port, protocol, _ in rows
+    keys = [SockKey(cookie=c, protocol=protocol) for c, _, _, protocol, _ in rows]
+    values = [
+        SockEntry(netns=netns, backend=b.to_bytes(16, "big"), backend_port=be16(port)) for _, b, port, _, netns in rows
     ]
-    values = [SockEntry(netns=netns) for *_, netns in rows]
     return b"".join(k.pack() for k in keys), b"".join(v.pack() for v in values)
 
 
@@ -38,8 +37,8 @@ def test_only_udp_whose_backend_is_gone() -> None:
         (1, 11, 53, Protocol.UDP, 100),  # a second backend of the first socket
     ]
     found = doomed_sockets(*raw(rows), frozenset({backend(10, 54), backend(11, 53)}))
-    assert {netns: set(sockets) for netns, sockets in found.items()} == {100: {1}}
-    assert SockKey.unpack(found[100][1]).port == be16(53)
+    assert {netns: set(sockets) for netns, sockets in found.items()} == {100: {(1, backend(10, 53))}}
+    assert SockKey.unpack(found[100][1, backend(10, 53)]).cookie == 1
     assert doomed_sockets(b"", b"", frozenset()) == {}
 
 
@@ -58,11 +57,11 @@ ROWS = st.tuples(
 def test_agrees_with_the_obvious(rows: list[Row], live: set[tuple[int, int]]) -> None:
     found = doomed_sockets(*raw(rows), frozenset(backend(*each) for each in live))
     wanted = {
-        (netns, cookie)
+        (netns, cookie, backend(number, port))
         for cookie, number, port, protocol, netns in rows
         if protocol == Protocol.UDP and (number, port) not in live
     }
-    assert {(netns, cookie) for netns, sockets in found.items() for cookie in sockets} == wanted
+    assert {(netns, *each) for netns, sockets in found.items() for each in sockets} == wanted
 
 
 class Sockets:
