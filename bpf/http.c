@@ -56,6 +56,10 @@ INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 	}
 	if (conn && http_watching(ctx))
 		conn->watched = 1;
+	if (conn && http_closes(ctx, conn, HTTP_FIN_CLIENT))
+		return deliver(skb, ctx);
+	if (conn && conn->tunnel)
+		return deliver(skb, ctx);
 	w->present = !!conn;
 	w->pos = 0;
 	w->limit = ctx->payload_len;

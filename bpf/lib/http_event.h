@@ -69,6 +69,9 @@ INLINE void http_note(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 	asked->method_len = now->method_len;
 	asked->match_type = ctx->match_type;
 	asked->audited = w->audit ? reason : 0;
+	asked->upgrade = now->begun == (HTTP_BEGUN_RULES | HTTP_BEGUN_UPGRADE | HTTP_BEGUN_WEBSOCKET) &&
+			 !(now->flags & (HTTP_F_LENGTH | HTTP_F_CODING));
+	asked->line_seq = now->line_seq;
 	/* An earlier packet ended behind the path, before it was known where that is. */
 	if (unlikely(now->path_saved > asked->path_len)) {
 		u64 length = asked->path_len;

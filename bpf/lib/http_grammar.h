@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The grammar of HTTP/1.x request streams is a table (services/agent/calc/http_grammar.py): 128 states x 256 bytes of
+/* The grammar of HTTP/1.x request streams is a table (services/agent/calc/http_grammar.py): 256 states x 256 bytes of
  * u16, low byte the next state, high byte what to do with the byte; and once more for requests whose fields a rule
  * looks at, with the fields' bytes fed to the policy automaton. Here is only what the table refers to. */
 #pragma once
@@ -7,7 +7,7 @@
 
 /* "HTTP/1.1", as a little-endian or big-endian machine reads it. */
 #define HTTP_VERSION_11 bpf_htonll(0x485454502f312e31ULL)
-#define HTTP_GRAMMAR_STATES 128
+#define HTTP_GRAMMAR_STATES 256
 #define HTTP_GRAMMAR_VIEWS 2
 #define HTTP_ATTENTIVE HTTP_GRAMMAR_STATES /* added to a phase: the second view */
 
@@ -55,6 +55,8 @@ enum http_action {
 	HTTP_ACT_TARGET_END = 25,
 	HTTP_ACT_LINE_END = 26, /* of a field, where rules look at fields */
 	HTTP_ACT_FOREIGN = 27,  /* a byte beyond ASCII in a value, likewise */
+	HTTP_ACT_UPGRADE_NAME = 28,  /* such a field begins, or goes on with something else than a WebSocket */
+	HTTP_ACT_UPGRADE_VALUE = 29, /* it names a WebSocket */
 };
 
 struct http_grammar {

@@ -63,8 +63,29 @@ INLINE void http_response(struct __sk_buff *skb, struct pkt_ctx *ctx, struct htt
 			return;
 		status = status * 10 + text[i] - '0';
 	}
-	if (status >= 200 || status == HTTP_STATUS_UPGRADE) /* those below announce another one */
-		http_settle(ctx, conn, true, status);
+	if (status < 200 && status != HTTP_STATUS_UPGRADE) /* announces another one */
+		return;
+	/* Only the first bytes of a connection's two streams are known to be a request's and its response's: later ones
+	 * could be a body that looks so. */
+	if (status == HTTP_STATUS_UPGRADE && conn->asked.upgrade && conn->asked.line_seq == conn->first &&
+	    ctx->tcp_seq == conn->opened + 1)
+		conn->tunnel = 1;
+	http_settle(ctx, conn, true, status);
+}
+
+/* Note a FIN; forget the connection with the packet behind the second one. What is forgotten lets no data pass. */
+INLINE bool http_closes(const struct pkt_ctx *ctx, struct http_conn *conn, u8 whose)
+{
+	if (likely(!(ctx->tcp_flags & TCP_FIN) && conn->fins != HTTP_FIN_BOTH))
+		return false;
+	if (ctx->tcp_flags & TCP_FIN) {
+		conn->fins |= whose;
+		return false;
+	}
+	if (ctx->payload_len || conn->flow.mode == HTTP_ANSWERED || conn->flow.mode == HTTP_RESET)
+		return false;
+	http_conns.delete(&ctx->key);
+	return true;
 }
 
 /* A packet from a server pod to its client on a connection under HTTP policy; ctx->key is the server's conntrack key.
@@ -96,5 +117,6 @@ INLINE int http_reply_hook(struct __sk_buff *skb, struct pkt_ctx *ctx)
 		return DROP_HTTP_CLOSED;
 	if ((s32)(ctx->tcp_ack - conn->acked) > 0)
 		conn->acked = ctx->tcp_ack;
+	http_closes(ctx, conn, HTTP_FIN_SERVER);
 	return 0;
 }

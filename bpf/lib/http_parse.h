@@ -69,7 +69,7 @@ INLINE void http_begin(struct http_parse *now, const struct http_config *cfg, u3
 	now->generation = cfg->generation;
 	now->ruleset = ruleset;
 	now->state = table ? http_start(table, ruleset) : HTTP_DENY_ALL;
-	now->begun = 1;
+	now->begun = HTTP_BEGUN_RULES;
 	now->line_seq = at;
 	now->flags |= HTTP_F_LINE;
 }
@@ -262,6 +262,16 @@ INLINE int http_act(struct http_work *w, const struct http_table *table, const s
 		return HTTP_MORE;
 	case HTTP_ACT_FOREIGN:
 		http_feed(w, table, 0x7f);
+		return HTTP_MORE;
+	case HTTP_ACT_UPGRADE_NAME:
+		if (now->flags & HTTP_F_PENDING)
+			http_feed(w, table, c);
+		now->begun |= now->begun & HTTP_BEGUN_UPGRADE ? HTTP_BEGUN_CONFUSED : HTTP_BEGUN_UPGRADE;
+		return HTTP_MORE;
+	case HTTP_ACT_UPGRADE_VALUE:
+		if (now->flags & HTTP_F_PENDING)
+			http_feed(w, table, c);
+		now->begun |= HTTP_BEGUN_WEBSOCKET;
 		return HTTP_MORE;
 	case HTTP_ACT_LENGTH_NAME:
 		if (now->flags & HTTP_F_PENDING)

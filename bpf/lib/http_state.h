@@ -30,6 +30,19 @@ enum http_flags {
 	HTTP_F_LINE = 128,   /* it has begun, and the request is not reported yet */
 };
 
+enum http_begun {
+	HTTP_BEGUN_RULES = 1,     /* generation, ruleset and state are set */
+	HTTP_BEGUN_UPGRADE = 2,   /* the request names an upgrade ... */
+	HTTP_BEGUN_WEBSOCKET = 4, /* ... to a WebSocket ... */
+	HTTP_BEGUN_CONFUSED = 8,  /* ... and to something else */
+};
+
+enum http_fins {
+	HTTP_FIN_CLIENT = 1,
+	HTTP_FIN_SERVER = 2,
+	HTTP_FIN_BOTH = 3,
+};
+
 /* Where in the grammar the stream is. */
 struct http_parse {
 	u64 remain; /* bytes of body or chunk that are still to come */
@@ -46,7 +59,7 @@ struct http_parse {
 	u8 digits;
 	u8 escape; /* first hex digit of an escape, as sent */
 	u8 method_len;
-	u8 begun; /* generation, ruleset and state are set */
+	u8 begun; /* enum http_begun */
 	u8 method_saved; /* bytes that http_conn has of a line that began in an earlier packet */
 	u8 path_saved;
 	u16 root;    /* with HTTP_F_PENDING: the state in which a line of the head begins ... */
@@ -103,7 +116,9 @@ struct http_asked {
 	u8 match_type;
 	u8 pipelined; /* requests came before answers: from here on nobody counts which belongs to which */
 	u8 audited;   /* drop reason that the request would have had */
-	u8 pad[7];
+	u8 upgrade;   /* it asks for a WebSocket and nothing else */
+	u8 pad[2];
+	u32 line_seq; /* of its first byte */
 };
 _Static_assert(sizeof(struct http_asked) == 48, "http_asked");
 
@@ -113,7 +128,10 @@ struct http_conn {
 	u32 first;  /* sequence number of the client's first byte ... */
 	u32 opened; /* ... and of the server's SYN-ACK: together they tell a new connection on the same ports. The client
 		     * chooses the one, the server the other. */
-	u32 watched; /* requests were only told: bytes may have passed that nobody has inspected */
+	u8 watched; /* requests were only told: bytes may have passed that nobody has inspected */
+	u8 tunnel;  /* the server has agreed to a WebSocket: no HTTP any more */
+	u8 fins;    /* enum http_fins: who has closed */
+	u8 pad;
 	struct http_flow flow;
 	u8 method[HTTP_METHOD_MAX]; /* of a head that is not complete */
 	u8 path[HTTP_PATH_MAX];

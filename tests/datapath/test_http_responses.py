@@ -180,3 +180,84 @@ def test_a_repeated_request_is_told_once(node: HttpNode) -> None:
     talk.answer(response(200))
     assert talk.send(0, OK, ack=1 + talk.answered).passed
     assert told(node) == [(ANSWERED, 200, "/ok")]
+
+
+UPGRADE = b"GET /ok HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n"
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"
+FRAME = b"\x81\x05hello"
+
+
+@FAMILIES
+def test_a_websocket_is_let_alone_once_the_server_agrees(node: HttpNode, v6: bool) -> None:
+    talk = Talk(node, v6).begin()
+    talk.ask(UPGRADE)
+    talk.answer(SWITCHING)
+    assert told(node) == [(ANSWERED, 101, "/ok")]
+    talk.ask(FRAME)
+    talk.answer(FRAME)
+    talk.ask(b"GET /no HTTP/1.1\r\n\r\n")  # a message like any other
+    assert told(node) == []
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        UPGRADE.replace(b"WebSocket", b"h2c"),
+        UPGRADE.replace(b"WebSocket", b"websocket, h2c"),
+        UPGRADE.replace(b"WebSocket", b"h2c, websocket"),
+        UPGRADE.replace(b"WebSocket", b"websockets"),
+        UPGRADE.replace(b"WebSocket", b"websocket\xe9"),
+        UPGRADE.replace(b"\r\n\r\n", b"\r\nUpgrade: h2c\r\n\r\n"),
+        UPGRADE.replace(b"Upgrade: WebSocket", b"Upgrade: h2c\r\nUpgrade: websocket"),
+        UPGRADE.replace(b"Upgrade: WebSocket", b"Upgrades: websocket"),
+        UPGRADE.replace(b"Host: x", b"Content-Length: 0"),
+        OK,
+    ],
+)
+def test_nothing_else_becomes_a_tunnel(node: HttpNode, request_: bytes) -> None:
+    talk = Talk(node).begin()
+    talk.ask(request_)
+    talk.answer(SWITCHING)
+    assert talk.send(talk.sent, FRAME, ack=1 + talk.answered).reset
+
+
+def test_no_tunnel_before_the_server_agrees_or_where_another_response_could_look_so(node: HttpNode) -> None:
+    talk = Talk(node).begin()
+    talk.ask(UPGRADE)
+    assert talk.send(talk.sent, FRAME).reset
+    refused = Talk(node).begin()
+    refused.ask(UPGRADE)
+    refused.answer(response(426))
+    assert refused.send(refused.sent, FRAME, ack=1 + refused.answered).reset
+    # The second request of a connection: what begins with a status line may be the first one's body.
+    second = Talk(node).begin()
+    second.ask(OK)
+    second.answer(response(200))
+    second.ask(UPGRADE)
+    second.answer(SWITCHING)
+    assert second.send(second.sent, FRAME, ack=1 + second.answered).reset
+
+
+@pytest.mark.parametrize("client_first", [True, False])
+def test_connections_that_end_are_forgotten(node: HttpNode, client_first: bool) -> None:
+    conns = node.map("http_conns")
+    conns.delete_batch([key for key, _ in conns.items()])
+    talk = Talk(node).begin()
+    talk.ask(OK)
+    talk.answer(response(200))
+    assert len(node.states()) == 1
+    if client_first:
+        assert talk.send(talk.sent, b"", "FA", ack=1 + talk.answered).passed
+        talk.sent += 1
+        talk.answer(b"", "FA")
+        assert len(node.states()) == 1
+        assert talk.send(talk.sent, b"", "A", ack=2 + talk.answered).passed
+    else:
+        talk.answer(b"", "FA")
+        assert talk.send(talk.sent, b"", "FA", ack=2 + talk.answered).passed
+        talk.sent += 1
+        assert len(node.states()) == 1
+        talk.answered += 1
+        talk.answer(b"", "A")
+    assert node.states() == []
+    assert not talk.send(talk.sent, OK).passed

@@ -28,7 +28,7 @@ MAX_ALTERNATIVES = 31
 RESULT_ROOT = 2
 """Column of a line's result that names the state in which the next line begins (`calc/http_fields.py`)."""
 
-GRAMMAR_STATES = 128
+GRAMMAR_STATES = 256
 GRAMMAR_VIEWS = 2
 """The same states twice: where no rule looks at fields, and where one does and all of them go to the automaton."""
 GRAMMAR_COLUMNS = 256
@@ -78,6 +78,10 @@ class HttpAction(IntEnum):
     """Of a field, where rules look at fields."""
     FOREIGN = 27
     """A byte beyond ASCII in a value, likewise."""
+    UPGRADE_NAME = 28
+    """Such a field begins, or goes on with something else than a WebSocket."""
+    UPGRADE_VALUE = 29
+    """It names a WebSocket."""
 
 
 class HttpPhase(IntEnum):
@@ -120,6 +124,19 @@ class HttpFlags(IntFlag):
     """The target alone does not decide, the host must."""
     DECIDED = 64
     LINE = 128
+
+
+class HttpBegun(IntFlag):
+    """`enum http_begun`: what is known of the current request beside its flags."""
+
+    RULES = 1
+    """Generation, rule set and state are set."""
+    UPGRADE = 2
+    """It names an upgrade ..."""
+    WEBSOCKET = 4
+    """... to a WebSocket ..."""
+    CONFUSED = 8
+    """... and to something else."""
 
 
 class HttpConfig(Struct):
@@ -210,7 +227,9 @@ class HttpAsked(Struct):
         ("match_type", ctypes.c_uint8),
         ("pipelined", ctypes.c_uint8),
         ("audited", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 7),
+        ("upgrade", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 2),
+        ("line_seq", ctypes.c_uint32),
     ]
 
 
@@ -222,7 +241,10 @@ class HttpConn(Struct):
         ("acked", ctypes.c_uint32),
         ("first", ctypes.c_uint32),
         ("opened", ctypes.c_uint32),
-        ("watched", ctypes.c_uint32),
+        ("watched", ctypes.c_uint8),
+        ("tunnel", ctypes.c_uint8),
+        ("fins", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
         ("flow", HttpFlow),
         ("method", ctypes.c_uint8 * 16),
         ("path", ctypes.c_uint8 * 136),

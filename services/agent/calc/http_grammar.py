@@ -96,6 +96,7 @@ def _view(attentive: bool) -> Table:
     _version(g)
     _headers(g)
     _framing_headers(g)
+    _upgrade(g)
     _bodies(g)
     return g.table()
 
@@ -217,6 +218,23 @@ def _framing_headers(g: Grammar) -> None:
     for state in ("host.before", "host"):
         g.on(state, HOST_VALUE, "host", g.heard)
     _field_end(g, "host", g.heard)
+
+
+def _upgrade(g: Grammar) -> None:
+    """`Upgrade: websocket`, once and alone: the one that may end in something else than HTTP."""
+    text = b"websocket"
+    _field_name(g, b"upgrade", "upgrade:0", HttpAction.UPGRADE_NAME)
+    g.on("upgrade:0", b" ", "upgrade:0", g.heard)
+    for i, char in enumerate(text):
+        state, both = f"upgrade:{i}", bytes((char,)) + bytes((char,)).upper()
+        last = i == len(text) - 1
+        g.on(state, bytes(c for c in TEXT if c not in both and (i or c != ord(" "))), "VALUE", g.heard)
+        g.on(state, both, f"upgrade:{i + 1}", HttpAction.UPGRADE_VALUE if last else g.heard)
+    end = f"upgrade:{len(text)}"
+    g.on(end, TEXT, "VALUE", HttpAction.UPGRADE_NAME)  # as if there were another one
+    for i in range(len(text) + 1):
+        g.on(f"upgrade:{i}", FOREIGN, "VALUE", HttpAction.UPGRADE_NAME)
+        g.line_end(f"upgrade:{i}", "FIELD", g.line)
 
 
 def _field_end(g: Grammar, state: str, blanks: HttpAction = HttpAction.NONE) -> None:
