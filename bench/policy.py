@@ -7,7 +7,10 @@ kernel maps, written as the agent writes them. Prints one JSON object last:
     change_p50_ms change_p99_ms  from handing in one change until the maps have it, over all three kinds below
     policy_* relabel_* identity_*  the same per kind: a policy changed, a local pod relabelled, an identity added
     rss_mb                       resident memory of this process after all that
-    replicas_rss_mb, replicas_entries   more memory, and policy entries, for 4,000 endpoints sharing 50 label sets
+    replicas_rss_mb, replicas_entries   more memory, and policy entries, for 10,000 endpoints sharing 50 label sets (an
+                                 endpoints map larger than a node's: this is about what sharing saves)
+    wide_s wide_closed           a policy for all endpoints and peers that needs more entries than the map has: until
+                                 the maps have it, and how many policy ids are closed for want of room
 
 `--quick` takes a tenth of the policies: for trying the bench itself. Needs root.
 """
@@ -25,12 +28,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from services.agent.abi.endpoints import MAX_ENDPOINTS
+from services.agent.abi.endpoints import HOST_ENDPOINT, MAX_ENDPOINTS
 from services.agent.calc.engine import Engine
-from services.agent.calc.maps import HttpRulesets, MapName
+from services.agent.calc.maps import MAP_NAMES, HttpRulesets, MapName
 from services.agent.datapath import syscall
 from services.agent.datapath.bpffs import ensure_bpffs
+from services.agent.datapath.fake_map import FakeMap
 from services.agent.datapath.maps import PinnedMap
+from services.agent.datapath.reconcile import MapAccess
 from services.agent.datapath.sink import DatapathSink
 from services.agent.datapath.syscall import MapType
 from services.model.identity import Identity, NumericIdentity
@@ -50,28 +55,25 @@ from services.model.objects import (
 NAMESPACES, APPS, PER_NAMESPACE, ENDPOINTS, ADDRESSES, NODES = 300, 20, 100, 100, 30_000, 1_000
 ROUNDS = 300
 NO_PREALLOC = 1
-# (type, key size, value size, entries, flags), as in bpf/lib.
+# (type, key size, value size, entries, flags), as in bpf/lib. There are no Services here: the other maps are stand-ins.
 MAPS: dict[MapName, tuple[int, int, int, int, int]] = {
     "policy": (MapType.LPM_TRIE, 16, 16, 262_144, NO_PREALLOC),
     "ipcache": (MapType.LPM_TRIE, 20, 24, 524_288, NO_PREALLOC),
     "refined": (MapType.HASH, 20, 4, 262_144, NO_PREALLOC),
-    "endpoints": (MapType.ARRAY, 4, 64, MAX_ENDPOINTS, 0),
-    "endpoint_addrs": (MapType.HASH, 16, 4, 2 * MAX_ENDPOINTS, NO_PREALLOC),
-    "endpoint_ifs": (MapType.HASH, 4, 4, MAX_ENDPOINTS, NO_PREALLOC),
-    "services": (MapType.HASH, 20, 16, 65_536, NO_PREALLOC),
-    "backends": (MapType.HASH, 8, 20, 65_536, NO_PREALLOC),
-    "revnat": (MapType.HASH, 4, 20, 65_536, NO_PREALLOC),
+    "endpoints": (MapType.ARRAY, 4, 64, 4 * MAX_ENDPOINTS, 0),
+    "endpoint_addrs": (MapType.HASH, 16, 4, 8 * MAX_ENDPOINTS, NO_PREALLOC),
+    "endpoint_ifs": (MapType.HASH, 4, 4, 4 * MAX_ENDPOINTS, NO_PREALLOC),
 }
 
 
 @contextmanager
-def kernel_maps(folder: Path) -> Iterator[dict[str, PinnedMap]]:
+def kernel_maps(folder: Path) -> Iterator[dict[str, MapAccess]]:
     """The agent's maps, pinned for as long as the bench runs."""
     ensure_bpffs(folder)
     folder.mkdir()
     with ExitStack() as stack:
         stack.callback(folder.rmdir)
-        found = {}
+        found: dict[str, MapAccess] = {name: FakeMap(name) for name in MAP_NAMES if name not in MAPS}
         for name, (kind, key, value, entries, flags) in MAPS.items():
             descriptor = syscall.map_create(kind, key, value, entries, flags, name)
             syscall.obj_pin(descriptor, folder / name)
@@ -170,12 +172,31 @@ def rss_mb() -> float:
 
 
 def replicas(engine: Engine, sink: DatapathSink) -> dict[str, float]:
-    """4,000 more endpoints of 50 label sets: entries are shared, so only the endpoints themselves cost."""
+    """10,000 more endpoints of 50 label sets: entries are shared, so only the endpoints themselves cost."""
     before, entries = rss_mb(), engine.counts()["policy"]
-    for number in range(ENDPOINTS + 1, 4_001):
+    numbers = [number for number in range(ENDPOINTS + 1, ENDPOINTS + 10_002) if number != HOST_ENDPOINT]
+    for number in numbers:
         engine.apply(endpoint(number, identity(number % 50, 3)))
-    sink.apply(engine.flush())
+    if not sink.apply(engine.flush()):
+        raise RuntimeError(f"the maps refused entries: {sink.errors}")
+    assert len(numbers) == 10_000
     return {"replicas_rss_mb": round(rss_mb() - before, 1), "replicas_entries": engine.counts()["policy"] - entries}
+
+
+def wide(engine: Engine, sink: DatapathSink) -> dict[str, float]:
+    """Everybody may be reached by everybody of the cluster on one port: hundreds of thousands of entries too many."""
+    spec = {
+        "endpointSelector": {},
+        "ingress": [{"fromEntities": ["cluster"], "toPorts": [{"ports": [{"port": "81", "protocol": "TCP"}]}]}],
+    }
+    kind = "CiliumClusterwideNetworkPolicy"
+    document = {"apiVersion": "cilium.io/v2", "kind": kind, "metadata": {"name": "wide"}, "spec": spec}
+    started = time.perf_counter()
+    engine.apply(Upserted(PolicyObject(ObjectKey(kind, "", "wide"), document)))
+    if not sink.apply(engine.flush()):
+        raise RuntimeError(f"the maps refused entries: {sink.errors}")
+    taken = round(time.perf_counter() - started, 2)
+    return {"wide_s": taken, "wide_closed": len(engine.pressure()), "wide_entries": engine.counts()["policy"]}
 
 
 def main() -> None:
@@ -197,7 +218,7 @@ def main() -> None:
             result |= {f"{name}_p50_ms": round(statistics.median(taken), 3), f"{name}_p99_ms": at(taken, 0.99)}
         everything.sort()
         result |= {"change_p50_ms": at(everything, 0.5), "change_p99_ms": at(everything, 0.99), "rss_mb": rss_mb()}
-        result |= {"policy_entries": engine.counts()["policy"], **replicas(engine, sink)}
+        result |= {"policy_entries": engine.counts()["policy"], **replicas(engine, sink), **wide(engine, sink)}
     print(json.dumps(result))
 
 

@@ -36,6 +36,9 @@ from services.policy.rules import Policy, Spec
 from services.policy.selectors import LabelView
 from services.policy.verdict import Mode, applying, is_closed, is_enforced
 
+Loaded = dict[GroupKey, dict[Direction, dict[int, Template]]]
+"""Of groups that were compiled from scratch: identity -> the template that it had before, where that changed."""
+
 
 class PolicyMaps:
     """Owns the groups, the peer index and the HTTP rule sets."""
@@ -123,15 +126,15 @@ class PolicyMaps:
         for number, _, party in self._identities.refresh():
             self.identity_changed(number, party)
         self._rebind = set()
+        loaded: Loaded = {}
         for group, program in programs:
             looked_at = group.flags()
             for direction, side in group.sides.items():
                 former = side.load(program[direction], self._index, self._identities.parties)
-                for number, template in former.items():
-                    self._emit(group, direction, number, template, side.templates.get(number, ()))
+                loaded.setdefault(group.key, {})[direction] = former
             if looked_at != group.flags():
                 self._touched.add(group.key)
-        self._fit()
+        self._fit(loaded)
         changes, self._changes = self._changes, PolicyChanges()
         used = self._l7_in_use()
         changes.rulesets = self.rulesets.settle({l7.http_rules() for l7 in used if not l7.by_names})
@@ -309,20 +312,26 @@ class PolicyMaps:
                             self._identities.set_labels(gone, None)
                             self._ipcache.set_prefix(prefix, None)
 
-    def _fit(self) -> None:
-        """Close groups that do not fit the map, open those that fit again."""
+    def _fit(self, loaded: Loaded) -> None:
+        """Write what was compiled from scratch, unless it does not fit the map: such groups are closed, and those that
+        fit again are opened. Sizes are known before a single entry is made."""
         full = set()
         if sum(group.size() for group in self.groups.values()) > self._capacity:
             full = overflowing(self.groups.values(), self._capacity)
         for key, group in self.groups.items():
-            if group.full == (key in full):
-                continue
+            was, group.full = group.full, key in full
+            formers = loaded.get(key, {})
             for direction, side in group.sides.items():
-                closed = {ANY_IDENTITY: CLOSED}
-                before, after = (closed, side.templates) if group.full else (side.templates, closed)
-                for number in before.keys() | after.keys():
-                    self._write(group, direction, number, before.get(number, ()), after.get(number, ()))
-            group.full = not group.full
+                former = formers.get(direction, {})
+                if not was and not group.full:
+                    for number, template in former.items():
+                        self._write(group, direction, number, template, side.templates.get(number, ()))
+                elif was != group.full:
+                    closed = {ANY_IDENTITY: CLOSED}
+                    written = {n: template for n, template in {**side.templates, **former}.items() if template}
+                    before, after = (closed, side.templates) if was else (written, closed)
+                    for number in before.keys() | after.keys():
+                        self._write(group, direction, number, before.get(number, ()), after.get(number, ()))
 
     def _concerns(self, group: Group, before: Policy | None, after: Policy | None) -> bool:
         """Whether a changed policy selects the group, or did."""
