@@ -45,7 +45,7 @@ class Target:
 
     def text(self, text: str) -> None:
         """A manifest file."""
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             objects = parse(text, "fuzz.yaml")
         except ManifestError:
@@ -55,7 +55,7 @@ class Target:
 
     def document(self, document: Any) -> None:
         """A document as the Kubernetes API serves it."""
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             thing = decode(document)
         except FieldError:
@@ -82,7 +82,7 @@ class Target:
                 self.engine.apply(Deleted(key))
             self.engine.flush()
             assert self._state() == self._before, f"the engine remembers {keys}"
-        took = time.perf_counter() - began
+        took = time.process_time() - began
         assert took < SECONDS, f"took {took:.1f} s"
 
     def _state(self) -> dict[str, Any]:
