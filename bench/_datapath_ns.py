@@ -17,10 +17,11 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from services.agent.abi.config import ConfigFlags
-from services.agent.abi.nat import NetdevInfo
+from services.agent.abi.nat import NETDEV_NODE, NetdevInfo
 from services.agent.datapath import syscall
 from services.agent.datapath.objects import CompiledObject, loads
 from services.model.verdict import Direction
+from tests.datapath.gateway import expose
 from tests.datapath.node import GATEWAY_MAC, TC_ACT_SHOT, WORLD4, Node, Pod, inside, ip, sh, u32
 
 PLACES = 32_768
@@ -161,7 +162,8 @@ def _uplink(node: Node) -> None:
     ):
         sh("ip", *command.split(), netns=node.name)
     sh("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward", netns=node.name)
-    node.map("netdevs").update(u32(node.ifindexes[3]), NetdevInfo(ipv4=ip(NODE)).pack())
+    for key in (NETDEV_NODE, node.ifindexes[3]):
+        node.map("netdevs").update(u32(key), NetdevInfo(ipv4=ip(NODE)).pack())
 
 
 def _paths(a: Pod, b: Pod, up: int) -> list[Path]:
@@ -174,6 +176,7 @@ def _paths(a: Pod, b: Pod, up: int) -> list[Path]:
         Path("native_", "from_endpoint", a.ipv4, FAR_POD, a.ifindex, a.mac, native),
         Path("native_in_", "from_netdev", FAR_POD, b.ipv4, up, "", native),
         Path("masquerade_", "to_netdev", a.ipv4, WORLD, up, "", masquerade),
+        Path("node_port_", "from_netdev", WORLD, NODE, up, "", int(ConfigFlags.NORTH_SOUTH)),
         Path("host_", "from_netdev", FAR_NODE, NODE, up),
         Path("untouched_", "from_netdev", FAR_NODE, NODE, up, opens=False),
     ]
@@ -186,6 +189,9 @@ def _prepare(node: Node, path: Path) -> None:
     node.ipcache(FAR_POD, 77, "" if path.flags & ConfigFlags.NATIVE_ROUTING else FAR_NODE)
     if path.name == "service_":
         node.service(41, VIP, 80, [(b.ipv4, 8080)])
+    if path.name == "node_port_":
+        node.ipcache(FAR_POD, 77)
+        expose(node, 42, NODE, 80, [(FAR_POD, 80)])
     if path.name == "host_":
         host = node.host()
         for identity in range(2000, 2040):

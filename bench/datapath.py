@@ -9,6 +9,8 @@
     native_* native_in_*   with native routing, out and in
     masquerade_* host_* untouched_*   a pod's packet to the outside as the node translates it; one to a node with a
                    policy of its own; one to a node that has none
+    node_port_*    a packet from outside to a Service whose backend is on another node, by tc
+    xdp_known_ns xdp_answer_ns xdp_new_ns xdp_mpps   the same by XDP; millions of packets per second and core
     socket_connect_ns   what the socket hooks add to a connect() to a Service
     load_first_s, load_again_s   the loader child: compiling, and with the object in the cache
 
@@ -32,7 +34,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import _datapath_ns, _traffic, _two_nodes
+from bench import _datapath_ns, _traffic, _two_nodes, _xdp_ns
 from bench._socket_connect import connect_ns
 from services.agent.abi.events import FLOW_EVENT
 from services.agent.datapath.bpffs import remove_pins
@@ -191,6 +193,7 @@ def main() -> None:
         figures: dict[str, float] = loader_times(cache)
         print("loader:", figures, file=sys.stderr)
         figures |= _datapath_ns.measure(cache)
+        figures |= _xdp_ns.measure(cache)
         figures["socket_connect_ns"] = connect_ns(cache)
         figures |= local(cache, rounds, seconds)
         figures |= remote(cache, max(rounds // 2, 1), seconds)

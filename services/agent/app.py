@@ -281,7 +281,7 @@ async def _kernel(config: Config, stack: AsyncExitStack) -> Kernel:
     flags = await node.pacing(config, devices) | (ConfigFlags.SOCKET_LB if sockets.enabled else 0)
     settings = NodeSettings(maps["config"], node.datapath_settings(config, overlay, mtu, maps, flags))
     pod_mtu = config.pod_mtu(devices[0].mtu)
-    return Kernel(loaded, node.Programs(loaded), maps, settings, pod_mtu, overlay, indexes, sockets)
+    return Kernel(loaded, node.Programs(loaded, config.xdp), maps, settings, pod_mtu, overlay, indexes, sockets)
 
 
 async def _endpoints(

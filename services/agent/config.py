@@ -9,6 +9,7 @@ import pydantic
 from pydantic import Field
 
 from services.agent.calc.services.options import MAGLEV_SIZES, Algorithm, Forwarding, LbOptions
+from services.agent.datapath.xdp import Mode
 from services.agent.endpoints.ipam import parse_ranges
 from services.common.config import BaseConfig
 from services.model.addresses import IPAddress, IPNetwork
@@ -57,6 +58,10 @@ class Config(BaseConfig):
     masquerade: bool = Field(True, description="pods' packets to outside of the cluster leave with the node's address")
     north_south: bool = Field(
         True, description="serve node ports, load balancers, external addresses and host ports to the outside"
+    )
+    xdp: Mode = Field(
+        Mode.AUTO,
+        description="serve the outside in devices' drivers: auto = physical ones that can, native, generic, off",
     )
     native_routing_cidr: list[str] = Field(
         default_factory=list, description="ranges that know the way to pods: no masquerading towards them"

@@ -20,7 +20,10 @@ from services.agent.config import Config
 from services.agent.datapath import attach, loader_client, settings
 from services.agent.datapath.bpffs import drop_retired
 from services.agent.datapath.maps import PinnedMap, possible_cpus
+from services.agent.datapath.xdp import Mode as XdpMode
+from services.agent.datapath.xdp import XdpHooks
 from services.common.errors import Denied, NotFound
+from services.common.log import get_logger
 from services.model.addresses import IPAddress
 from services.model.identity import NumericIdentity, Reserved
 from services.model.objects import IpEntry
@@ -79,7 +82,8 @@ class Uplink:
 class Programs:
     """Puts the pinned programs on interfaces."""
 
-    def __init__(self, loaded: loader_client.Loaded) -> None:
+    def __init__(self, loaded: loader_client.Loaded, xdp: XdpMode = XdpMode.OFF) -> None:
+        self._xdp = XdpHooks(Path(loaded.root), xdp)
         self._progs = Path(loaded.root) / "progs"
         self._maps = Path(loaded.root) / "maps"
 
@@ -92,10 +96,13 @@ class Programs:
         await attach.attach_overlay(ifindex, self._progs)
 
     async def attach_netdev(self, ifindexes: Collection[int]) -> None:
-        """Both hooks of the node's devices; devices that were among them earlier lose theirs."""
+        """All hooks of the node's devices; devices that were among them earlier lose theirs."""
         for ifindex in ifindexes:
             await attach.attach_netdev(ifindex, self._progs)
         await attach.detach_netdev(keep=ifindexes)
+        attached = self._xdp.attach(ifindexes)
+        if attached or self._xdp.refused:
+            get_logger("node").info("xdp", ifindexes=attached, refused=self._xdp.refused)
 
     def drop_earlier(self) -> None:
         """Let go of what earlier programs needed: every hook runs the present ones."""

@@ -136,9 +136,9 @@ def obj_get(path: Path) -> int:
     return bpf(Cmd.OBJ_GET, struct.pack("QII", address(name), 0, 0))
 
 
-def link_create(program: int, target: int, kind: Kind) -> int:
+def link_create(program: int, target: int, kind: Kind, flags: int = 0) -> int:
     """Attach a program to a cgroup (or device); returns the link, which holds it there while it is open or pinned."""
-    return bpf(Cmd.LINK_CREATE, struct.pack("IIII", program, target, kind.attach, 0))
+    return bpf(Cmd.LINK_CREATE, struct.pack("IIII", program, target, kind.attach, flags))
 
 
 def link_update(link: int, program: int) -> None:
