@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import secrets
 import signal
 import socket
 import threading
@@ -28,7 +29,8 @@ class Cgroup:
     """A cgroup2 directory that is gone after `close`, with all that ran in it."""
 
     def __init__(self, name: str) -> None:
-        self.path = find_cgroup2() / name
+        # The tree is the machine's, while names are unique among those of one process number space only.
+        self.path = find_cgroup2() / f"{name}-{secrets.token_hex(4)}"
         self.path.mkdir()
 
     def close(self) -> None:
