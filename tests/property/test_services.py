@@ -132,6 +132,7 @@ def test_incremental_equals_from_scratch(events: list[Event], data: st.DataObjec
     scratch.settle()
     assert meaning(registry) == meaning(scratch)
     assert list(registry.problems()) == list(scratch.problems())
+    assert set(registry.live_backends()) == set(scratch.live_backends())
 
 
 @settings(max_examples=150, deadline=None)
@@ -158,6 +159,8 @@ def test_every_step_of_writing_counts_only_slots_that_are_there(events: list[Eve
     assert all(kernel[name] == registry.tables[name].desired for name in SERVICE_MAPS)
     assert len(kernel["backends"]) <= OPTIONS.max_backends
     assert len(kernel["services"]) <= OPTIONS.max_frontends
+    used = {value[:18] for value in kernel["backends"].values()}
+    assert used <= set(registry.live_backends()), "connections to whoever may be chosen are kept"
 
 
 @given(st.lists(st.integers(0, 30), unique=True), st.lists(st.integers(0, 30), unique=True))

@@ -62,7 +62,7 @@ def _all(service: Service, node: NodeFacts, options: LbOptions) -> Iterator[Plan
     for scope in Scope:
         local = outside and scope == Scope.EXTERNAL
         for address in service.ingress_ips:
-            yield from _at(Kind.LOAD_BALANCER, address, scope, service, local=local)
+            yield from _at(Kind.LOAD_BALANCER, address, scope, service, local=local, alone=address in node.addresses)
         for address in service.external_ips:
             yield from _at(Kind.EXTERNAL_IP, address, scope, service, local=local, alone=address in node.addresses)
         if service.type not in ("NodePort", "LoadBalancer"):
@@ -126,7 +126,8 @@ def _not_addresses(service: Service, node: NodeFacts, problems: list[Problem]) -
     """Addresses that no Service can have."""
     for address in dict.fromkeys((*service.cluster_ips, *service.ingress_ips, *service.external_ips)):
         impossible = address.is_unspecified or address.is_loopback or address.is_multicast
-        if impossible or (address in node.addresses and address not in service.external_ips):
+        # Addresses for the outside may well be nodes': some load balancers are just that.
+        if impossible or (address in node.addresses and address in service.cluster_ips):
             what = "the node's own" if not impossible else "no address of a Service"
             problems.append(Problem(ProblemKind.ADDRESS_TAKEN, f"{address} is {what}; it is not served"))
             yield address

@@ -36,6 +36,7 @@ def both(address: str) -> set[tuple[str, int, int]]:
         ("LoadBalancer", {"ingress_ips": (LB,), "ports": (replace(HTTP, node_port=0),)}, CLUSTER_IP | both(LB)),
         ("ClusterIP", {"external_ips": (EXT,)}, CLUSTER_IP | both(EXT)),
         # A node's own address is the node's on other ports.
+        ("LoadBalancer", {"ingress_ips": (NODE4,)}, CLUSTER_IP | NODE_PORT | {(NODE4, 80, 0), (NODE4, 80, 1)}),
         ("ClusterIP", {"external_ips": (NODE4,)}, CLUSTER_IP | {(NODE4, 80, 0), (NODE4, 80, 1)}),
         ("ClusterIP", {"labels": {HEADLESS_LABEL: ""}}, set()),
         ("ClusterIP", {"labels": {PROXY_NAME_LABEL: "other"}}, set()),
