@@ -19,6 +19,7 @@
 #include "lib/sock_name.h"
 #include "lib/service_path.h"
 #include "lib/tailcall.h"
+#include "lib/tls.h"
 #include "lib/verdict.h"
 
 /* Is the packet really the pod's? */
@@ -237,8 +238,10 @@ INLINE int l7_to_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
 	u32 kind = l7_kind(ctx->l7_ruleset);
 
+	if (ctx->ct_state == CT_REPLY && kind == L7_KIND_TLS)
+		tls_heard(ctx);
 	if (ctx->ct_state == CT_NEW || ctx->ct_state == CT_ESTABLISHED)
-		tailcalls.call(skb, kind == L7_KIND_TLS ? TAIL_TLS_HELLO : TAIL_HTTP_ENTRY);
+		tailcalls.call(skb, TAIL_HTTP_ENTRY);
 	else if (ctx->ct_state == CT_REPLY && kind == L7_KIND_DNS)
 		tailcalls.call(skb, TAIL_DNS_ANSWER);
 	else

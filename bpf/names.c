@@ -2,3 +2,4 @@
 /* Policy about names, as a unit of its own: compiled beside the others, most packets never come here. See NAMES.md. */
 #include "fqdn.c"
 #include "dns.c"
+#include "tls.c"

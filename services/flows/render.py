@@ -238,7 +238,9 @@ class Renderer:
 def _name(flow: pb.Flow, row: Row, record: NameRecord) -> str:
     """A DNS message, or a TLS client's server name; the line about it."""
     if row.kind == Kind.TLS:
-        flow.destination_names.extend(name for name in (record.query,) if name not in flow.destination_names)
+        name = record.query.rstrip(".")
+        if name and name not in flow.destination_names:
+            flow.destination_names.append(name)
         return summary.tls(record)
     dns = flow.l7.dns
     flow.l7.type = pb.RESPONSE if row.reply else pb.REQUEST

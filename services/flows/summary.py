@@ -144,7 +144,7 @@ def dns_answer(record: NameRecord) -> str:
 
 def tls(record: NameRecord) -> str:
     """`TLS server name example.com`"""
-    return f"TLS server name {record.query}" if record.query else "TLS without a server name"
+    return f"TLS server name {record.query.rstrip('.')}" if record.query else "TLS without a server name"
 
 
 def http(request: HttpRequest, url: str) -> str:

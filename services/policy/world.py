@@ -16,7 +16,7 @@ from services.model.labels import POD_NAMESPACE, SOURCE_CIDR, SOURCE_K8S, SOURCE
 from services.model.verdict import Direction
 from services.policy.conflicts import Conflict, conflicts
 from services.policy.explain import Explanation, explain
-from services.policy.l7 import DNS, HTTP, ORIGINATING, Request, RequestMatcher
+from services.policy.l7 import HTTP, ORIGINATING, Request, RequestMatcher
 from services.policy.peers import CidrPeer, IpBlockPeer, Party, cidr_key
 from services.policy.rules import Policy, Spec
 from services.policy.selectors import LabelView
@@ -187,7 +187,7 @@ class World:
         if host:
             return Answer(Fate.REFUSED, (f"{l7.kind} rules are not enforced for nodes",))
         originating = any(rule.kind == ORIGINATING for rule in l7.other)
-        if l7.by_names and not originating and (l7.kind != DNS or direction == Direction.EGRESS):
+        if l7.by_names and not originating and direction == Direction.EGRESS:
             return Answer(Fate.REQUESTS, tuple(f"{l7.kind} {name}" for name in l7.texts()))
         if direction != Direction.INGRESS or not l7.http or originating:
             place = direction.name.lower()

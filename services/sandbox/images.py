@@ -12,6 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.common.errors import Invalid
+from services.sandbox.netns import WORLD4, WORLD6
+
+WORLD_DOMAIN = "world.test"
+"""Every name below is the outside world's server."""
+CNAME_DOMAIN = "alias.test"
+"""`www` below is an alias of `web`, which lives for two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,10 @@ def _dnsmasq(place: PodPlace, _container: Mapping[str, Any]) -> Program:
             "--local-ttl=5",
             "--local=/cluster.local/",
             "--cache-size=0",
+            f"--address=/{WORLD_DOMAIN}/{WORLD4}",
+            f"--address=/{WORLD_DOMAIN}/{WORLD6}",
+            f"--cname=www.{CNAME_DOMAIN},web.{CNAME_DOMAIN}",
+            f"--host-record=web.{CNAME_DOMAIN},{WORLD4},2",
             f"--pid-file={place.directory}/dnsmasq.pid",
             f"--addn-hosts={place.dns_hosts}",
             f"--log-facility={place.directory}/dnsmasq.log",

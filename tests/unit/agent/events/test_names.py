@@ -82,7 +82,7 @@ def test_an_error_has_its_text(store: FlowStore, names: Any) -> None:
 def test_a_server_name_is_a_destination_name(store: FlowStore, names: Any) -> None:
     hello = record(EventType.TLS_HELLO, protocol=6, dport=443)
     (flow,) = flows(store, hello, names)
-    assert (list(flow.destination_names), flow.Summary) == (["api.example.com."], "TLS server name api.example.com.")
+    assert (list(flow.destination_names), flow.Summary) == (["api.example.com"], "TLS server name api.example.com")
     denied = record(EventType.TLS_HELLO, protocol=6, dport=443, drop_reason=DropReason.TLS_DENIED)
     (flow,) = flows(FlowStore(64), denied, names)
     assert (flow.event_type.type, flow.verdict) == (1, flow_pb2.DROPPED)

@@ -1,0 +1,441 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Server names of TLS clients.
+ *
+ * tls_hello (tail call of from_endpoint): is it a ClientHello, whom does it name -> on its way, or both sides reset */
+#include "lib/deliver.h"
+#include "lib/dns_event.h"
+#include "lib/own_packet.h"
+#include "lib/tailcall.h"
+#include "lib/tls.h"
+
+#define TCP_URG 32
+
+enum {
+	TLS_HANDSHAKE = 22,
+	TLS_CLIENT_HELLO = 1,
+	TLS_SESSION_AT = 43, /* record header 5, handshake header 4, version 2, random 32 */
+	TLS_NAME_MAX = 253,
+	TLS_MORE = -1, /* the rest has not come yet */
+};
+
+struct tls_work {
+	struct pkt_ctx saved;
+	u32 at; /* next byte of the message */
+	u32 end; /* of the extensions */
+	u32 name_at;
+	u32 name_len; /* on the wire */
+	u32 length;   /* canonical: with a final dot */
+	u32 state;
+	u32 reason;
+	u32 left; /* bytes still to compare; of a name: the character before */
+	u32 expected; /* the server's next byte */
+	struct tls_server server;
+	u8 buffer[TLS_WINDOW];
+	struct own_packet own;
+};
+
+PERCPU_MAP(tls_scratch, struct tls_work, 1);
+
+INLINE u32 tls_u8(const struct tls_conn *conn, u32 at)
+{
+	return conn->bytes[BOUNDED(at, TLS_WINDOW - 1)];
+}
+
+INLINE u32 tls_u16(const struct tls_conn *conn, u32 at)
+{
+	return tls_u8(conn, at) << 8 | tls_u8(conn, at + 1);
+}
+
+/* Up to the extensions: 0, TLS_MORE or a drop reason. The whole message must be in one record: no client divides it, and
+ * whoever does wants to be read differently by the two who listen. */
+INLINE int tls_read_head(struct tls_work *w, const struct tls_conn *conn)
+{
+	u32 record, message, at;
+
+	if (conn->have >= 1 && tls_u8(conn, 0) != TLS_HANDSHAKE)
+		return DROP_TLS_MALFORMED;
+	if (conn->have >= 2 && tls_u8(conn, 1) != 3)
+		return DROP_TLS_MALFORMED;
+	if (conn->have >= 6 && tls_u8(conn, 5) != TLS_CLIENT_HELLO)
+		return DROP_TLS_MALFORMED;
+	if (conn->have < TLS_SESSION_AT + 1)
+		return TLS_MORE;
+	record = tls_u16(conn, 3);
+	message = tls_u8(conn, 6) << 16 | tls_u16(conn, 7);
+	if (record > 16384 || message + 4 > record)
+		return DROP_TLS_MALFORMED;
+	at = TLS_SESSION_AT + 1 + tls_u8(conn, TLS_SESSION_AT);
+	if (at + 2 > conn->have)
+		return TLS_MORE;
+	at += 2 + tls_u16(conn, at); /* cipher suites */
+	if (at >= TLS_WINDOW)
+		return DROP_TLS_MALFORMED;
+	if (at + 1 > conn->have)
+		return TLS_MORE;
+	at += 1 + tls_u8(conn, at); /* compression methods */
+	if (at + 2 > 9 + message)
+		return DROP_TLS_DENIED; /* no extensions: no name */
+	if (at + 2 > conn->have)
+		return at + 2 > TLS_WINDOW ? DROP_TLS_MALFORMED : TLS_MORE;
+	w->at = at + 2;
+	w->end = w->at + tls_u16(conn, at);
+	return w->end == 9 + message ? 0 : DROP_TLS_MALFORMED;
+}
+
+/* The name in the extension at w->at, which has `length` bytes: one name, of a host. */
+INLINE int tls_read_server(struct tls_work *w, const struct tls_conn *conn, u32 length)
+{
+	u32 at = w->at + 4;
+
+	if (at + length > TLS_WINDOW)
+		return DROP_TLS_MALFORMED;
+	if (at + length > conn->have)
+		return TLS_MORE;
+	if (length < 6 || tls_u16(conn, at) != length - 2 || tls_u8(conn, at + 2) || tls_u16(conn, at + 3) != length - 5)
+		return DROP_TLS_MALFORMED;
+	w->name_at = at + 5;
+	w->name_len = length - 5;
+	return w->name_len > TLS_NAME_MAX ? DROP_TLS_MALFORMED : 0;
+}
+
+/* Look for the name among the extensions: 0, TLS_MORE, or a drop reason. */
+INLINE int tls_find_server(struct tls_work *w, const struct tls_conn *conn)
+{
+	u32 i, type, length;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < TLS_EXTENSIONS; i++) {
+		asm volatile("" ::: "memory");
+		if (w->at == w->end)
+			return DROP_TLS_DENIED; /* nobody is named */
+		if (w->at + 4 > w->end || w->at + 4 > TLS_WINDOW)
+			return DROP_TLS_MALFORMED;
+		if (w->at + 4 > conn->have)
+			return TLS_MORE;
+		type = tls_u16(conn, w->at);
+		length = tls_u16(conn, w->at + 2);
+		if (w->at + 4 + length > w->end)
+			return DROP_TLS_MALFORMED;
+		if (!type)
+			return tls_read_server(w, conn, length);
+		w->at += 4 + length;
+	}
+	return DROP_TLS_MALFORMED;
+}
+
+/* Canonical form and automaton in one walk: 0 or a drop reason. */
+INLINE int tls_match(struct tls_work *w, const struct tls_conn *conn, const struct name_table *table, u32 ruleset)
+{
+	u32 i;
+	u8 c, before = '.';
+
+	__builtin_memset(&w->server, 0, sizeof(w->server));
+	w->state = name_start(table, ruleset);
+	w->length = 0;
+	w->left = '.';
+#pragma clang loop unroll(disable)
+	for (i = 0; i < TLS_NAME_MAX + 1; i++) {
+		asm volatile("" ::: "memory");
+		before = w->left;
+		if (i >= w->name_len) {
+			if (before == '.' && i)
+				break; /* it came with a final dot */
+			c = '.';
+		} else {
+			c = name_fold(tls_u8(conn, w->name_at + i));
+		}
+		if (!c || (c == '.' && before == '.'))
+			return DROP_TLS_MALFORMED;
+		w->server.name[BOUNDED(i, NAME_BYTES - 1)] = c;
+		w->state = name_next(table, w->state, c);
+		w->length = i + 1;
+		w->left = c;
+		if (i >= w->name_len)
+			break;
+	}
+	w->server.length = w->length;
+	w->server.ruleset = ruleset;
+	return w->state & NAME_ACCEPT ? 0 : DROP_TLS_DENIED;
+}
+
+/* The same for a name that was read before, when rules have changed. */
+INLINE bool tls_match_again(struct tls_work *w, const struct tls_server *server, const struct name_table *table, u32 ruleset)
+{
+	u32 i;
+
+	w->state = name_start(table, ruleset);
+#pragma clang loop unroll(disable)
+	for (i = 0; i < TLS_NAME_MAX + 1; i++) {
+		asm volatile("" ::: "memory");
+		if (i >= server->length)
+			break;
+		w->state = name_next(table, w->state, server->name[BOUNDED(i, NAME_BYTES - 1)]);
+	}
+	return w->state & NAME_ACCEPT;
+}
+
+INLINE void tls_emit(struct pkt_ctx *ctx, struct tls_work *w, u8 reason, bool audited)
+{
+	struct name_event *e = name_event_begin(ctx, EVENT_TLS_HELLO, reason, audited);
+
+	if (!e)
+		return;
+	e->name_len = w->server.length;
+	__builtin_memcpy(e->name, w->server.name, sizeof(e->name));
+	name_events.ringbuf_submit(e, wakeup_flags(ctx));
+}
+
+/* A reset over the packet at hand, to the pod or to the server. 0 or a drop reason. */
+INLINE int tls_build_reset(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_work *w, bool to_pod, u32 seq, u32 ack)
+{
+	struct addr from = to_pod ? ctx->daddr : ctx->saddr, to = to_pod ? ctx->saddr : ctx->daddr;
+	u16 sport = to_pod ? ctx->dport : ctx->sport, dport = to_pod ? ctx->sport : ctx->dport;
+	u8 *l4 = own_l4(&w->own, ctx);
+	struct tcp_header *tcp = (void *)l4;
+	u32 l3;
+
+	__builtin_memset(tcp, 0, sizeof(*tcp));
+	tcp->sport = sport;
+	tcp->dport = dport;
+	tcp->seq = bpf_htonl(seq);
+	tcp->ack = bpf_htonl(ack);
+	tcp->data_offset = 5 << 4;
+	tcp->flags = TCP_RST | TCP_ACK;
+	tcp->checksum = 0xffff;
+	l3 = own_build_l3(&w->own, ctx, &from, &to, sizeof(*tcp));
+	return own_store(skb, &w->own, ctx, l3, sizeof(*tcp), __builtin_offsetof(struct tcp_header, checksum));
+}
+
+/* Both sides are told. The pod's reset is sent at once and runs through the hooks: what they write over the context is
+ * put back. Then the packet at hand goes to the server in its place. `expected`: the server's next byte. */
+INLINE int tls_reset(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_work *w, struct endpoint_info *pod, u32 expected)
+{
+	u32 mark = skb->mark;
+	u8 mac[12], own[12];
+	int reason;
+
+	count_packet(DIR_EGRESS, w->reason, ctx->ip_len);
+	if (bpf_skb_load_bytes(skb, 0, mac, sizeof(mac)))
+		return -DROP_INVALID_PACKET_DROPPED;
+	__builtin_memcpy(own, pod->mac, 6);
+	__builtin_memcpy(own + 6, pod->node_mac, 6);
+	reason = tls_build_reset(skb, ctx, w, true, ctx->tcp_ack, ctx->tcp_seq + ctx->payload_len);
+	if (reason || bpf_skb_store_bytes(skb, 0, own, sizeof(own), 0))
+		return -DROP_ERROR_WRITING_TO_PACKET;
+	w->saved = *ctx;
+	skb->mark = OWN_PACKET_MARK;
+	bpf_clone_redirect(skb, pod->ifindex, 0);
+	skb->mark = mark;
+	*ctx = w->saved;
+	reason = tls_build_reset(skb, ctx, w, false, expected, ctx->tcp_ack);
+	if (reason || bpf_skb_store_bytes(skb, 0, mac, sizeof(mac), 0))
+		return -DROP_ERROR_WRITING_TO_PACKET;
+	tailcalls.call(skb, TAIL_FORWARD);
+	return -DROP_MISSED_TAIL_CALL;
+}
+
+INLINE int tls_forward(struct __sk_buff *skb)
+{
+	tailcalls.call(skb, TAIL_FORWARD);
+	return -DROP_MISSED_TAIL_CALL;
+}
+
+/* `count` bytes of the payload from `from` on are what is at `at` of the window: they passed before. */
+INLINE bool tls_same(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct tls_work *w, const struct tls_conn *conn,
+		     u32 at, u32 count)
+{
+	u64 length = count - 1;
+	u32 i;
+
+	asm volatile("%0 &= %1" : "+r"(length) : "i"(TLS_WINDOW - 1));
+	length += 1;
+	if (bpf_skb_load_bytes(skb, ctx->payload_off, w->buffer, length))
+		return false;
+	w->left = length;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < TLS_WINDOW; i++) {
+		asm volatile("" ::: "memory");
+		if (i >= w->left)
+			break;
+		if (w->buffer[BOUNDED(i, TLS_WINDOW - 1)] != conn->bytes[BOUNDED(at + i, TLS_WINDOW - 1)])
+			return false;
+	}
+	return true;
+}
+
+/* Take what is new of the packet into the window: 0 or a drop reason. `offset`: of its first byte in the stream. */
+INLINE int tls_take(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct tls_work *w, struct tls_conn *conn, u32 offset)
+{
+	u32 known = conn->have - offset, fresh = ctx->payload_len - known;
+	u64 place = BOUNDED(conn->have, TLS_WINDOW - 1), length;
+
+	if (offset > conn->have)
+		return DROP_TLS_OUT_OF_ORDER;
+	if (known && !tls_same(skb, ctx, w, conn, offset, known < ctx->payload_len ? known : ctx->payload_len))
+		return DROP_TLS_MALFORMED;
+	if (known >= ctx->payload_len || conn->have >= TLS_WINDOW)
+		return 0;
+	length = (fresh > TLS_WINDOW ? TLS_WINDOW : fresh) - 1;
+	asm volatile("%0 &= %1" : "+r"(length) : "i"(TLS_WINDOW - 1));
+	if (bpf_skb_load_bytes(skb, ctx->payload_off + known, &conn->bytes[place], length + 1))
+		return DROP_INVALID_PACKET_DROPPED;
+	conn->have = conn->have + fresh > TLS_WINDOW ? TLS_WINDOW : conn->have + fresh;
+	return 0;
+}
+
+/* A packet while the first message is being read, or not yet acknowledged: 0 passes, TLS_MORE passes as well, or a drop
+ * reason; DROP_TLS_OUT_OF_ORDER just drops. */
+INLINE int tls_inspect(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_work *w, struct tls_conn *conn,
+		       const struct name_table *table)
+{
+	u32 offset = ctx->tcp_seq - conn->start, until;
+	int reason;
+
+	if (conn->mode == TLS_PASSED) {
+		if (offset >= conn->decided)
+			return 0;
+		until = offset + ctx->payload_len < conn->decided ? ctx->payload_len : conn->decided - offset;
+		return tls_same(skb, ctx, w, conn, offset, until) ? 0 : DROP_TLS_MALFORMED;
+	}
+	reason = tls_take(skb, ctx, w, conn, offset);
+	if (!reason)
+		reason = tls_read_head(w, conn);
+	if (!reason)
+		reason = tls_find_server(w, conn);
+	if (!reason) {
+		reason = tls_match(w, conn, table, ctx->l7_ruleset);
+		conn->decided = w->name_at + w->name_len;
+	}
+	if (reason == TLS_MORE && conn->have >= TLS_WINDOW)
+		return DROP_TLS_MALFORMED;
+	return reason;
+}
+
+/* What becomes of the packet: 0 passes, TLS_MORE is dropped alone, a drop reason ends the connection. */
+INLINE int tls_decide(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_work *w, struct tls_conn *conn,
+		      const struct name_table *table, bool audit)
+{
+	bool reading = conn->mode == TLS_READING;
+	int reason = tls_inspect(skb, ctx, w, conn, table);
+
+	if (reason == TLS_MORE)
+		return 0;
+	if (reason == DROP_TLS_OUT_OF_ORDER)
+		return TLS_MORE;
+	if (reading)
+		tls_emit(ctx, w, reason, reason && audit);
+	conn->mode = !reason || audit ? TLS_PASSED : TLS_REFUSED;
+	conn->ruleset = ctx->l7_ruleset;
+	return audit ? 0 : reason;
+}
+
+/* The server has all that the verdict rests on: only the name is kept. */
+INLINE void tls_settle(struct pkt_ctx *ctx, struct tls_work *w, const struct tls_conn *conn, const struct name_table *table)
+{
+	if (tls_read_head(w, conn) || tls_find_server(w, conn))
+		__builtin_memset(&w->server, 0, sizeof(w->server)); /* audited: it passed without a name */
+	else
+		tls_match(w, conn, table, conn->ruleset);
+	w->server.ruleset = conn->ruleset;
+	if (!tls_servers.update(&ctx->key, &w->server))
+		tls_conns.delete(&ctx->key);
+}
+
+/* May a connection whose server is known go on? */
+INLINE bool tls_known(struct pkt_ctx *ctx, struct tls_work *w, struct tls_server *server, const struct name_table *table,
+		      bool audit)
+{
+	if (likely(server->ruleset == ctx->l7_ruleset))
+		return true;
+	if (tls_match_again(w, server, table, ctx->l7_ruleset) || audit) {
+		server->ruleset = ctx->l7_ruleset;
+		return true;
+	}
+	w->server = *server;
+	return false;
+}
+
+/* Segments that TCP's rules let mean more than one thing. */
+INLINE int tls_check_segment(const struct pkt_ctx *ctx)
+{
+	if (ctx->flags & CTX_F_FRAGMENT)
+		return DROP_IP_FRAGMENTATION_NOT_SUPPORTED;
+	if (ctx->l4_off != L3_OFF + (ctx->family == 4 ? sizeof(struct ipv4_header) : sizeof(struct ipv6_header)))
+		return DROP_INVALID_PACKET_DROPPED;
+	if ((ctx->tcp_flags & TCP_URG) || (ctx->payload_len && (ctx->tcp_flags & (TCP_ACK | TCP_SYN)) != TCP_ACK))
+		return DROP_TLS_MALFORMED;
+	return 0;
+}
+
+/* While the first message is read: as tls_decide. */
+INLINE int tls_follow(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_work *w, struct tls_conn *conn,
+		      const struct name_table *table, bool audit)
+{
+	int reason = 0;
+
+	if (conn->mode == TLS_REFUSED)
+		return TLS_MORE;
+	if (__sync_val_compare_and_swap(&conn->busy, 0, 1))
+		return TLS_MORE;
+	w->expected = conn->start + conn->have;
+	if (conn->mode == TLS_PASSED && (s32)(conn->acked - conn->start - conn->decided) >= 0)
+		tls_settle(ctx, w, conn, table);
+	else
+		reason = tls_decide(skb, ctx, w, conn, table, audit);
+	conn->busy = 0;
+	return reason;
+}
+
+INLINE int tls_handle(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_work *w)
+{
+	struct endpoint_info *pod = endpoint_by_id(ctx->src_endpoint);
+	struct names_config *cfg = names_configuration();
+	struct tls_server *server;
+	struct name_table *table;
+	struct tls_conn *conn;
+	int reason = tls_check_segment(ctx);
+	bool audit;
+
+	if (!cfg || !pod)
+		return -DROP_EP_NOT_READY;
+	table = name_table_of(cfg->generation);
+	if (!table)
+		return -DROP_EP_NOT_READY;
+	if (reason)
+		return -reason;
+	if (!ctx->payload_len)
+		return tls_forward(skb);
+	audit = pod->flags & ENDPOINT_F_AUDIT;
+	__builtin_memset(&w->server, 0, sizeof(w->server));
+	w->expected = ctx->tcp_seq;
+	conn = tls_conns.lookup(&ctx->key);
+	server = conn ? NULL : tls_servers.lookup(&ctx->key);
+	if (conn) {
+		reason = tls_follow(skb, ctx, w, conn, table, audit);
+	} else if (server) {
+		reason = tls_known(ctx, w, server, table, audit) ? 0 : DROP_TLS_DENIED;
+		if (reason)
+			tls_emit(ctx, w, reason, false);
+	} else if (!audit) {
+		/* Older than the rules, or forgotten: whom it talks to only the server knows. */
+		reason = DROP_TLS_NO_STATE;
+		tls_emit(ctx, w, reason, false);
+	}
+	if (!reason)
+		return tls_forward(skb);
+	if (reason == TLS_MORE)
+		return -DROP_TLS_OUT_OF_ORDER;
+	w->reason = reason;
+	return tls_reset(skb, ctx, w, pod, w->expected);
+}
+
+int tls_hello(struct __sk_buff *skb)
+{
+	struct pkt_ctx *ctx = pkt_context();
+	u32 zero = 0;
+	struct tls_work *w = tls_scratch.lookup(&zero);
+
+	if (!ctx || !w)
+		return TC_ACT_SHOT;
+	return finish(skb, ctx, tls_handle(skb, ctx, w));
+}
