@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from services import __version__
-from services.cli import bpf, egress, history, inspection, observe, policy, sandbox, service, status
+from services.cli import bpf, egress, fqdn, history, inspection, observe, policy, sandbox, service, status
 from services.cli import identity as identity_commands
 from services.cli.connect import Settings
 
@@ -60,5 +60,6 @@ app.add_typer(identity_commands.identities, name="identity")
 app.add_typer(policy.app, name="policy")
 app.add_typer(service.services, name="service")
 app.add_typer(egress.app, name="egress")
+app.add_typer(fqdn.app, name="fqdn")
 app.add_typer(bpf.app, name="bpf")
 app.add_typer(sandbox.app, name="sandbox")

@@ -120,6 +120,10 @@ def test_names_open_addresses() -> None:
     assert get("api.world.test") == "200"
     assert get(netns.WORLD4) == "200"
     assert get("www.alias.test") == "200"  # through an alias
+    known = json.loads(ciliate("fqdn", "list", "*.world.test", "-o", "json").stdout)
+    (api,) = [each for each in known if each["address"] == netns.WORLD4]
+    assert (api["name"], api["selectors"], api["ttl"]) == ("api.world.test", ["api.world.test"], 5)
+    assert len(api["endpoints"]) == 1
     assert get("forbidden.example").startswith("exit 6")  # could not resolve
 
 

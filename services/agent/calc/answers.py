@@ -27,7 +27,7 @@ from services.policy.explain import Explanation, explain
 from services.policy.l7 import HttpRule
 from services.policy.nodes import node_view
 from services.policy.options import PolicyOptions
-from services.policy.peers import Party
+from services.policy.peers import FqdnPeer, Party
 from services.policy.problems import Problem
 from services.policy.rules import Policy, Rule
 from services.policy.verdict import Mode
@@ -146,6 +146,10 @@ class Answers:
     def name_rules(self) -> NameRules:
         """Every rule about names, and which identities toFQDNs selectors have."""
         return self._maps.name_rules()
+
+    def endpoints_by_name(self, selector: str) -> frozenset[int]:
+        """The endpoints whose rules have a toFQDNs selector."""
+        return self._maps.endpoints_with(FqdnPeer(selector))
 
     def policy_status(self) -> list[PolicyStatus]:
         """What became of every policy document, endpoints here that it cannot be computed for included."""

@@ -162,6 +162,11 @@ class PolicyMaps:
                 if former is not None:
                     self._emit(group, direction, number, former, side.templates.get(number, ()))
 
+    def endpoints_with(self, peer: Peer) -> frozenset[int]:
+        """The endpoints whose rules name a peer."""
+        groups = (self.groups[key] for key in self._users.get(peer, ()) if key in self.groups)
+        return frozenset(number for group in groups for number in group.endpoints)
+
     def subject_changed(self, number: int) -> None:
         """The labels of an identity became known or went: its own endpoints' rules change."""
         self._rebind |= {key for key in self.groups if key.identity == number}

@@ -14,6 +14,8 @@ from services.agent.endpoints.records import EndpointRecord
 from services.agent.server import dump, questions, views
 from services.agent.server.knowledge import Knowledge
 from services.agent.server.service_view import service_view
+from services.agent.server.names import names_view
+from services.agent.server.service_view import services_view
 from services.agent.server.state import AgentState, process_age, resident_bytes
 from services.common.errors import Invalid, Unavailable
 from services.common.pb.agent.v1 import agent_pb2 as pb
@@ -158,6 +160,9 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 await asyncio.sleep(0)
             answer.services.append(service_view(known.report(name)))
         return answer
+
+    async def ListNames(self, request: pb.ListNamesRequest, context: Any) -> pb.ListNamesResponse:  # noqa: N802
+        return names_view(self._knowledge, request.pattern)
 
     async def ListIdentities(  # noqa: N802
         self, request: pb.ListIdentitiesRequest, context: Any
