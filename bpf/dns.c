@@ -9,6 +9,7 @@
 #include "lib/dns.h"
 #include "lib/dns_event.h"
 #include "lib/tailcall.h"
+#include "lib/tls.h"
 
 /* What a datagram must be like to mean one message only. */
 INLINE int dns_check_datagram(struct __sk_buff *skb, const struct pkt_ctx *ctx)
@@ -27,14 +28,11 @@ INLINE int dns_check_datagram(struct __sk_buff *skb, const struct pkt_ctx *ctx)
 	return bpf_ntohs(udp.length) == ctx->payload_len + sizeof(udp) ? 0 : DROP_DNS_MALFORMED;
 }
 
-/* The beginning of the message; 0 or a drop reason. */
-INLINE int dns_load(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct dns_work *w)
+/* The beginning of the message at w->base, of which `length` bytes are there; 0 or a drop reason. */
+INLINE int dns_load_at(struct __sk_buff *skb, struct dns_work *w, u64 length)
 {
-	u64 length = ctx->payload_len;
-
 	if (length < DNS_HEADER)
 		return DROP_DNS_MALFORMED;
-	w->length = length;
 	if (length > DNS_LOADED)
 		length = DNS_LOADED;
 	/* The verifier wants to see the bounds in the very register that the helper gets. */
@@ -42,9 +40,17 @@ INLINE int dns_load(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct dns
 	asm volatile("%0 &= 511" : "+r"(length));
 	length += 1;
 	w->have = length;
-	if (length > sizeof(w->message) || bpf_skb_load_bytes(skb, ctx->payload_off, w->message, length))
+	if (length > sizeof(w->message) || bpf_skb_load_bytes(skb, w->base, w->message, length))
 		return DROP_DNS_MALFORMED;
 	return 0;
+}
+
+/* The same of a datagram. */
+INLINE int dns_load(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct dns_work *w)
+{
+	w->base = ctx->payload_off;
+	w->length = ctx->payload_len;
+	return dns_load_at(skb, w, ctx->payload_len);
 }
 
 INLINE u16 dns_u16(const u8 *bytes)
@@ -172,8 +178,14 @@ INLINE int dns_ask(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *
 	table = name_table_of(cfg->generation);
 	if (!table)
 		return -DROP_EP_NOT_READY;
-	if (ctx->protocol != PROTO_UDP)
-		return -DROP_DNS_NO_STATE;
+	if (ctx->protocol == PROTO_TCP) {
+		reason = tls_check_segment(ctx);
+		if (reason || (ctx->payload_len && (ctx->tcp_flags & TCP_SYN)))
+			return -DROP_DNS_MALFORMED;
+		w->continuing = 0;
+		tailcalls.call(skb, ctx->payload_len ? TAIL_DNS_STREAM_ASK : TAIL_FORWARD);
+		return -DROP_MISSED_TAIL_CALL;
+	}
 	reason = dns_check_datagram(skb, ctx);
 	if (!reason)
 		reason = dns_load(skb, ctx, w);
@@ -214,7 +226,7 @@ INLINE int dns_step(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct dns
 	if (at + 1 > w->length || at > 0xffff)
 		return DROP_DNS_MALFORMED;
 	if (!w->skipped) {
-		if (bpf_skb_load_bytes(skb, ctx->payload_off + at, &label, 1))
+		if (bpf_skb_load_bytes(skb, w->base + at, &label, 1))
 			return DROP_DNS_MALFORMED;
 		if (label >= 0xc0) {
 			w->at = at + 2;
@@ -229,7 +241,7 @@ INLINE int dns_step(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct dns
 			return 0;
 		at = w->at;
 	}
-	if (at + 10 > w->length || bpf_skb_load_bytes(skb, ctx->payload_off + at, w->record, 10))
+	if (at + 10 > w->length || bpf_skb_load_bytes(skb, w->base + at, w->record, 10))
 		return DROP_DNS_MALFORMED;
 	type = dns_u16(w->record);
 	length = dns_u16(w->record + 8);
@@ -259,10 +271,10 @@ INLINE int dns_step(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct dns
 	if (type == DNS_A) {
 		u32 ip;
 
-		if (bpf_skb_load_bytes(skb, ctx->payload_off + at + 10, &ip, 4))
+		if (bpf_skb_load_bytes(skb, w->base + at + 10, &ip, 4))
 			return DROP_DNS_MALFORMED;
 		addr_set_v4(found, ip);
-	} else if (bpf_skb_load_bytes(skb, ctx->payload_off + at + 10, found, 16)) {
+	} else if (bpf_skb_load_bytes(skb, w->base + at + 10, found, 16)) {
 		return DROP_DNS_MALFORMED;
 	}
 	w->addresses = place + 1;
@@ -394,6 +406,10 @@ INLINE int dns_learn_and_deliver(struct __sk_buff *skb, struct pkt_ctx *ctx, str
 		count_packet(DIR_INGRESS, reason, ctx->ip_len);
 		return TC_ACT_SHOT;
 	}
+	if (ctx->protocol == PROTO_TCP) {
+		tailcalls.call(skb, TAIL_DNS_STREAM_HEAR); /* the next message of the segment */
+		return -DROP_MISSED_TAIL_CALL;
+	}
 	return deliver(skb, ctx);
 }
 
@@ -414,6 +430,8 @@ INLINE int dns_cut(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *
 	struct dns_header *header = (void *)w->message;
 	int reason;
 
+	if (ctx->protocol == PROTO_TCP)
+		return -DROP_DNS_TOO_LARGE; /* there is nothing larger to ask again by */
 	w->at = w->question_end;
 	reason = dns_rebuild(skb, ctx, w, false);
 	if (reason)
@@ -497,8 +515,11 @@ INLINE int dns_hear(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work 
 	table = name_table_of(cfg->generation);
 	if (!table)
 		return -DROP_EP_NOT_READY;
-	if (ctx->protocol != PROTO_UDP)
-		return -DROP_DNS_NO_STATE;
+	if (ctx->protocol == PROTO_TCP) {
+		w->continuing = 0;
+		tailcalls.call(skb, TAIL_DNS_STREAM_HEAR);
+		return -DROP_MISSED_TAIL_CALL;
+	}
 	if (ctx->flags & CTX_F_NO_L4)
 		return -DROP_IP_FRAGMENTATION_NOT_SUPPORTED;
 	reason = dns_load(skb, ctx, w);

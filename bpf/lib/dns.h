@@ -68,6 +68,13 @@ _Static_assert(sizeof(struct dns_asked) == 24, "dns_asked");
 /* Least recently used first: a question that is forgotten is asked again. */
 BPF_F_TABLE("lru_hash", struct dns_asked_key, struct dns_asked, dns_asked, 16384, 0);
 
+/* Of a connection to a server over TCP: the server's stream. Least recently used first: its answers are not heard then. */
+struct dns_stream {
+	u32 next; /* sequence number */
+	u32 skip; /* bytes of an answer that nobody waits for, still to come */
+};
+BPF_F_TABLE("lru_hash", struct ct_key, struct dns_stream, dns_streams, 8192, 0);
+
 /* What the programs hand to one another about the message at hand. */
 struct dns_work {
 	u64 hash; /* of the name */
@@ -80,6 +87,8 @@ struct dns_work {
 	u32 at;     /* next byte to read, from the start of the message */
 	u32 length; /* bytes of the message */
 	u32 question_end;
+	u32 base;     /* of the message in the packet */
+	u32 position; /* TCP: payload bytes that are done */
 	u32 left;   /* of the label at hand */
 	u32 name_len;
 	u32 ttl;
@@ -91,7 +100,7 @@ struct dns_work {
 	u16 qclass;
 	u8 rcode;
 	u8 skipped; /* of the record at hand: its owner's name is behind us */
-	u8 reason;  /* drop reason of a question that is audited or refused */
+	u8 continuing; /* TCP: not the first message of the segment */
 	u8 pad[3];
 	u8 name[NAME_BYTES];
 	u8 message[512]; /* the verifier sees offsets up to 511 */

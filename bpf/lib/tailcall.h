@@ -26,6 +26,8 @@ enum tail_call {
 	TAIL_NORTH_SOUTH = 16, /* is it for a Service? */
 	TAIL_NAT_FORWARD = 17, /* a translated packet leaves */
 	TAIL_DSR_LEARN = 18,  /* a packet with options: it may say whose name a pod answers in */
+	TAIL_DNS_STREAM_ASK = 21,  /* questions and answers by TCP */
+	TAIL_DNS_STREAM_HEAR = 22,
 	TAIL_COUNT = 24,
 };
 

@@ -28,6 +28,8 @@ class TailCall(IntEnum):
     TAIL_NORTH_SOUTH = 16
     TAIL_NAT_FORWARD = 17
     TAIL_DSR_LEARN = 18
+    TAIL_DNS_STREAM_ASK = 21
+    TAIL_DNS_STREAM_HEAR = 22
 
     @property
     def program(self) -> str:

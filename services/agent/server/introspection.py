@@ -13,9 +13,8 @@ from services.agent.datapath.maps import PinnedMap
 from services.agent.endpoints.records import EndpointRecord
 from services.agent.server import dump, questions, views
 from services.agent.server.knowledge import Knowledge
-from services.agent.server.service_view import service_view
 from services.agent.server.names import names_view
-from services.agent.server.service_view import services_view
+from services.agent.server.service_view import service_view
 from services.agent.server.state import AgentState, process_age, resident_bytes
 from services.common.errors import Invalid, Unavailable
 from services.common.pb.agent.v1 import agent_pb2 as pb
