@@ -252,3 +252,29 @@ def test_detaching_is_idempotent(cluster: Cluster) -> None:
         "tc", "filter", "show", "dev", f"lxc{cluster.other.id}", "ingress", netns=node.name
     )
     node.in_netns(attach.attach_endpoint(cluster.other.ifindex, node.root / "progs"))
+
+
+def test_the_overlay_knows_its_senders(cluster: Cluster) -> None:
+    """A pod's packets come from the node that the table names; those of pods it does not have, from a node at least."""
+    one, two, client, server = cluster.one, cluster.two, cluster.frontend, cluster.far_webapp
+    two.events()
+
+    def reasons() -> set[int]:
+        assert fetch(cluster, client, server, False) is None
+        events = two.events()
+        return set(events[events["type"] == EventType.DROP]["drop_reason"].tolist())
+
+    try:
+        two.ipcache(client.ipv4, FRONTEND, "192.168.77.99")
+        assert reasons() == {DropReason.INVALID_SOURCE_IP}
+        two.ipcache(client.ipv4, 2)  # not known yet
+        two.ipcache(one.address, 2)
+        assert reasons() == {DropReason.UNKNOWN_SENDER}
+        two.ipcache(one.address, 6)
+        two.events()
+        fetch(cluster, client, server, False)  # answers do not find the way yet
+        events = two.events()
+        assert events[events["type"] == EventType.NEW]["rule_id"].tolist() == [77]
+    finally:
+        two.ipcache(one.address, 6)
+        two.ipcache(client.ipv4, FRONTEND, one.address)

@@ -1,6 +1,6 @@
 """This node's own addresses as they change: egress gateways leave with one of them.
 
-In: address, link and route events of the kernel. Out: `NodeAddresses`, whenever they are others than before.
+In: address and default route events of the kernel. Out: `NodeAddresses`, whenever they are others than before.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any, Self
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink import rtnl
 
+from services.agent.endpoints.kernel_events import (
+    DELETE_ADDRESS,
+    DELETE_ROUTE,
+    NEW_ADDRESS,
+    NEW_ROUTE,
+    KernelEvents,
+)
 from services.model.addresses import IPAddress
 from services.model.objects import NodeAddresses, Update
 
 SETTLE_SECONDS = 0.05
 """Addresses come in crowds, at a link's start for instance."""
-_GROUPS = (
-    rtnl.RTMGRP_LINK
-    | rtnl.RTMGRP_IPV4_IFADDR
-    | rtnl.RTMGRP_IPV6_IFADDR
-    | rtnl.RTMGRP_IPV4_ROUTE
-    | rtnl.RTMGRP_IPV6_ROUTE
-)
+_GROUPS = rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV6_IFADDR | rtnl.RTMGRP_IPV4_ROUTE | rtnl.RTMGRP_IPV6_ROUTE
 _GLOBAL = 0
 """RT_SCOPE_UNIVERSE: addresses that others can answer to."""
 
@@ -35,14 +36,11 @@ class AddressKeeper:
 
     def __init__(self, own: Collection[IPAddress], tell: Callable[[Update], None]) -> None:
         self._own, self._tell = tuple(own), tell
-        self._events: Any = None
         self._last: NodeAddresses | None = None
         self._dirty = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._events = AsyncIPRoute()
-        await self._events.setup_endpoint()
-        await self._events.bind(groups=_GROUPS)
+        self._events = KernelEvents(_GROUPS)
         await self.look()
         return self
 
@@ -81,8 +79,10 @@ class AddressKeeper:
             tasks.create_task(self._follow(), name="addresses:look")
 
     async def _listen(self) -> None:
-        while True:
-            async for _message in self._events.get():
+        async for event in self._events.read():
+            link_local = event.kind in (NEW_ADDRESS, DELETE_ADDRESS) and event.scope != _GLOBAL
+            not_default = event.kind in (NEW_ROUTE, DELETE_ROUTE) and event.prefix_length
+            if not link_local and not not_default:
                 self._dirty.set()
 
     async def _follow(self) -> None:

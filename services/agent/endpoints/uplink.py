@@ -15,6 +15,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink import rtnl
 from pyroute2.netlink.exceptions import NetlinkError
 
+from services.agent.endpoints.kernel_events import NEW_LINK, KernelEvents
 from services.common.errors import CiliateError
 from services.common.log import get_logger
 from services.model.objects import LocalEndpoint
@@ -58,24 +59,27 @@ class UplinkKeeper:
     async def __aenter__(self) -> Self:
         self._netlink = AsyncIPRoute()
         await self._netlink.setup_endpoint()
-        await self._netlink.bind(groups=rtnl.RTMGRP_LINK)
+        self._events = KernelEvents(rtnl.RTMGRP_LINK)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._netlink.close()
+        self._events.close()
 
     async def run(self) -> None:
         """Follow the uplink, for ever. Starts with what changed while nobody looked."""
-        await self._follow(int((await self._netlink.link("get", index=self._ifindex))[0].get_attr("IFLA_MTU")))
-        while True:
-            async for message in self._netlink.get():
-                if message["event"] != "RTM_NEWLINK" or message["index"] != self._ifindex:
-                    continue
-                await self._follow(int(message.get_attr("IFLA_MTU")))
-                if self.changed:
-                    await self.changed()
+        await self._follow(await self._device_mtu())
+        async for event in self._events.read():
+            if event.kind and (event.kind != NEW_LINK or event.index != self._ifindex):
+                continue
+            await self._follow(await self._device_mtu())
+            if self.changed:
+                await self.changed()
+
+    async def _device_mtu(self) -> int:
+        return int((await self._netlink.link("get", index=self._ifindex))[0].get_attr("IFLA_MTU"))
 
     async def _follow(self, device_mtu: int) -> None:
         """The datapath knows of a smaller way before anybody else, and of a larger one after all others."""

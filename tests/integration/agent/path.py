@@ -12,7 +12,7 @@ import threading
 import time
 
 PORT = 7100
-SIZE = 4_000_000
+SIZE = 1_000_000
 IP_MTU, IP_MTU_DISCOVER, IPV6_MTU, IPV6_MTU_DISCOVER, DO = 14, 10, 24, 23, 2
 
 
@@ -46,7 +46,7 @@ def serve() -> None:
 def tcp(address: str, family: int) -> dict[str, float]:
     level, mtu, _ = options(family)
     started = time.monotonic()
-    with socket.create_connection((address, PORT), timeout=10) as connection:
+    with socket.create_connection((address, PORT), timeout=20) as connection:
         connection.sendall(bytes(SIZE))
         got = 0
         while got < SIZE:

@@ -145,12 +145,12 @@ async def test_path_mtu(options: dict[str, int], told: int) -> None:
         server = await cluster.spawn("/usr/bin/python3", "-S", TRAFFIC, "serve", netns=far.netns)
         for address in far.addresses:
             done = await asyncio.to_thread(
-                in_pod, near, "/usr/bin/python3", "-S", TRAFFIC, "probe", address, seconds=20
+                in_pod, near, "/usr/bin/python3", "-S", TRAFFIC, "probe", address, seconds=50
             )
             assert done.returncode == 0, f"{done.stderr}\n{cluster.log(one)}"
             found = json.loads(done.stdout)
-            assert found["tcp_bytes"] == 4_000_000
-            assert found["tcp_seconds"] < 4
+            assert found["tcp_bytes"] == 1_000_000
+            assert found["tcp_seconds"] < 15
             assert found["udp"] == "received"
             assert found["udp_mtu"] == (told or mtu(near)[0])
             assert found["tcp_mtu"] == (told or mtu(near)[0])
