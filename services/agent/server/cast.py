@@ -102,7 +102,8 @@ class Cast:
         for number, labels in RESERVED_LABELS.items():
             if f"reserved:{text}" in labels.texts() and _reserved_name(number) == text and number in self._parties:
                 if text.startswith("world"):
-                    return self._outside("::" if text.endswith("6") else "0.0.0.0", field)
+                    there = self._outside("::" if text.endswith("6") else "0.0.0.0", field)
+                    return dataclasses.replace(there, names=(text,))
                 return Actor((text,), self._parties[number])
         if text in self._nodes:
             return self._node(text)

@@ -91,6 +91,7 @@ def test_others_are_dropped_and_told_the_nearest_rule(knowledge: Any, source: st
     found = questions.explain(knowledge, asked(source, "web-1"))
     assert not found.passes
     ingress = found.directions[1]
+    assert found.source == ("default/web-2" if source == "web-2" else source)
     assert (ingress.answer.fate, list(ingress.nearest.failed)) == ("dropped by default", ["peer"])
     assert (ingress.nearest.rule.name, ingress.nearest.rule.path) == ("p", "spec.ingress[0]")
     assert [rule.name for rule in ingress.isolating] == ["p"]
