@@ -11,27 +11,25 @@ from collections.abc import Iterable
 
 from services.agent.calc.binding import ANY_RULE, Capabilities, Program, bind, with_local_host
 from services.agent.calc.catalogue import Catalogue
-from services.agent.calc.fqdn import FqdnSelectors
+from services.agent.calc.entries import Entries, keys_of
 from services.agent.calc.group import ANY_IDENTITY, HOST_KEY, Group, GroupKey
-from services.agent.calc.identities import Identities, PrefixIdentities
+from services.agent.calc.identities import Identities
 from services.agent.calc.ipcache import Ipcache
-from services.agent.calc.maps import NameRules, policy_entry, policy_key
-from services.agent.calc.name_sets import NameSets
+from services.agent.calc.maps import NameRules
 from services.agent.calc.numbers import StableNumbers
-from services.agent.calc.peer_index import PeerIndex
+from services.agent.calc.peer_users import PeerUsers
 from services.agent.calc.policies import Policies
 from services.agent.calc.pressure import CLOSED, POLICY_CAPACITY, describe, overflowing
 from services.agent.calc.rulesets import Rulesets
 from services.agent.calc.sequencer import PolicyChanges
-from services.model.identity import is_refined
 from services.model.labels import POD_NAMESPACE, SOURCE_K8S
 from services.model.objects import ObjectKey
 from services.model.verdict import Direction
-from services.policy.compile import Effect, Slot, Template
+from services.policy.compile import Template
 from services.policy.conflicts import conflicts
-from services.policy.l7 import HTTP, L7
+from services.policy.l7 import L7
 from services.policy.nodes import node_view
-from services.policy.peers import CidrPeer, FqdnPeer, IpBlockPeer, Party, Peer
+from services.policy.peers import Party, Peer
 from services.policy.rules import Policy, Spec
 from services.policy.selectors import LabelView
 from services.policy.verdict import Mode, applying, is_closed, is_enforced
@@ -52,20 +50,13 @@ class PolicyMaps:
         capabilities: Capabilities,
         capacity: int = POLICY_CAPACITY,
     ) -> None:
-        self._policies, self._identities, self._ipcache = policies, identities, ipcache
+        self._policies, self._identities = policies, identities
         self._mode, self._capabilities, self._capacity = mode, capabilities, capacity
         self.catalogue = Catalogue()
-        self.rulesets = Rulesets()
-        self.name_sets = NameSets()
-        self.fqdn = FqdnSelectors(identities)
         self.groups: dict[GroupKey, Group] = {}
-        self._index = PeerIndex()
-        self._prefixes = PrefixIdentities()
+        self._entries, self._peers = Entries(), PeerUsers(identities, ipcache)
         self._policy_ids = StableNumbers(1, (1 << 31) - 1)
-        self._users: dict[Peer, set[GroupKey]] = {}
         self._rebind: set[GroupKey] = set()
-        self._changes = PolicyChanges()
-        self._touched: set[GroupKey] = set()
         self._host = node_view({})
 
     def set_host(self, view: LabelView) -> None:
@@ -84,6 +75,11 @@ class PolicyMaps:
             return Party(key.identity, self._host, node=self._host)
         return self._identities.parties.get(key.identity)
 
+    @property
+    def rulesets(self) -> Rulesets:
+        """The HTTP rule sets that entries name."""
+        return self._entries.rulesets
+
     def join(self, key: GroupKey, endpoint: int) -> None:
         """An endpoint obeys this group from now on."""
         group = self.groups.get(key)
@@ -95,7 +91,7 @@ class PolicyMaps:
         if endpoint not in group.endpoints:
             # Its connections may remember the same revision of the group that it comes from.
             group.endpoints.add(endpoint)
-            self._touched.add(key)
+            self._entries.touched.add(key)
 
     def leave(self, key: GroupKey, endpoint: int) -> None:
         """An endpoint does not obey this group any more; `settle` drops groups that nobody obeys."""
@@ -120,8 +116,8 @@ class PolicyMaps:
         programs = [(group, self._bind(group, released, revision)) for group in rebound]
         for group in dead:
             released += self._drop(group)
-        self._release(released)
-        names_moved = self.fqdn.settle()
+        self._peers.release(released)
+        names_moved = self._peers.fqdn.settle()
         # Prefixes and names that came or went have changed what identities there are.
         for number, _, party in self._identities.refresh():
             self.identity_changed(number, party)
@@ -130,19 +126,18 @@ class PolicyMaps:
         for group, program in programs:
             looked_at = group.flags()
             for direction, side in group.sides.items():
-                former = side.load(program[direction], self._index, self._identities.parties)
+                former = side.load(program[direction], self._peers.index, self._identities.parties)
                 loaded.setdefault(group.key, {})[direction] = former
             if looked_at != group.flags():
-                self._touched.add(group.key)
+                self._entries.touched.add(group.key)
         self._fit(loaded)
-        changes, self._changes = self._changes, PolicyChanges()
-        used = self._l7_in_use()
-        changes.rulesets = self.rulesets.settle({l7.http_rules() for l7 in used if not l7.by_names})
-        if self.name_sets.settle(l7 for l7 in used if l7.by_names) or names_moved:
+        changes, entries, used = self._entries.take(), self._entries, self._l7_in_use()
+        changes.rulesets = entries.rulesets.settle({l7.http_rules() for l7 in used if not l7.by_names})
+        if entries.name_sets.settle(l7 for l7 in used if l7.by_names) or names_moved:
             changes.names, changes.names_moved = self.name_rules(), names_moved
-            self.name_sets.free_retired()
-        touched = {key for key in self._touched if key in self.groups} | {g.key for g in rebound if not g.revision}
-        self._touched = set()
+            entries.name_sets.free_retired()
+        touched = {key for key in entries.touched if key in self.groups} | {g.key for g in rebound if not g.revision}
+        entries.touched = set()
         for key in touched:
             self.groups[key].revision = revision
         return changes, touched
@@ -150,17 +145,17 @@ class PolicyMaps:
     def identity_changed(self, number: int, party: Party | None) -> None:
         """An identity came, changed or went."""
         affected: set[GroupKey] = set()
-        for peer in self._index.update(number, party):
-            affected |= self._users.get(peer, set())
+        for peer in self._peers.index.update(number, party):
+            affected.update(self._peers.of(peer))
         for key in sorted_keys(affected):
             group = self.groups.get(key)
             if group is None or key in self._rebind:
                 # What is about to be compiled from scratch sees the change anyway.
                 continue
             for direction, side in group.sides.items():
-                former = side.update(number, self._index, party)
-                if former is not None:
-                    self._emit(group, direction, number, former, side.templates.get(number, ()))
+                former = side.update(number, self._peers.index, party)
+                if former is not None and not group.full:
+                    self._entries.write(group, direction, number, former, side.templates.get(number, ()))
 
     def endpoints_with(self, peer: Peer) -> frozenset[int]:
         """The endpoints whose rules name a peer."""
@@ -177,17 +172,12 @@ class PolicyMaps:
 
     def desired(self, groups: Iterable[Group] | None = None) -> dict[bytes, bytes]:
         """Everything that the policy map should hold, or what of it belongs to some groups."""
-        return {
-            policy_key(group.policy_id, direction, number, slot): self._value(slot, number)
-            for group in (self.groups.values() if groups is None else groups)
-            for direction, side in group.sides.items()
-            for number, template in ({ANY_IDENTITY: CLOSED} if group.full else side.templates).items()
-            for slot in template
-        }
+        chosen = self.groups.values() if groups is None else groups
+        return {key: self._entries.value(slot, number) for group in chosen for key, slot, number in keys_of(group)}
 
     def pressure(self) -> list[str]:
         """What people must know about groups that do not fit the map; empty = all do."""
-        sizes = self._index.sizes()
+        sizes = self._peers.index.sizes()
         return [
             describe(group, {(sizes[p], str(p)) for side in group.sides.values() for p in side.program.peers()})
             for group in self.groups.values()
@@ -210,8 +200,7 @@ class PolicyMaps:
         specs = self.specs(group.key)
         former = [peer for side in group.sides.values() for peer in side.program.peers()]
         released += former
-        for peer in former:
-            self._users[peer].discard(group.key)
+        self._peers.leave(former, group.key)
         self._watch_names(group, on=False)
         group.applied = {policy.key for policy, _ in specs}
         group.conflicts = () if self._mode is Mode.NEVER else conflicts(specs)
@@ -223,7 +212,7 @@ class PolicyMaps:
             else:
                 programs[direction] = self._program(group, direction, party, specs)
             for peer in programs[direction].peers():
-                self._acquire(peer, group.key)
+                self._peers.acquire(peer, group.key)
         group.realised |= party is not None and not group.conflicts
         group.names = programs[Direction.EGRESS].names()
         self._watch_names(group, on=True)
@@ -279,43 +268,11 @@ class PolicyMaps:
     def _drop(self, group: Group) -> list[Peer]:
         """Remove a group that no endpoint obeys; the peers it named."""
         peers = [peer for side in group.sides.values() for peer in side.program.peers()]
-        for direction, side in group.sides.items():
-            for number, template in ({ANY_IDENTITY: CLOSED} if group.full else side.templates).items():
-                for slot in template:
-                    self._changes.remains[policy_key(group.policy_id, direction, number, slot)] = None
-        for peer in peers:
-            self._users[peer].discard(group.key)
+        self._entries.drop(group)
+        self._peers.leave(peers, group.key)
         self._watch_names(group, on=False)
         self._policy_ids.give_back(group.key.name)
         return peers
-
-    def _acquire(self, peer: Peer, key: GroupKey) -> None:
-        self._users.setdefault(peer, set()).add(key)
-        if not self._index.acquire(peer):
-            return
-        self._identities.watch(peer, on=True)
-        if isinstance(peer, FqdnPeer):
-            self.fqdn.acquire(peer.name)
-        if isinstance(peer, CidrPeer | IpBlockPeer):
-            for prefix in peer.prefixes():
-                made = self._prefixes.acquire(prefix)
-                if made is not None:
-                    self._identities.set_labels(*made)
-                    self._ipcache.set_prefix(prefix, made[0])
-
-    def _release(self, peers: Iterable[Peer]) -> None:
-        for peer in peers:
-            if self._index.release(peer):
-                del self._users[peer]
-                self._identities.watch(peer, on=False)
-                if isinstance(peer, FqdnPeer):
-                    self.fqdn.release(peer.name)
-                if isinstance(peer, CidrPeer | IpBlockPeer):
-                    for prefix in peer.prefixes():
-                        gone = self._prefixes.release(prefix)
-                        if gone is not None:
-                            self._identities.set_labels(gone, None)
-                            self._ipcache.set_prefix(prefix, None)
 
     def _fit(self, loaded: Loaded) -> None:
         """Write what was compiled from scratch, unless it does not fit the map: such groups are closed, and those that
@@ -330,13 +287,13 @@ class PolicyMaps:
                 former = formers.get(direction, {})
                 if not was and not group.full:
                     for number, template in former.items():
-                        self._write(group, direction, number, template, side.templates.get(number, ()))
+                        self._entries.write(group, direction, number, template, side.templates.get(number, ()))
                 elif was != group.full:
                     closed = {ANY_IDENTITY: CLOSED}
                     written = {n: template for n, template in {**side.templates, **former}.items() if template}
                     before, after = (closed, side.templates) if was else (written, closed)
                     for number in before.keys() | after.keys():
-                        self._write(group, direction, number, before.get(number, ()), after.get(number, ()))
+                        self._entries.write(group, direction, number, before.get(number, ()), after.get(number, ()))
 
     def _concerns(self, group: Group, before: Policy | None, after: Policy | None) -> bool:
         """Whether a changed policy selects the group, or did."""
@@ -353,42 +310,11 @@ class PolicyMaps:
 
     def name_rules(self) -> NameRules:
         """Everything that the datapath should know of names."""
-        return NameRules(self.name_sets.desired(), *self.fqdn.rules())
+        return NameRules(self._entries.name_sets.desired(), *self._peers.fqdn.rules())
 
     def _l7_in_use(self) -> set[L7]:
         sides = (side for group in self.groups.values() for side in group.sides.values())
         return {l7 for side in sides for l7 in side.l7()}
-
-    def _emit(self, group: Group, direction: Direction, number: int, before: Template, after: Template) -> None:
-        """Write the difference of one identity's entries, unless the group is closed for want of room."""
-        if not group.full:
-            self._write(group, direction, number, before, after)
-
-    def _write(self, group: Group, direction: Direction, number: int, before: Template, after: Template) -> None:
-        self._touched.add(group.key)
-        kept = {(slot.protocol, slot.port, slot.bits) for slot in after}
-        known = set(before)
-        # Endpoints that stop looking at parts of identities must not find one half gone before they are told.
-        left = is_refined(number) and not group.sides[direction].refines
-        remove = self._changes.leave if left else self._changes.remove
-        for slot in before:
-            if (slot.protocol, slot.port, slot.bits) not in kept:
-                remove(policy_key(group.policy_id, direction, number, slot))
-        for slot in after:
-            if slot not in known:
-                key = policy_key(group.policy_id, direction, number, slot)
-                self._changes.put(key, self._value(slot, number), deny=slot.value.effect != Effect.ALLOW)
-
-    def _value(self, slot: Slot, number: int) -> bytes:
-        if slot.value.l7 is None:
-            return policy_entry(slot, 0, any_peer=number == ANY_IDENTITY)
-        return policy_entry(slot, self._ruleset(slot.value.l7), any_peer=number == ANY_IDENTITY)
-
-    def _ruleset(self, l7: L7) -> int:
-        """The number that entries carry; 0 where there is none, and the traffic is refused."""
-        if l7.by_names:
-            return self.name_sets.take(l7) or 0
-        return self.rulesets.take(l7.http_rules()) or 0 if l7.kind == HTTP else 0
 
 
 def sorted_keys(keys: Iterable[GroupKey]) -> list[GroupKey]:
