@@ -159,7 +159,7 @@ class PolicyMaps:
 
     def endpoints_with(self, peer: Peer) -> frozenset[int]:
         """The endpoints whose rules name a peer."""
-        groups = (self.groups[key] for key in self._users.get(peer, ()) if key in self.groups)
+        groups = (self.groups[key] for key in self._peers.of(peer) if key in self.groups)
         return frozenset(number for group in groups for number in group.endpoints)
 
     def subject_changed(self, number: int) -> None:
