@@ -1,0 +1,165 @@
+"""Rules about names on real sockets: checksums, segmentation and offloads are the kernel's own here."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.agent.abi.names import L7Kind
+from services.common.authority import issue, make_authority
+from services.model.verdict import Direction
+from tests.datapath.dns_node import Names, answer, question, record
+from tests.datapath.node import inside
+from tests.datapath.wire import WiredNode
+
+pytestmark = pytest.mark.root
+CLIENT, SERVER = 1001, 1002
+DNS, TLS = 1, 2
+UDP_SEGMENT = 103
+TIMEOUT = 3.0
+GOOD, BAD = "api.example.com", "evil.test"
+
+
+class Servers:
+    """A DNS server (UDP and TCP) and a TLS server in the server pod; `seen` are the names that were asked for."""
+
+    def __init__(self, namespace: str, folder: Path) -> None:
+        make_authority(folder)
+        files = issue(folder, "web", hosts=[GOOD, BAD])
+        self.context = ssl.create_default_context(cafile=files.ca)
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._tls.load_cert_chain(files.cert, files.key)
+        self.seen: list[bytes] = []
+        with inside(namespace):
+            self._udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+            self._tcp = [socket.socket(socket.AF_INET6) for _ in range(2)]
+        self._udp.bind(("::", 53))
+        for sock, port in zip(self._tcp, (53, 443), strict=True):
+            sock.bind(("::", port))
+            sock.listen(8)
+        for work in (self._datagrams, self._streams, self._handshakes):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _reply(self, asked: bytes) -> bytes:
+        self.seen.append(asked[12:])
+        return answer(asked, [record("203.0.113.5")])
+
+    def _datagrams(self) -> None:
+        while True:
+            try:
+                asked, peer = self._udp.recvfrom(2048)
+            except OSError:
+                return
+            self._udp.sendto(self._reply(asked), peer)
+
+    def _streams(self) -> None:
+        while True:
+            try:
+                connection, _ = self._tcp[0].accept()
+                with connection, connection.makefile("rb") as stream:
+                    while head := stream.read(2):
+                        reply = self._reply(stream.read(struct.unpack(">H", head)[0]))
+                        connection.sendall(struct.pack(">H", len(reply)) + reply)
+            except ConnectionError:
+                continue
+            except OSError:
+                return
+
+    def _handshakes(self) -> None:
+        while True:
+            try:
+                connection, _ = self._tcp[1].accept()
+            except OSError:
+                return
+            try:
+                with self._tls.wrap_socket(connection, server_side=True) as secured:
+                    secured.sendall(b"hello")
+            except OSError:
+                continue
+
+    def close(self) -> None:
+        for sock in (self._udp, *self._tcp):
+            sock.close()
+
+
+@pytest.fixture(scope="module")
+def place(object_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WiredNode, Servers]]:
+    node = WiredNode(object_cache, 1)
+    try:
+        client, server = node.add_pod(1, CLIENT), node.add_pod(2, SERVER)
+        node.settings()
+        Names(node).write({DNS: ["*.example.com"], TLS: [GOOD]}, ["*.example.com"])
+        for protocol in (6, 17):
+            node.rule(client, Direction.EGRESS, SERVER, protocol, 53, l7=L7Kind.DNS.ruleset(DNS))
+        node.rule(client, Direction.EGRESS, SERVER, 6, 443, l7=L7Kind.TLS.ruleset(TLS))
+        node.open(server)
+        servers = Servers(node.pod_ns(server), tmp_path_factory.mktemp("tls"))
+        yield node, servers
+        servers.close()
+    finally:
+        node.close()
+
+
+def client_socket(node: WiredNode, kind: socket.SocketKind, v6: bool, port: int) -> socket.socket:
+    server = node.pods[2]
+    with inside(node.pod_ns(node.pods[1])):
+        sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, kind)
+    sock.settimeout(TIMEOUT)
+    sock.connect((server.ipv6 if v6 else server.ipv4, port))
+    return sock
+
+
+@pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
+def test_datagrams(place: tuple[WiredNode, Servers], v6: bool) -> None:
+    node, servers = place
+    with client_socket(node, socket.SOCK_DGRAM, v6, 53) as sock:
+        sock.send(question(GOOD, edns=True))
+        assert struct.unpack_from(">4H", sock.recv(512))[3] == 1
+        sock.send(question(BAD, number=9, edns=True))
+        refused = sock.recv(512)
+        assert struct.unpack_from(">2H", refused) == (9, 0x8105)
+    assert not any(b"evil" in name for name in servers.seen)
+
+
+def test_a_super_packet_carries_no_questions(place: tuple[WiredNode, Servers]) -> None:
+    node, servers = place
+    good, bad = question("aaa.example.com"), question("aa.evil.example")
+    assert len(good) == len(bad)
+    with client_socket(node, socket.SOCK_DGRAM, False, 53) as sock:
+        sock.settimeout(0.5)
+        sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, len(good))
+        sock.send(good + bad)
+        with pytest.raises(TimeoutError):
+            sock.recv(512)
+    assert not any(b"evil" in name for name in servers.seen)
+
+
+@pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
+def test_streams(place: tuple[WiredNode, Servers], v6: bool) -> None:
+    node, servers = place
+    with client_socket(node, socket.SOCK_STREAM, v6, 53) as sock:
+        for number in range(5):
+            asked = question(GOOD, number=number)
+            sock.send(struct.pack(">H", len(asked)))
+            sock.send(asked)
+            assert struct.unpack_from(">H4H", sock.recv(512))[1] == number
+        asked = question(BAD)
+        sock.send(struct.pack(">H", len(asked)) + asked)
+        with pytest.raises(ConnectionResetError):
+            sock.recv(512)
+    assert not any(b"evil" in name for name in servers.seen)
+
+
+@pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
+def test_handshakes(place: tuple[WiredNode, Servers], v6: bool) -> None:
+    node, servers = place
+    with servers.context.wrap_socket(client_socket(node, socket.SOCK_STREAM, v6, 443), server_hostname=GOOD) as secured:
+        assert secured.recv(16) == b"hello"
+    with pytest.raises(ConnectionResetError):
+        servers.context.wrap_socket(client_socket(node, socket.SOCK_STREAM, v6, 443), server_hostname=BAD)
