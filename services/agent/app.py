@@ -36,7 +36,6 @@ from services.agent.config import Config
 from services.agent.datapath.loader_client import Loaded
 from services.agent.datapath.maps import PinnedMap
 from services.agent.datapath.name_tables import Lifetimes
-from services.agent.datapath.nat_gc import NatCollector
 from services.agent.datapath.settings import NodeSettings
 from services.agent.datapath.sink import DatapathSink
 from services.agent.datapath.sock_sweep import SocketSweeper
@@ -63,6 +62,7 @@ from services.agent.server.introspection import SERVICE_NAME, AgentService
 from services.agent.server.knowledge import Knowledge
 from services.agent.server.metrics import AgentMetrics
 from services.agent.server.state import AgentState, component
+from services.agent.server.translations import watch_translations
 from services.agent.socket_lb import SocketBalancing
 from services.agent.sources.base import Mailbox, Source, pump
 from services.agent.sources.folder import FolderSource
@@ -183,7 +183,7 @@ async def run(config: Config) -> None:
             "conntrack": watch_connections(
                 kernel.maps, config.connections_per_pod, knowledge, pipeline.add, state, registry
             ).run(),
-            "translations": NatCollector(kernel.maps["nat_table"], live_backends=knowledge.live_backends).run(),
+            "translations": watch_translations(kernel.maps, knowledge, state, registry).run(),
         }
         jobs |= {"policy:status": status.run()} if status else {}
         await _forever(jobs | routes.jobs() | _endpoint_jobs(ends))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from services.agent import translation
@@ -17,6 +18,8 @@ from services.agent.abi.layout import be16
 from services.agent.abi.nat import NatEntry, NatFlags, NatKey, NetdevInfo
 from services.agent.config import Config
 from services.agent.datapath.nat_gc import GRACE_NS, NatCollector
+from services.agent.server import dump
+from services.agent.server.translations import Translations
 from services.model.addresses import to_bytes
 
 
@@ -118,3 +121,36 @@ def test_clients_of_a_vanished_backend_are_let_go() -> None:
     alive = frozenset({backend + (80).to_bytes(2, "big")})
     asyncio.run(NatCollector(table, live_backends=lambda: alive).sweep(10**12))
     assert {NatKey.unpack(key).sport for key in table.entries} == {1, 3, 4}
+
+
+def test_a_full_table_is_in_the_status_and_in_the_figures() -> None:
+    registry = CollectorRegistry()
+    collector = NatCollector(Table({}))
+    shown = Translations(registry, collector, 1000)
+    collector.entries = 899
+    assert not shown.check().message
+    collector.entries = 900
+    assert "nat_max" in shown.check().message
+    assert registry.get_sample_value("ciliate_nat_entries") == 900
+
+
+def test_a_translation_as_people_see_it() -> None:
+    key = NatKey(
+        saddr=to_bytes(ipaddress.ip_address("203.0.113.9")),
+        daddr=to_bytes(ipaddress.ip_address("192.0.2.1")),
+        sport=be16(50000),
+        dport=be16(30080),
+        protocol=6,
+    )
+    entry = NatEntry(
+        saddr=to_bytes(ipaddress.ip_address("192.0.2.1")),
+        daddr=to_bytes(ipaddress.ip_address("fd00::5")),
+        sport=be16(40000),
+        dport=be16(80),
+        flags=NatFlags.SEEN_REPLY,
+        service_id=7,
+    )
+    row = dict(zip(dump.NAT.columns, dump.NAT.cells(key.pack(), entry.pack()), strict=True))
+    assert (row["source"], row["destination"]) == ("203.0.113.9:50000", "192.0.2.1:30080")
+    assert (row["new_source"], row["new_destination"]) == ("192.0.2.1:40000", "[fd00::5]:80")
+    assert (row["way"], row["service_id"], row["left"], row["flags"]) == ("in", "7", "0s", "SEEN_REPLY")
