@@ -39,7 +39,7 @@ from bench._socket_connect import connect_ns
 from services.agent.abi.events import FLOW_EVENT
 from services.agent.datapath.bpffs import remove_pins
 from services.agent.datapath.loader_client import LoaderConfig, load
-from services.agent.events.reader import RingReader
+from services.agent.events.lanes import open_events
 from services.model.verdict import Direction
 from tests.datapath.node import sh
 from tests.datapath.wire import WiredNode
@@ -64,7 +64,7 @@ def read_events(node: WiredNode) -> int:
         return pid
     os.sched_setaffinity(0, {READER_CORE % (os.cpu_count() or 1)})
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    reader = RingReader.open(fd, FLOW_EVENT)
+    reader = open_events(fd, FLOW_EVENT)
     while True:
         if not len(reader.read(8192)):
             time.sleep(READ_SECONDS)

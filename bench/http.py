@@ -37,7 +37,7 @@ from bench._http_servers import BODY, HAPROXY, NGINX, PATH, SIZES, WEB, rules, w
 from services.agent.abi.events import FLOW_EVENT, HTTP_EVENT
 from services.agent.calc.http import compile_rulesets
 from services.agent.datapath.http_tables import HttpTableWriter
-from services.agent.events.reader import RingReader
+from services.agent.events.lanes import open_events
 from services.model.verdict import Direction
 from services.policy.l7 import HttpRule
 from tests.datapath.node import inside, sh
@@ -105,7 +105,7 @@ def read_events(node: WiredNode) -> int:
         return pid
     os.sched_setaffinity(0, {READER_CORE % (os.cpu_count() or 1)})
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    readers = [RingReader.open(fd, dtype) for fd, dtype in rings]
+    readers = [open_events(fd, dtype) for fd, dtype in rings]
     while True:
         if not sum(len(reader.read(16384)) for reader in readers):
             time.sleep(READ_SECONDS)

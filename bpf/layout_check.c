@@ -5,6 +5,7 @@
 #include "lib/dns.h"
 
 
+ARRAY_MAP(lay_event_lane, struct event_lane, 1);
 ARRAY_MAP(lay_flow_event, struct flow_event, 1);
 ARRAY_MAP(lay_http_event, struct http_event, 1);
 ARRAY_MAP(lay_name_event, struct name_event, 1);

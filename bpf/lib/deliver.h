@@ -23,7 +23,7 @@ INLINE int drop_packet(struct __sk_buff *skb, struct pkt_ctx *ctx, int reason)
 	struct flow_event *e;
 
 	count_packet(ctx->direction, reason, ctx->ip_len);
-	e = events.ringbuf_reserve(sizeof(*e));
+	e = flow_event_reserve();
 	if (!e) {
 		count_lost(EVENT_DROP);
 		return TC_ACT_SHOT;
@@ -50,7 +50,7 @@ INLINE int drop_packet(struct __sk_buff *skb, struct pkt_ctx *ctx, int reason)
 	e->packets[0] = 1;
 	e->bytes[0] = ctx->ip_len;
 	e->l7_ruleset = ctx->l7_ruleset;
-	events.ringbuf_submit(e, wakeup_flags(ctx));
+	flow_event_submit();
 	return TC_ACT_SHOT;
 }
 

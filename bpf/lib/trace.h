@@ -34,7 +34,7 @@ INLINE void fill_connection(struct event_connection *c, const struct pkt_ctx *ct
 
 INLINE void emit_flow(struct pkt_ctx *ctx, struct ct_entry *entry, u8 type, u8 drop_reason)
 {
-	struct flow_event *e = events.ringbuf_reserve(sizeof(*e));
+	struct flow_event *e = flow_event_reserve();
 
 	if (!e) {
 		count_lost(type);
@@ -53,5 +53,5 @@ INLINE void emit_flow(struct pkt_ctx *ctx, struct ct_entry *entry, u8 type, u8 d
 	e->retransmits = entry->retransmits;
 	e->duration_us = (e->header.time_ns - entry->created_ns) / 1000;
 	e->l7_ruleset = entry->l7_ruleset;
-	events.ringbuf_submit(e, wakeup_flags(ctx));
+	flow_event_submit();
 }

@@ -34,7 +34,7 @@ from services.agent.datapath.bpffs import remove_pins
 from services.agent.datapath.loader_client import Loaded, LoaderConfig, load
 from services.agent.datapath.maps import PinnedMap
 from services.agent.datapath.settings import Settings, configure
-from services.agent.events.reader import RingReader
+from services.agent.events.lanes import EventReader, open_events
 from services.model.addresses import prefix_to_key, to_bytes
 from services.model.identity import Reserved
 from services.model.verdict import Direction
@@ -101,7 +101,7 @@ class Node:
         self.root = Path("/sys/fs/bpf/ciliate") / self.name
         self._maps: dict[str, PinnedMap] = {}
         self._progs: dict[str, int] = {}
-        self._reader: RingReader | None = None
+        self._reader: EventReader | None = None
         self.ifindexes: list[int] = []
         sh("ip", "netns", "add", self.name)
         try:
@@ -300,7 +300,7 @@ class Node:
     def events(self) -> np.ndarray[Any, np.dtype[Any]]:
         """Flow events since the last call."""
         if self._reader is None:
-            self._reader = RingReader.open(self.map("events").fd, FLOW_EVENT)
+            self._reader = open_events(self.map("events").fd, FLOW_EVENT)
         return self._reader.read(1 << 16)
 
     def conntrack(self) -> dict[CtKey, CtEntry]:

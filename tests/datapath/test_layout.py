@@ -82,6 +82,7 @@ VALUES: dict[str, Any] = {
     "sockets": sock.SockEntry,
     "lay_sock_key": sock.SockKey,
     "lay_flow_event": events.FLOW_EVENT,
+    "lay_event_lane": events.EVENT_LANE,
     "lay_http_event": events.HTTP_EVENT,
     "lay_name_event": events.NAME_EVENT,
     "names_config": names.NamesConfig,

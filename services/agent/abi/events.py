@@ -13,6 +13,9 @@ import numpy as np
 
 EVENT_VERSION = 2
 
+LANE_BYTES_MIN = 1 << 15
+"""Of a CPU's lane of connection events, at least."""
+
 RING_BUSY = 1 << 31
 RING_DISCARD = 1 << 30
 
@@ -147,3 +150,31 @@ NAME_EVENT = np.dtype(
 assert FLOW_EVENT.itemsize == 120, FLOW_EVENT.itemsize
 assert HTTP_EVENT.itemsize == 248, HTTP_EVENT.itemsize
 assert NAME_EVENT.itemsize == 504, NAME_EVENT.itemsize
+
+EVENT_LANE = np.dtype(
+    [
+        ("written", "<u8"),
+        ("mask", "<u4"),
+        ("first", "<u4"),
+        ("pad", "<u8", (6,)),
+        ("taken", "<u8"),
+        ("pad2", "<u8", (6,)),
+    ]
+)
+"""`struct event_lane`: the head of a CPU's lane, as large as a record. It is at twice the CPU's number."""
+
+
+def lane_places(size: int, cpus: int) -> int:
+    """Records of each CPU's lane in a buffer of `size` bytes, a power of two."""
+    share = max(size // cpus, LANE_BYTES_MIN) // FLOW_EVENT.itemsize
+    return 1 << (share.bit_length() - 1)
+
+
+def lane_heads(places: int, cpus: int) -> dict[int, bytes]:
+    """Index in the map -> the head of an empty lane."""
+    heads = {}
+    for cpu in range(cpus):
+        head = np.zeros(1, EVENT_LANE)
+        head["mask"], head["first"] = places - 1, 2 * cpus + cpu * places
+        heads[2 * cpu] = head.tobytes()
+    return heads

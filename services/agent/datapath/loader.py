@@ -17,14 +17,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from services.agent.abi.events import lane_heads, lane_places
 from services.agent.abi.tailcall import TailCall
 from services.agent.datapath import syscall, units
 from services.agent.datapath.bpffs import ensure_bpffs, repin, retire
 from services.agent.datapath.compiled import CompiledUnit, compile_units
 from services.agent.datapath.loader_client import Loaded, LoaderConfig
+from services.agent.datapath.maps import possible_cpus
 from services.agent.datapath.objects import MapSpec, Program
 from services.agent.datapath.syscall import MapType
 from services.common.errors import CiliateError, Internal
+
+EVENTS, EVENTS_BYTES = "events", 8 << 20
+"""The map of connection events, whose size is given in bytes, for all CPUs together."""
 
 TAIL_CALLS: dict[str, type[TailCall]] = {"tailcalls": TailCall}
 """Program arrays, and which program goes where."""
@@ -106,8 +111,10 @@ class _Node:
                     raise Internal(f"{compiled.unit.entry} declares the map {spec.name} otherwise than others do")
                 continue
             specs[spec.name] = spec
-            sized = replace(spec, max_entries=self._max_entries.get(spec.name, spec.max_entries))
+            sized = replace(spec, max_entries=self._size(spec))
             added[spec.name] = open_or_create(sized, self._root / "maps" / spec.name)
+            if spec.name == EVENTS and not added[spec.name][1]:
+                _set_up_lanes(added[spec.name][0], sized.max_entries)
         descriptors = self.maps | {name: fd for name, (fd, _) in added.items()}
         for prog in compiled.object.programs:
             if prog.name in self.programs:
@@ -120,6 +127,12 @@ class _Node:
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             verified = list(threads.map(verify, compiled.object.programs))
         return {prog.name: fd for prog, fd in zip(compiled.object.programs, verified, strict=True)}, specs, added
+
+    def _size(self, spec: MapSpec) -> int:
+        if spec.name != EVENTS:
+            return self._max_entries.get(spec.name, spec.max_entries)
+        cpus = possible_cpus()
+        return cpus * (2 + lane_places(self._max_entries.get(EVENTS, EVENTS_BYTES), cpus))
 
     def publish(self) -> None:
         """Everything is verified: fill the program arrays, replace the pins."""
@@ -139,6 +152,12 @@ class _Node:
         for pin in progs.iterdir():
             if pin.name not in self.programs:
                 pin.unlink()  # of an earlier version, or of a unit that this kernel refuses
+
+
+def _set_up_lanes(events: int, entries: int) -> None:
+    cpus = possible_cpus()
+    for index, head in lane_heads(entries // cpus - 2, cpus).items():
+        syscall.map_update(events, struct.pack("I", index), head)
 
 
 def _verify(name: str, code: bytes, kind: units.Kind) -> int:

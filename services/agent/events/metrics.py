@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from services.agent.events.buffer import SendBuffer
+from services.agent.events.lanes import EventReader
 from services.agent.events.push import RelayPusher
-from services.agent.events.reader import RingReader
 from services.common.pb.ingest.v1 import ingest_pb2 as pb
 from services.flows.store import FlowStore
 
@@ -25,7 +25,7 @@ class EventMetrics(Collector):
         registry: CollectorRegistry,
         store: FlowStore,
         buffer: SendBuffer,
-        rings: tuple[RingReader, RingReader, RingReader],
+        rings: Sequence[EventReader],
     ) -> None:
         self._store, self._buffer, self._rings = store, buffer, rings
         self._read = dict.fromkeys(RINGS, 0)

@@ -21,6 +21,7 @@ from services.agent.events.buffer import SendBuffer
 from services.agent.events.clock import WallClock
 from services.agent.events.enrich import Enricher
 from services.agent.events.getters import LostCounters, Names
+from services.agent.events.lanes import open_events
 from services.agent.events.losses import LostWatch
 from services.agent.events.metrics import EventMetrics
 from services.agent.events.push import RelayPusher
@@ -78,7 +79,7 @@ class FlowPipeline:
         self.observer = Observer(self.store, config.node, f"ciliate {config.version}", config.version)
         self.buffer = SendBuffer(self.store.dictionaries, config.buffer_bytes)
         self.pusher: RelayPusher | None = None
-        self._flows = RingReader.open(flow_ring_fd, FLOW_EVENT)
+        self._flows = open_events(flow_ring_fd, FLOW_EVENT)
         self._requests = RingReader.open(http_ring_fd, HTTP_EVENT)
         self._messages = RingReader.open(name_ring_fd, NAME_EVENT)
         self._lost = LostWatch(lost)
@@ -105,7 +106,8 @@ class FlowPipeline:
             tasks.create_task(self._watch_losses(), name="events:lost")
 
     async def _read_rings(self) -> None:
-        with RingWaker((self._flows.fd, self._requests.fd, self._messages.fd)) as waker:
+        rings = (self._flows, self._requests, self._messages)
+        with RingWaker(ring.fd for ring in rings if ring.wakes) as waker:
             while True:
                 read = self.drain_once()
                 if read >= CHUNK:

@@ -27,6 +27,9 @@ class RingLayoutError(RuntimeError):
 class RingReader:
     """One ring. `read` gives copies of whole records in the order the kernel reserved them."""
 
+    wakes = True
+    """Whether the kernel calls when it fills up."""
+
     def __init__(self, map_fd: int, record: np.dtype[Any], size: int) -> None:
         """`size` is the map's `max_entries`: bytes of the data area, a power of two."""
         if size <= 0 or size & (size - 1) or size % PAGE:
