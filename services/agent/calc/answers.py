@@ -89,7 +89,7 @@ class Answers:
         """Everything that every map should hold as of the last flush, to compare a pinned map with."""
         return {
             "policy": self._maps.desired(),
-            "ipcache": self._ipcache.desired,
+            "ipcache": self._ipcache.in_order(),
             "refined": self._identities.refinements.table.desired,
             "egress_gateway": self._egress.table.desired,
             **{name: table.desired for name, table in self._tables.tables.items()},

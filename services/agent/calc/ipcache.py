@@ -39,6 +39,10 @@ class Ipcache:
     def desired(self) -> Mapping[bytes, bytes]:
         return self._table.desired
 
+    def in_order(self) -> dict[bytes, bytes]:
+        """The same, longer prefixes first: as it is written where nothing is there yet."""
+        return dict(sorted(self._table.desired.items(), key=lambda entry: entry[0][0], reverse=True))
+
     def set_endpoint(self, before: LocalEndpoint | None, after: LocalEndpoint | None) -> None:
         """A local endpoint came, changed or went."""
         touched = set()

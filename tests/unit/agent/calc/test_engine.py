@@ -499,3 +499,10 @@ def test_a_rejected_group_leaves_the_accepted_one_in_force_and_says_so() -> None
     (status,) = [each for each in engine.policy_status() if each.key == key]
     assert (status.in_force, len(status.problems)) == (True, 2)
     assert {problem.path for problem in status.problems} == {"spec.externalCIDRs[0]", "spec.extra"}
+
+
+def test_longer_prefixes_are_written_first_also_after_a_restart() -> None:
+    engine, _ = engine_at(GROUP)
+    lengths = [int.from_bytes(key[:4], "little") for key in engine.desired()["ipcache"]]
+    assert lengths == sorted(lengths, reverse=True)
+    assert len(set(lengths)) > 3
