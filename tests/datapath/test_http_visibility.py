@@ -11,6 +11,7 @@ from scapy.all import TCP
 from services.agent.abi.config import ConfigFlags
 from services.agent.abi.events import HttpSubtype
 from services.agent.abi.layout import be16
+from services.agent.http_policy import HttpPolicy
 from tests.datapath.http_model import Rule
 from tests.datapath.http_node import Connection, HttpNode
 from tests.datapath.node import u32
@@ -27,8 +28,11 @@ RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 def module_http(object_cache: Path) -> Iterator[HttpNode]:
     http = HttpNode(object_cache)
     try:
+        maps = {name: http.map(name) for name in ("http_grammar", "http_tables", "http_config", "http_visible")}
+        HttpPolicy(maps, [8080, 8081])
+        HttpPolicy(maps, [80])  # as after a restart with another configuration
+        assert list(http.map("http_visible").items()) == [(u32(be16(80)), u32(1))]
         http.rules(Rule("GET", "/ok"))
-        http.map("http_visible").update(u32(be16(80)), u32(1))
         yield http
     finally:
         http.close()
