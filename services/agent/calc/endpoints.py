@@ -55,7 +55,7 @@ class EndpointTables:
         limits = read_limits(pod.annotations)[0] if pod is not None else Limits()
         if limits != Limits():
             self._limits[name] = limits
-        elif pod is not None:
+        else:
             self._limits.pop(name, None)
 
     def set_host(self, policy_id: int, revision: int, flags: EndpointFlags) -> None:

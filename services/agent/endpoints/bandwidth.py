@@ -60,8 +60,7 @@ class BandwidthKeeper:
             case Upserted(object=Pod() as pod):
                 self._set_pod((pod.namespace, pod.name), *read_limits(pod.annotations))
             case Deleted(key=ObjectKey(kind="Pod") as key):
-                # The endpoint keeps its limits until it goes: the pod is still ending.
-                self._problems.pop(f"pod {key.namespace}/{key.name}", None)
+                self._set_pod((key.namespace, key.name), NONE, ())
             case EndpointUpserted(endpoint=endpoint):
                 known = self._endpoints.get(endpoint.id)
                 self._endpoints[endpoint.id] = endpoint
@@ -81,7 +80,10 @@ class BandwidthKeeper:
             self._problems.pop(where, None)
         if self._limits.get(name, NONE) == limits:
             return
-        self._limits[name] = limits
+        if limits == NONE:
+            del self._limits[name]
+        else:
+            self._limits[name] = limits
         for endpoint in self._endpoints.values():
             if (endpoint.namespace, endpoint.pod) == name:
                 self._mark(endpoint.id)
