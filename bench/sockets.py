@@ -49,7 +49,7 @@ def packets(node: Node, rounds: int) -> dict[str, float]:
         for _ in range(rounds):
             for kind, (destination, flags) in kinds.items():
                 node.settings(flags=flags)
-                syn, ack = (_packet(client, destination, letter) for letter in "SA")
+                syn, ack = (_packet(client.ipv4, destination, letter, client.mac) for letter in "SA")
                 node.run("from_endpoint", syn, client.ifindex)
                 for name, packet, new in (("established", ack, False), ("new", syn, True)):
                     cost = feeder.ns("from_endpoint", packet, client.ifindex, new=new, rounds=40)
