@@ -44,6 +44,14 @@ class LearnedNames:
         found = (self._name(slot.name) for slot in FqdnIp.unpack(raw).slots if slot.name)
         return tuple(sorted(printable(entry).rstrip(".") for entry in found if entry is not None))
 
+    def open_names(self, address: bytes, now_ns: int | None = None) -> tuple[str, ...]:
+        """Those of them that still open new connections, with final dots, as selectors are compared with them."""
+        raw = self._ips.lookup(address)
+        now = time.monotonic_ns() if now_ns is None else now_ns
+        slots = FqdnIp.unpack(raw).slots if raw is not None else ()
+        live = (self._name(slot.name) for slot in slots if slot.name and slot.expires_ns & ~CONCERNS >= now)
+        return tuple(sorted(printable(entry) for entry in live if entry is not None))
+
     def all(self, now_ns: int | None = None) -> list[Learned]:
         """Everything, in the order of names and addresses."""
         now = time.monotonic_ns() if now_ns is None else now_ns

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from services.agent.server.cast import Cast
 from services.agent.server.knowledge import Knowledge
 from services.agent.server.views import considered_view, rule_view
 from services.common.errors import Invalid, NotFound
 from services.common.pb.agent.v1 import agent_pb2 as pb
-from services.model.labels import POD_NAMESPACE, SOURCE_K8S
+from services.model.addresses import IPNetwork, to_bytes
+from services.model.labels import POD_NAMESPACE, SOURCE_FQDN, SOURCE_K8S, Label, Labels
 from services.model.objects import ObjectKey, PolicyObject
 from services.model.verdict import Direction
 from services.policy.cidr_group import KIND as CIDR_GROUP
 from services.policy.l7 import Request
+from services.policy.peers import Party
 from services.policy.problems import PolicyInvalid
+from services.policy.selectors import LabelView
 from services.policy.simulate import Actor, Flip, Simulation, simulate
 from services.policy.world import Answer, Fate, Question, World, is_endpoint
 
@@ -36,6 +40,8 @@ def explain(knowledge: Knowledge, asked: pb.Connection) -> pb.ExplainPolicyRespo
     cast = Cast(knowledge, world)
     source, destination = cast.find(asked.source, "source"), cast.find(asked.destination, "destination")
     question = _question(world, source, destination, asked)
+    if destination.prefix is not None:
+        question = replace(question, destination=named(knowledge, question.destination, destination.prefix))
     response = pb.ExplainPolicyResponse(
         source=source.names[0],
         destination=destination.names[0],
@@ -47,6 +53,17 @@ def explain(knowledge: Knowledge, asked: pb.Connection) -> pb.ExplainPolicyRespo
     for direction, subject in ((Direction.EGRESS, source), (Direction.INGRESS, destination)):
         response.directions.append(_explained(knowledge, world, question, direction, subject))
     return response
+
+
+def named(knowledge: Knowledge, party: Party, prefix: IPNetwork) -> Party:
+    """An outside address with the toFQDNs selectors that match the names which it was learned under."""
+    if prefix.prefixlen != prefix.max_prefixlen:
+        return party
+    fqdn = knowledge.engine.name_rules().fqdn
+    names = knowledge.learned.open_names(to_bytes(prefix.network_address))
+    selectors = {selector for name in names for selector in fqdn.matching(name)}
+    labels = [*party.view.labels, *(Label(SOURCE_FQDN, selector) for selector in sorted(selectors))]
+    return replace(party, view=LabelView(Labels(labels))) if selectors else party
 
 
 def _explained(
