@@ -24,7 +24,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from bench._kernel_events import KernelEvents
-from services.agent.abi.events import EVENT_VERSION, FLOW_EVENT, HTTP_EVENT
+from services.agent.abi.events import EVENT_VERSION, FLOW_EVENT, HTTP_EVENT, NAME_EVENT
 from services.agent.events import decode
 from services.agent.events.clock import WallClock
 from services.agent.events.enrich import Enricher
@@ -62,6 +62,12 @@ class Names:
 
     def service_ref(self, service_id: int) -> ServiceRef | None:
         return ServiceRef("bench", f"service-{service_id}")
+
+    def divided(self) -> frozenset[int]:
+        return frozenset()
+
+    def part_at(self, identity: int, address: bytes) -> int:
+        return identity
 
 
 def template() -> Any:
@@ -144,10 +150,15 @@ async def end_to_end(directory: Path, seconds: float, overload: bool) -> dict[st
     arguments += ["--log-level", "warning", "--tls-ca", relay.ca, "--tls-cert", relay.cert, "--tls-key", relay.key]
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "services.relay", *arguments)
     try:
-        with KernelEvents(FLOW_EVENT, RING) as kernel, KernelEvents(HTTP_EVENT, HTTP_RING) as http:
+        with (
+            KernelEvents(FLOW_EVENT, RING) as kernel,
+            KernelEvents(HTTP_EVENT, HTTP_RING) as http,
+            KernelEvents(NAME_EVENT, HTTP_RING) as names,
+        ):
             kernel.template(template())
             config = PipelineConfig(NodeRef("node1"), "bench", relay_target=target, tls=agent)
-            pipeline = FlowPipeline(config, Names(), kernel.ring_fd, http.ring_fd, kernel, CollectorRegistry())
+            rings = kernel.ring_fd, http.ring_fd, names.ring_fd
+            pipeline = FlowPipeline(config, Names(), *rings, kernel, CollectorRegistry())
             task = asyncio.create_task(pipeline.run())
             await _until(lambda: pipeline.pusher is not None and pipeline.pusher.connected)
             figures = await _load(kernel, pipeline, seconds, overload)
