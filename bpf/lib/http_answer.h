@@ -6,6 +6,7 @@
 #pragma once
 #include "endpoints.h"
 #include "http_hook.h"
+#include "own_packet.h"
 #include "parse.h"
 
 enum http_answer {
@@ -34,60 +35,6 @@ struct http_segment {
 	u32 seq;
 	u32 ack;
 };
-
-/* L3 begins at offset 16 of w->packet, so that headers are aligned. */
-#define HTTP_PACKET_L2 2
-#define HTTP_PACKET_L3 16
-
-INLINE u16 http_fold(u64 sum)
-{
-	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + ((sum >> 32) & 0xffff);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
-/* Network header; returns its length. */
-INLINE u32 http_build_l3(struct http_work *w, const struct pkt_ctx *ctx, bool to_client, u32 l4_length)
-{
-	const struct addr *from = to_client ? &ctx->daddr : &ctx->saddr;
-	const struct addr *to = to_client ? &ctx->saddr : &ctx->daddr;
-
-	if (ctx->family == 4) {
-		struct ipv4_header *ip = (void *)&w->packet[HTTP_PACKET_L3];
-		u32 *pseudo = (void *)w->pseudo;
-
-		__builtin_memset(ip, 0, sizeof(*ip));
-		ip->version_ihl = 0x45;
-		ip->total_length = bpf_htons(sizeof(*ip) + l4_length);
-		ip->fragment = bpf_htons(0x4000); /* do not fragment */
-		ip->ttl = 64;
-		ip->protocol = PROTO_TCP;
-		ip->saddr = from->w[3];
-		ip->daddr = to->w[3];
-		ip->checksum = http_fold(bpf_csum_diff(0, 0, (void *)ip, sizeof(*ip), 0));
-		pseudo[0] = from->w[3];
-		pseudo[1] = to->w[3];
-		pseudo[2] = bpf_htonl((PROTO_TCP << 16) | l4_length);
-		return sizeof(*ip);
-	}
-	struct ipv6_header *ip = (void *)&w->packet[HTTP_PACKET_L3];
-	struct addr *addresses = (void *)w->pseudo;
-	u32 *rest = (void *)&w->pseudo[32];
-
-	__builtin_memset(ip, 0, sizeof(*ip));
-	ip->version_class_flow = bpf_htonl(0x60000000);
-	ip->payload_length = bpf_htons(l4_length);
-	ip->next_header = PROTO_TCP;
-	ip->hop_limit = 64;
-	ip->saddr = *from;
-	ip->daddr = *to;
-	addresses[0] = *from;
-	addresses[1] = *to;
-	rest[0] = bpf_htonl(l4_length);
-	rest[1] = bpf_htonl(PROTO_TCP);
-	return sizeof(*ip);
-}
 
 /* TCP header and payload; returns their length. The answer repeats the timestamps that the client echoed, without
  * which some stacks would take it for old. */
@@ -120,41 +67,15 @@ INLINE u32 http_build_l4(struct http_work *w, const struct pkt_ctx *ctx, u8 *l4,
 	return header + segment->payload;
 }
 
-/* The checksum, in whichever form the packet carries it: complete, or only of the pseudo-header with the rest left to
- * the device. The helper knows which, programs do not; the field starts as 0xffff, which is zero to both. */
-INLINE int http_store_checksum(struct __sk_buff *skb, struct http_work *w, const struct pkt_ctx *ctx, u8 *l4, u32 length)
-{
-	u32 offset = ctx->l4_off + __builtin_offsetof(struct tcp_header, checksum);
-	u32 padded = (length + 3) & 0xfc; /* zeros follow */
-	s64 segment = bpf_csum_diff(0, 0, (void *)l4, padded, 0);
-	s64 pseudo = bpf_csum_diff(0, 0, (void *)w->pseudo, ctx->family == 4 ? 12 : 40, 0);
-
-	if (segment < 0 || pseudo < 0)
-		return -1;
-	if (bpf_l4_csum_replace(skb, offset, 0, segment, 0))
-		return -1;
-	return bpf_l4_csum_replace(skb, offset, 0, pseudo, BPF_F_PSEUDO_HDR);
-}
-
 /* Turn the packet at hand into `segment`. 0 or a drop reason. */
 INLINE int http_build(struct __sk_buff *skb, struct http_work *w, struct pkt_ctx *ctx, const struct http_segment *segment)
 {
-	bool v4 = ctx->family == 4;
-	u8 *l4 = v4 ? &w->packet[HTTP_PACKET_L3 + sizeof(struct ipv4_header)] :
-		      &w->packet[HTTP_PACKET_L3 + sizeof(struct ipv6_header)];
-	u32 length = http_build_l4(w, ctx, l4, segment);
-	u32 total = length + http_build_l3(w, ctx, segment->to_client, length);
+	struct addr from = segment->to_client ? ctx->daddr : ctx->saddr;
+	struct addr to = segment->to_client ? ctx->saddr : ctx->daddr;
+	u32 length = http_build_l4(w, ctx, own_l4(&w->own, ctx), segment);
+	u32 l3 = own_build_l3(&w->own, ctx, &from, &to, length);
 
-	total &= 255;
-	if (!total || bpf_skb_change_tail(skb, L3_OFF + total, 0))
-		return DROP_ERROR_WRITING_TO_PACKET;
-	if (bpf_skb_store_bytes(skb, L3_OFF, &w->packet[HTTP_PACKET_L3], total,
-				BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH))
-		return DROP_ERROR_WRITING_TO_PACKET;
-	if (http_store_checksum(skb, w, ctx, l4, length))
-		return DROP_ERROR_WRITING_TO_PACKET;
-	ctx->ip_len = total;
-	return 0;
+	return own_store(skb, &w->own, ctx, l3, length, __builtin_offsetof(struct tcp_header, checksum));
 }
 
 /* What the answers take from the packet, before it is overwritten. */

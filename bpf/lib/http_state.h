@@ -8,6 +8,7 @@
  * `acked` stands apart: the server's own direction writes it, and an old value only means less is known to be there. */
 #pragma once
 #include "context.h"
+#include "own_packet.h"
 
 #define HTTP_METHOD_MAX 16 /* what an event holds */
 #define HTTP_PATH_MAX 136
@@ -177,8 +178,7 @@ struct http_work {
 	u8 method[HTTP_METHOD_MAX];
 	u8 path[HTTP_PATH_MAX]; /* the verifier sees larger writes: 256 bytes behind must be ours */
 	u8 buffer[HTTP_BUFFER];
-	u8 packet[256]; /* an answer under construction: 2 bytes of padding, then Ethernet */
-	u8 pseudo[40];
+	struct own_packet own; /* an answer under construction */
 	u8 zeros[HTTP_PATH_MAX]; /* never written */
 };
 

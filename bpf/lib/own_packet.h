@@ -2,6 +2,7 @@
 /* Packets that the kernel sends by itself: built over the one at hand, from scratch, with its addresses. */
 #pragma once
 #include "endpoints.h"
+#include "l3_header.h"
 #include "parse.h"
 
 /* On packets that the kernel sends to a pod in somebody else's name. Pods cannot set it: the mark is cleared when a
@@ -18,14 +19,6 @@ struct own_packet {
 	u8 pseudo[40];
 };
 
-INLINE u16 checksum_fold(u64 sum)
-{
-	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + ((sum >> 32) & 0xffff);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
 INLINE u8 *own_l4(struct own_packet *p, const struct pkt_ctx *ctx)
 {
 	return ctx->family == 4 ? &p->bytes[OWN_PACKET_L3 + sizeof(struct ipv4_header)] :
@@ -36,40 +29,20 @@ INLINE u8 *own_l4(struct own_packet *p, const struct pkt_ctx *ctx)
 INLINE u32 own_build_l3(struct own_packet *p, const struct pkt_ctx *ctx, const struct addr *from, const struct addr *to,
 			u32 l4_length)
 {
-	if (ctx->family == 4) {
-		struct ipv4_header *ip = (void *)&p->bytes[OWN_PACKET_L3];
-		u32 *pseudo = (void *)p->pseudo;
-
-		__builtin_memset(ip, 0, sizeof(*ip));
-		ip->version_ihl = 0x45;
-		ip->total_length = bpf_htons(sizeof(*ip) + l4_length);
-		ip->fragment = bpf_htons(0x4000); /* do not fragment */
-		ip->ttl = 64;
-		ip->protocol = ctx->protocol;
-		ip->saddr = from->w[3];
-		ip->daddr = to->w[3];
-		ip->checksum = checksum_fold(bpf_csum_diff(0, 0, (void *)ip, sizeof(*ip), 0));
-		pseudo[0] = from->w[3];
-		pseudo[1] = to->w[3];
-		pseudo[2] = bpf_htonl((ctx->protocol << 16) | l4_length);
-		return sizeof(*ip);
-	}
-	struct ipv6_header *ip = (void *)&p->bytes[OWN_PACKET_L3];
 	struct addr *addresses = (void *)p->pseudo;
-	u32 *rest = (void *)&p->pseudo[32];
+	u32 *words = (void *)p->pseudo;
 
-	__builtin_memset(ip, 0, sizeof(*ip));
-	ip->version_class_flow = bpf_htonl(0x60000000);
-	ip->payload_length = bpf_htons(l4_length);
-	ip->next_header = ctx->protocol;
-	ip->hop_limit = 64;
-	ip->saddr = *from;
-	ip->daddr = *to;
-	addresses[0] = *from;
-	addresses[1] = *to;
-	rest[0] = bpf_htonl(l4_length);
-	rest[1] = bpf_htonl(ctx->protocol);
-	return sizeof(*ip);
+	if (ctx->family == 4) {
+		words[0] = from->w[3];
+		words[1] = to->w[3];
+		words[2] = bpf_htonl((ctx->protocol << 16) | l4_length);
+	} else {
+		addresses[0] = *from;
+		addresses[1] = *to;
+		words[8] = bpf_htonl(l4_length);
+		words[9] = bpf_htonl(ctx->protocol);
+	}
+	return l3_header(&p->bytes[OWN_PACKET_L3], ctx, from, to, ctx->protocol, l4_length);
 }
 
 /* Replace the packet at hand by `l4_length` bytes of L4 behind a network header. The L4 checksum field holds 0xffff,

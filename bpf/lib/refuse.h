@@ -5,12 +5,12 @@
 #include "context.h"
 #include "deliver.h"
 #include "drop_reasons.h"
+#include "l3_header.h"
 #include "nat.h"
 #include "parse.h"
 #include "tailcall.h"
 
 enum {
-	REFUSE_TTL = 64,
 	ICMP_PORT_UNREACHABLE = 3,
 	ICMPV6_PORT_UNREACHABLE = 4,
 	IPV4_LENGTH = 20,
@@ -26,15 +26,6 @@ struct icmp_header {
 	u16 checksum;
 	u32 unused;
 };
-
-INLINE u16 checksum_fold(u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
 
 /* The sum over addresses, length and protocol. The mapped prefix of IPv4 is not on the wire. */
 INLINE u64 pseudo_sum(const struct pkt_ctx *ctx, u32 length, u8 protocol)
@@ -54,8 +45,6 @@ INLINE u64 pseudo_sum(const struct pkt_ctx *ctx, u32 length, u8 protocol)
 INLINE u32 refuse_headers(struct __sk_buff *skb, const struct pkt_ctx *ctx, u8 protocol, u32 length)
 {
 	struct eth_header *eth = packet_bytes(skb, 0, L3_OFF + IPV6_LENGTH);
-	struct ipv4_header *ip4;
-	struct ipv6_header *ip6;
 	u8 mac[6];
 
 	if (!eth)
@@ -63,28 +52,7 @@ INLINE u32 refuse_headers(struct __sk_buff *skb, const struct pkt_ctx *ctx, u8 p
 	__builtin_memcpy(mac, eth->dst, 6);
 	__builtin_memcpy(eth->dst, eth->src, 6);
 	__builtin_memcpy(eth->src, mac, 6);
-	if (ctx->family == 4) {
-		ip4 = (void *)eth + L3_OFF;
-		__builtin_memset(ip4, 0, sizeof(*ip4));
-		ip4->version_ihl = 0x45;
-		ip4->total_length = bpf_htons(IPV4_LENGTH + length);
-		ip4->fragment = bpf_htons(0x4000);
-		ip4->ttl = REFUSE_TTL;
-		ip4->protocol = protocol;
-		ip4->saddr = ctx->daddr.w[3];
-		ip4->daddr = ctx->saddr.w[3];
-		ip4->checksum = checksum_fold(bpf_csum_diff(NULL, 0, (void *)ip4, sizeof(*ip4), 0));
-		return L3_OFF + IPV4_LENGTH;
-	}
-	ip6 = (void *)eth + L3_OFF;
-	__builtin_memset(ip6, 0, sizeof(*ip6));
-	ip6->version_class_flow = bpf_htonl(0x60000000);
-	ip6->payload_length = bpf_htons(length);
-	ip6->next_header = protocol;
-	ip6->hop_limit = REFUSE_TTL;
-	ip6->saddr = ctx->daddr;
-	ip6->daddr = ctx->saddr;
-	return L3_OFF + IPV6_LENGTH;
+	return L3_OFF + l3_header((void *)eth + L3_OFF, ctx, &ctx->daddr, &ctx->saddr, protocol, length);
 }
 
 /* RFC 9293, 3.10.7.1: what answers a segment that no connection takes. */
