@@ -16,6 +16,7 @@ from services.agent import translation
 from services.agent.abi.config import ConfigFlags
 from services.agent.abi.ct_room import queue_places
 from services.agent.abi.endpoints import EndpointInfo
+from services.agent.calc.maps import MAP_NAMES
 from services.agent.config import Config
 from services.agent.datapath import attach, loader_client, settings
 from services.agent.datapath.bpffs import drop_retired
@@ -29,21 +30,8 @@ from services.model.identity import NumericIdentity, Reserved
 from services.model.objects import IpEntry
 
 MAPS = (
-    "policy",
-    "ipcache",
-    "refined",
-    "bandwidth",
-    "egress_gateway",
-    "endpoints",
-    "endpoint_addrs",
-    "endpoint_ifs",
-    "services",
-    "backends",
-    "backend_slots",
-    "maglev",
-    "source_ranges",
+    *MAP_NAMES,
     "affinity",
-    "revnat",
     "sockets",
     "ct",
     "ct_queue",
@@ -67,6 +55,7 @@ MAPS = (
     "netdevs",
     "no_masquerade",
 )
+"""What the agent opens: what calc decides about, and what the datapath keeps for itself."""
 _SYSCTLS = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
 

@@ -29,6 +29,7 @@ from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.layout import be16
 from services.agent.abi.lb import Backend, BackendKey, Revnat, ServiceInfo, ServiceKey
 from services.agent.abi.policy import PolicyEntry, PolicyFlags, PolicyKey
+from services.agent.calc.maps import MAP_NAMES
 from services.agent.datapath import syscall
 from services.agent.datapath.bpffs import remove_pins
 from services.agent.datapath.loader_client import Loaded, LoaderConfig, load
@@ -149,23 +150,9 @@ class Node:
 
     def reset(self) -> None:
         """Empty maps, as after a fresh load."""
-        for name in (
-            "ct",
-            "policy",
-            "ipcache",
-            "refined",
-            "bandwidth",
-            "egress_gateway",
-            "services",
-            "backends",
-            "backend_slots",
-            "maglev",
-            "source_ranges",
-            "affinity",
-            "revnat",
-            "endpoint_addrs",
-            "endpoint_ifs",
-        ):
+        for name in ("ct", "affinity", *MAP_NAMES):
+            if name == "endpoints":
+                continue  # an array: see below
             self.map(name).delete_batch([key for key, _ in self.map(name).items()])
         for number in (*self.pods, HOST_ENDPOINT):
             self.map("endpoints").delete(u32(number))

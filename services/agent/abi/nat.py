@@ -74,6 +74,8 @@ class NetdevInfo(Struct):
     _fields_ = [("ipv4", Address), ("ipv6", Address)]
 
 
+NAT_KEY = np.dtype((np.void, ctypes.sizeof(NatKey)))
+"""Keys of many entries at once; nobody looks into them."""
 NAT_ENTRY = np.dtype(
     [
         ("saddr", "u1", 16),

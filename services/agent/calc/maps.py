@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.abi.layout import be16
@@ -33,22 +33,7 @@ MapName = Literal[
     "egress_gateway",
     "bandwidth",
 ]
-MAP_NAMES: tuple[MapName, ...] = (
-    "policy",
-    "ipcache",
-    "refined",
-    "endpoints",
-    "endpoint_addrs",
-    "endpoint_ifs",
-    "services",
-    "backends",
-    "backend_slots",
-    "maglev",
-    "source_ranges",
-    "revnat",
-    "egress_gateway",
-    "bandwidth",
-)
+MAP_NAMES: tuple[MapName, ...] = get_args(MapName)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from services.agent.datapath.gc import Collector as TableCollector
 from services.agent.datapath.maps import PinnedMap
 from services.agent.datapath.nat_gc import NatCollector
 from services.agent.server.knowledge import Knowledge
@@ -21,8 +22,8 @@ PRESSURE = 0.9
 class Translations(Collector):
     """Registers itself on the registry that is passed in."""
 
-    def __init__(self, registry: CollectorRegistry, collector: NatCollector, max_entries: int) -> None:
-        self._collector, self._max = collector, max_entries
+    def __init__(self, registry: CollectorRegistry, collector: TableCollector) -> None:
+        self._collector, self._max = collector, collector.max_entries
         registry.register(self)
 
     def check(self) -> pb.Component:
@@ -46,7 +47,6 @@ def watch_translations(
     maps: Mapping[str, PinnedMap], knowledge: Knowledge, state: AgentState, registry: CollectorRegistry
 ) -> NatCollector:
     """The collector of the table, with what it knows in the status and in the figures."""
-    table = maps["nat_table"]
-    collector = NatCollector(table, live_backends=knowledge.live_backends)
-    state.checks.append(Translations(registry, collector, table.max_entries).check)
+    collector = NatCollector(maps["nat_table"], live_backends=knowledge.live_backends)
+    state.checks.append(Translations(registry, collector).check)
     return collector

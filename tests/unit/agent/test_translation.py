@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -77,10 +77,8 @@ def test_a_device_has_at_most_one_address_of_each_family() -> None:
 class Table:
     """A table in memory."""
 
-    key_size = 40
-
-    def __init__(self, entries: dict[bytes, bytes]) -> None:
-        self.entries = entries
+    def __init__(self, entries: dict[bytes, bytes], max_entries: int = 1000) -> None:
+        self.entries, self.max_entries = entries, max_entries
 
     def chunks(self, count: int = 2) -> Iterator[tuple[bytes, bytes, int]]:
         items = list(self.entries.items())
@@ -88,9 +86,8 @@ class Table:
             part = items[start : start + 2]
             yield b"".join(key for key, _ in part), b"".join(value for _, value in part), len(part)
 
-    def delete_batch(self, keys: Iterable[bytes]) -> None:
-        for key in keys:
-            self.entries.pop(key, None)
+    def delete_packed(self, keys: bytes) -> int:
+        return sum(self.entries.pop(keys[at : at + 40], None) is not None for at in range(0, len(keys), 40))
 
 
 def test_only_what_is_over_is_collected() -> None:
@@ -98,7 +95,7 @@ def test_only_what_is_over_is_collected() -> None:
     times = {port: now + (port - 3) * GRACE_NS for port in range(6)}
     table = Table({NatKey(sport=port).pack(): NatEntry(expires_ns=end).pack() for port, end in times.items()})
     collector = NatCollector(table)
-    assert asyncio.run(collector.sweep(now)) == 2
+    assert asyncio.run(collector.sweep(now)).removed == 2
     assert {NatKey.unpack(key).sport for key in table.entries} == {2, 3, 4, 5}
     assert (collector.entries, collector.removed_total) == (4, 2)
 
@@ -126,7 +123,7 @@ def test_clients_of_a_vanished_backend_are_let_go() -> None:
 def test_a_full_table_is_in_the_status_and_in_the_figures() -> None:
     registry = CollectorRegistry()
     collector = NatCollector(Table({}))
-    shown = Translations(registry, collector, 1000)
+    shown = Translations(registry, collector)
     collector.entries = 899
     assert not shown.check().message
     collector.entries = 900
