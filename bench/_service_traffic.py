@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.datapath.node import inside
@@ -68,7 +69,7 @@ def servers(netns: str, address: str, ports: Sequence[int], cgroup: Path | None 
     reader, writer = os.pipe()
     try:
         for port in ports:
-            pid = _start(netns, cgroup, lambda port=port: _serve(address, port, writer))  # type: ignore[misc]
+            pid = _start(netns, cgroup, partial(_serve, address, port, writer))
             started.append(pid)
         for _ in ports:
             os.read(reader, 1)

@@ -25,7 +25,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import statistics
 import sys
 import tempfile
@@ -35,19 +34,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import _datapath_ns, _traffic, _two_nodes, _xdp_ns
+from bench._pair import pair, reading
 from bench._socket_connect import connect_ns
-from services.agent.abi.events import FLOW_EVENT
 from services.agent.datapath.bpffs import remove_pins
 from services.agent.datapath.loader_client import LoaderConfig, load
-from services.agent.events.lanes import open_events
 from services.model.verdict import Direction
 from tests.datapath.node import sh
 from tests.datapath.wire import WiredNode
 
 KINDS = ("rr", "crr", "stream")
-READER_CORE = 1
 PLACES = 32_768
-READ_SECONDS = 0.005
 
 
 def prepare(namespace: str) -> None:
@@ -56,42 +52,20 @@ def prepare(namespace: str) -> None:
         sh("sh", "-c", f"echo '{value}' > /proc/sys/net/ipv4/{name}", netns=namespace)
 
 
-def read_events(node: WiredNode) -> int:
-    """Start a reader of the node's ring on the other core; its pid. Ends by SIGTERM."""
-    fd = node.map("events").fd
-    pid = os.fork()
-    if pid:
-        return pid
-    os.sched_setaffinity(0, {READER_CORE % (os.cpu_count() or 1)})
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    reader = open_events(fd, FLOW_EVENT)
-    while True:
-        if not len(reader.read(8192)):
-            time.sleep(READ_SECONDS)
-
-
 @contextlib.contextmanager
 def nodes(cache: Path) -> Iterator[tuple[WiredNode, WiredNode]]:
-    """(plain, policed): the same two pods on each; on the plain one the hooks are taken off again."""
-    made: list[WiredNode] = []
-    try:
-        for number in (1, 2):
-            node = WiredNode(cache, number, ct=262_144, ct_queue=PLACES)
-            made.append(node)
+    """(plain, policed), with a policy on both: on the plain one nobody asks it."""
+    with pair(cache, ct=262_144, ct_queue=PLACES) as both:
+        for node in both:
             node.settings(ct_queue_places=PLACES)
-            client, server = node.add_pod(1, 1001), node.add_pod(2, 1002)
+            client, server = node.pods[1], node.pods[2]
             for pod in (client, server):
                 prepare(node.pod_ns(pod))
             for identity in range(2000, 2100):  # a policy of some size around the rule that matters
                 node.rule(server, Direction.INGRESS, identity, 6, 80)
             node.rule(client, Direction.EGRESS, 1002, 6, 80, rule_id=12)
             node.rule(server, Direction.INGRESS, 1001, 6, 80, rule_id=11)
-        for pod in made[0].pods.values():
-            sh("tc", "qdisc", "del", "dev", f"lxc{pod.id}", "clsact", netns=made[0].name)
-        yield made[0], made[1]
-    finally:
-        for node in made:
-            node.close()
+        yield both
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,17 +123,6 @@ def remote(cache: Path, rounds: int, seconds: float) -> dict[str, float]:
         }
         found = ratios(sides, rounds, seconds)
     return {f"remote_{name}" if name.endswith("_plain") else name: value for name, value in found.items()}
-
-
-@contextlib.contextmanager
-def reading(node: WiredNode) -> Iterator[None]:
-    """A reader of the node's ring for the while."""
-    reader = read_events(node)
-    try:
-        yield
-    finally:
-        os.kill(reader, signal.SIGTERM)
-        os.waitpid(reader, 0)
 
 
 def lost(node: WiredNode) -> int:

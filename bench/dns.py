@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import statistics
 import struct
@@ -28,17 +27,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench._pair import CORE, pair, reading
 from services.agent.abi.endpoints import EndpointFlags
-from services.agent.abi.events import FLOW_EVENT, NAME_EVENT
+from services.agent.abi.events import NAME_EVENT
 from services.agent.abi.names import L7Kind
-from services.agent.events.reader import RingReader
 from services.model.verdict import Direction
 from tests.datapath.dns_node import Names, question
-from tests.datapath.node import inside, sh
+from tests.datapath.node import inside
 from tests.datapath.wire import WiredNode
 
-CORE, READER_CORE = 0, 1
-READ_SECONDS = 0.005
 RULESET = 1
 PORT, PROXY_PORT = 53, 5353
 NAME = "api7.example.com"
@@ -62,20 +59,6 @@ def resolver(namespace: str, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*pinned, *command, "--cache-size=0", "--pid-file", *options], stdout=subprocess.DEVNULL)
 
 
-def read_events(node: WiredNode) -> int:
-    """Start a reader of the rings on the other core; its pid. Ends by SIGTERM."""
-    rings = [(node.map("events").fd, FLOW_EVENT), (node.map("name_events").fd, NAME_EVENT)]
-    pid = os.fork()
-    if pid:
-        return pid
-    os.sched_setaffinity(0, {READER_CORE % (os.cpu_count() or 1)})
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    readers = [RingReader.open(fd, dtype) for fd, dtype in rings]
-    while True:
-        if not sum(len(reader.read(8192)) for reader in readers):
-            time.sleep(READ_SECONDS)
-
-
 def police(node: WiredNode) -> None:
     """A hundred patterns and a hundred selectors."""
     client = node.pods[1]
@@ -92,20 +75,10 @@ def police(node: WiredNode) -> None:
 def targets(folder: Path) -> Iterator[dict[str, Target]]:
     """Two nodes with the same two pods; on one of them the hooks are taken off again."""
     with contextlib.ExitStack() as stack:
-        made = []
-        for number in (1, 2):
-            node = WiredNode(folder / "cache", number)
-            stack.callback(node.close)
-            node.add_pod(1, 1001)
-            node.add_pod(2, 1002)
-            made.append(node)
+        made = stack.enter_context(pair(folder / "cache"))
         plain, policed = made
-        for pod in plain.pods.values():
-            sh("tc", "qdisc", "del", "dev", f"lxc{pod.id}", "clsact", netns=plain.name)
         police(policed)
-        reader = read_events(policed)
-        stack.callback(os.waitpid, reader, 0)
-        stack.callback(os.kill, reader, signal.SIGTERM)
+        stack.enter_context(reading(policed, name_events=NAME_EVENT))
         servers = [(node, ("--address=/example.com/203.0.113.7",)) for node in made]
         for node, options in [*servers, (plain, (f"--port={PROXY_PORT}", "--server=127.0.0.1"))]:
             server = resolver(node.pod_ns(node.pods[2]), *options)

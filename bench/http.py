@@ -19,10 +19,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import re
 import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -34,17 +32,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench._http_servers import BODY, HAPROXY, NGINX, PATH, SIZES, WEB, rules, write_configurations
-from services.agent.abi.events import FLOW_EVENT, HTTP_EVENT
+from bench._pair import CORE, pair, reading
+from services.agent.abi.events import HTTP_EVENT
 from services.agent.calc.http import compile_rulesets
 from services.agent.datapath.http_tables import HttpTableWriter
-from services.agent.events.lanes import open_events
 from services.model.verdict import Direction
 from services.policy.l7 import HttpRule
 from tests.datapath.node import inside, sh
 from tests.datapath.wire import WiredNode
 
-CORE, READER_CORE = 0, 1
-READ_SECONDS = 0.005
 START_SECONDS = 10.0
 
 
@@ -97,20 +93,6 @@ def start(namespace: str, port: int, *command: str) -> subprocess.Popen[bytes]:
     raise SystemExit(f"{command[0]} does not listen on port {port}")
 
 
-def read_events(node: WiredNode) -> int:
-    """Start a reader of both rings on the other core; its pid. Ends by SIGTERM."""
-    rings = [(node.map("events").fd, FLOW_EVENT), (node.map("http_events").fd, HTTP_EVENT)]
-    pid = os.fork()
-    if pid:
-        return pid
-    os.sched_setaffinity(0, {READER_CORE % (os.cpu_count() or 1)})
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    readers = [open_events(fd, dtype) for fd, dtype in rings]
-    while True:
-        if not sum(len(reader.read(16384)) for reader in readers):
-            time.sleep(READ_SECONDS)
-
-
 def police(node: WiredNode) -> None:
     """The rules that the proxies have as well, in the kernel."""
     maps = {name: node.map(name) for name in ("http_grammar", "http_tables", "http_config")}
@@ -130,20 +112,10 @@ def targets(folder: Path) -> Iterator[dict[str, Target]]:
     """Two nodes with the same two pods; on one of them the hooks are taken off again."""
     write_configurations(folder)
     with contextlib.ExitStack() as stack:
-        made = []
-        for number in (1, 2):
-            node = WiredNode(folder / "cache", number)
-            stack.callback(node.close)
-            node.add_pod(1, 1001)
-            node.add_pod(2, 1002)
-            made.append(node)
+        made = stack.enter_context(pair(folder / "cache"))
         plain, policed = made
-        for pod in plain.pods.values():
-            sh("tc", "qdisc", "del", "dev", f"lxc{pod.id}", "clsact", netns=plain.name)
         police(policed)
-        reader = read_events(policed)
-        stack.callback(os.waitpid, reader, 0)
-        stack.callback(os.kill, reader, signal.SIGTERM)
+        stack.enter_context(reading(policed, http_events=HTTP_EVENT))
         servers = [(node, WEB, ("nginx", "-c", str(folder / "web.conf"))) for node in made]
         servers.append((plain, HAPROXY, ("haproxy", "-db", "-f", str(folder / "haproxy.cfg"))))
         servers.append((plain, NGINX, ("nginx", "-c", str(folder / "proxy.conf"))))

@@ -20,8 +20,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import signal
 import statistics
 import sys
 import tempfile
@@ -32,8 +30,9 @@ from pathlib import Path
 
 from bench import _service_traffic as traffic
 from bench._kube_proxy import Iptables, Nftables, Service
+from bench._pair import reading
 from bench._service_updates import Agent
-from bench.datapath import prepare, read_events
+from bench.datapath import prepare
 from services.agent.abi.config import ConfigFlags
 from services.model.verdict import Direction
 from tests.datapath.node import sh
@@ -199,13 +198,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="up to 1,000 Services, for trying the bench itself")
     quick = parser.parse_args().quick
     sizes, rounds, seconds = ([1, 1_000], 3, 0.3) if quick else (list(SIZES), 7, 0.7)
-    with tempfile.TemporaryDirectory() as folder, contestants(Path(folder)) as players:
-        reader = read_events(players["ours"].node)
-        try:
-            figures = run(players, sizes, rounds, seconds)
-        finally:
-            os.kill(reader, signal.SIGTERM)
-            os.waitpid(reader, 0)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contestants(Path(folder)) as players,
+        reading(players["ours"].node),
+    ):
+        figures = run(players, sizes, rounds, seconds)
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
 
 

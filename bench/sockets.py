@@ -19,6 +19,7 @@ import socket
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from bench._datapath_ns import Feeder, _packet
@@ -84,9 +85,7 @@ def connects(node: Node, rounds: int) -> dict[str, float]:
                     ("other", inside, (ELSEWHERE, 53)),
                     ("service", inside, (VIP, 53)),
                 ):
-                    figures.setdefault(f"connect_{kind}_ns", []).append(
-                        cgroup.run(node.name, lambda target=target: loop(target))  # type: ignore[misc]
-                    )
+                    figures.setdefault(f"connect_{kind}_ns", []).append(cgroup.run(node.name, partial(loop, target)))
     finally:
         outside.close()
     return {name: round(statistics.median(values)) for name, values in figures.items()}
