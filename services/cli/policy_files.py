@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from services.cli.output import cell
+from services.common.yaml_places import LOADER, MAX_DEPTH, line_of, too_deep
 from services.model.objects import ObjectKey, PolicyObject
 from services.policy.cidr_group import KIND as CIDR_GROUP
 from services.policy.cidr_group import read_cidr_group
@@ -21,10 +22,7 @@ from services.policy.problems import PolicyInvalid, Problem
 from services.policy.read import KINDS, read_policy
 from services.policy.rules import Policy
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PART = re.compile(r"\[(\d+)\]|\['([^']*)'\]|([^.\[\]]+)")
-MAX_DEPTH = 100
-"""Of lists and mappings in one another. The loader calls itself for each: a file of brackets would end the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ def _check_one(
 ) -> None:
     def tell(name: str, problems: Iterable[Problem], *, fatal: bool) -> None:
         for problem in problems:
-            line = _line(root, (*path, *parts(problem.path)))
+            line = line_of(root, (*path, *parts(problem.path)))
             found.findings.append(Finding(file, line, name, problem.path, problem.message, fatal))
 
     if not isinstance(document, Mapping) or not isinstance(document.get("kind"), str):
@@ -96,7 +94,7 @@ def _check_one(
     wide = kind in ("CiliumClusterwideNetworkPolicy", CIDR_GROUP)
     space = "" if wide else str(metadata.get("namespace") or namespace)
     key = ObjectKey(kind, space, str(metadata.get("name") or ""))
-    source = PolicyObject(key, document, origin=f"{file}:{_line(root, path)}")
+    source = PolicyObject(key, document, origin=f"{file}:{line_of(root, path)}")
     policy: Policy | None = None
     try:
         if kind == CIDR_GROUP:
@@ -131,13 +129,13 @@ def parts(path: str) -> tuple[str | int, ...]:
 def _objects(text: str, file: str, findings: list[Finding]) -> Iterator[tuple[Any, yaml.Node, tuple[str | int, ...]]]:
     """(document, its file's node, path there) of every object; text that is no YAML is a finding and ends the file."""
     try:
-        deep = _too_deep(text)
+        deep = too_deep(text)
     except yaml.YAMLError:
         deep = 0  # the loader says it better
     if deep:
         findings.append(Finding(file, deep, "", "", f"nested more than {MAX_DEPTH} deep; no policy is"))
         return
-    loader = _Loader(text)
+    loader = LOADER(text)
     try:
         while loader.check_node():
             root = loader.get_node()
@@ -158,34 +156,3 @@ def _objects(text: str, file: str, findings: list[Finding]) -> Iterator[tuple[An
         findings.append(Finding(file, 1, "", "", f"not YAML: {(str(error) or type(error).__name__).splitlines()[0]}"))
     finally:
         loader.dispose()
-
-
-def _too_deep(text: str) -> int:
-    """The line where a file is nested too deep, 0 for none; the parser's events come one by one, however deep it is."""
-    depth = 0
-    for event in yaml.parse(text, _Loader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                return int(event.start_mark.line) + 1 if event.start_mark else 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-    return 0
-
-
-def _line(root: yaml.Node, path: tuple[str | int, ...]) -> int:
-    """The line of the field that a path leads to, or of its nearest parent that is written down. From 1."""
-    node, line = root, root.start_mark.line
-    for part in path[:MAX_DEPTH]:
-        child = None
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == part:
-                    child, line = value, key.start_mark.line
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            child = node.value[part]
-            line = child.start_mark.line
-        if child is None:
-            break
-        node = child
-    return int(line) + 1

@@ -10,11 +10,8 @@ import yaml
 from services.agent.sources.decode import decode
 from services.agent.sources.fields import FieldError, Path, render
 from services.common.errors import Invalid
+from services.common.yaml_places import LOADER, MAX_DEPTH, line_of, too_deep
 from services.model.objects import KubeObject, ObjectKey
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-MAX_DEPTH = 100
-"""Of lists and mappings in one another. The loader calls itself for each: a file of brackets would end the process."""
 
 
 class ManifestError(Invalid):
@@ -30,12 +27,12 @@ def parse(text: str, file: str) -> dict[ObjectKey, KubeObject]:
     found: dict[ObjectKey, KubeObject] = {}
     for document, root in _documents(text, file):
         for item, path in _flatten(document):
-            line = _line(root, path)
+            line = line_of(root, path)
             try:
                 thing = decode(item, origin=f"{file}:{line}")
             except FieldError as error:
                 at = (*path, *error.path)
-                raise ManifestError(file, _line(root, at), f"{render(at)}: {error.problem}") from error
+                raise ManifestError(file, line_of(root, at), f"{render(at)}: {error.problem}") from error
             if thing is None:
                 continue
             if thing.key in found:
@@ -46,7 +43,7 @@ def parse(text: str, file: str) -> dict[ObjectKey, KubeObject]:
 
 def _documents(text: str, file: str) -> Iterator[tuple[Any, yaml.Node]]:
     _check_depth(text, file)
-    loader = _Loader(text)
+    loader = LOADER(text)
     try:
         while loader.check_node():
             root = loader.get_node()
@@ -62,19 +59,12 @@ def _documents(text: str, file: str) -> Iterator[tuple[Any, yaml.Node]]:
 
 
 def _check_depth(text: str, file: str) -> None:
-    """Refuse what is nested too deep, from the parser's events: they come one by one, however deep it is."""
-    depth = 0
     try:
-        for event in yaml.parse(text, _Loader):
-            if isinstance(event, yaml.CollectionStartEvent):
-                depth += 1
-                if depth > MAX_DEPTH:
-                    line = event.start_mark.line + 1 if event.start_mark else 1
-                    raise ManifestError(file, line, f"nested more than {MAX_DEPTH} deep; no object is")
-            elif isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
+        line = too_deep(text)
     except yaml.YAMLError:
         return  # the loader says it better
+    if line:
+        raise ManifestError(file, line, f"nested more than {MAX_DEPTH} deep; no object is")
 
 
 def _flatten(document: Any, path: Path = ()) -> Iterator[tuple[Any, Path]]:
@@ -85,21 +75,3 @@ def _flatten(document: Any, path: Path = ()) -> Iterator[tuple[Any, Path]]:
             yield from _flatten(item, (*path, "items", index))
     else:
         yield document, path
-
-
-def _line(root: yaml.Node, path: Path) -> int:
-    """The line of the field that a path leads to, or of its nearest parent that is written down."""
-    node, line = root, root.start_mark.line
-    for part in path:
-        child = None
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == part:
-                    child, line = value, key.start_mark.line
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            child = node.value[part]
-            line = child.start_mark.line
-        if child is None:
-            break
-        node = child
-    return line + 1
