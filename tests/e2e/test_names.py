@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from services.sandbox import netns, state
+from tests.e2e.shell import Shell
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-ROOT = Path(__file__).parents[2]
 NAME = f"names-{os.getpid()}"
 OBJECTS = """
 apiVersion: apps/v1
@@ -47,20 +47,7 @@ spec:
 """
 
 
-def ciliate(*arguments: str, check: bool = True, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `ciliate` in a process of its own."""
-    result = subprocess.run(
-        [sys.executable, "-m", "services.cli", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "CILIATE_SANDBOX": NAME},
-        capture_output=True,
-        text=True,
-        input=text,
-        check=False,
-        timeout=100,
-    )
-    assert not check or result.returncode == 0, f"{arguments}: {result.stdout}{result.stderr}"
-    return result
+ciliate = Shell(NAME)
 
 
 def get(host: str, seconds: float = 2) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,30 +15,15 @@ import pytest
 from services.sandbox import netns, state
 from services.sandbox.cgroups import cgroup2
 from services.sandbox.processes import recorded
+from tests.e2e.shell import ROOT, Shell
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "deploy" / "examples" / "my-webapp"
 NAME = f"shell-{os.getpid()}"
 
 
-def ciliate(*arguments: str, check: bool = True, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `ciliate` in a process of its own."""
-    environment = {**os.environ, "CILIATE_SANDBOX": NAME}
-    result = subprocess.run(
-        [sys.executable, "-m", "services.cli", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        input=text,
-        check=False,
-        timeout=100,
-    )
-    assert not check or result.returncode == 0, f"{arguments}: {result.stdout}{result.stderr}"
-    assert "Traceback" not in result.stderr, result.stderr
-    return result
+ciliate = Shell(NAME)
 
 
 def asked(*arguments: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any
 import pytest
 
 from services.sandbox import netns
+from tests.e2e.shell import CILIATE, ROOT, Shell
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
-ROOT = Path(__file__).parents[2]
-CILIATE = (sys.executable, "-m", "services.cli")
 NAME = f"services-{os.getpid()}"
 MANIFEST = """
 apiVersion: apps/v1
@@ -89,20 +87,7 @@ print(done, len(failed), failed[:3])
 """
 
 
-def ciliate(*arguments: str, text: str | None = None, check: bool = True) -> str:
-    """What `ciliate` prints."""
-    done = subprocess.run(
-        [*CILIATE, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "CILIATE_SANDBOX": NAME},
-        capture_output=True,
-        text=True,
-        input=text,
-        check=False,
-        timeout=120,
-    )
-    assert not check or not done.returncode, f"{arguments}: {done.stdout}{done.stderr}"
-    return done.stdout
+ciliate = Shell(NAME)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,7 +101,7 @@ def sandbox() -> Iterator[None]:
 
 
 def status() -> Any:
-    return json.loads(ciliate("sandbox", "status", "-o", "json"))
+    return json.loads(ciliate("sandbox", "status", "-o", "json").stdout)
 
 
 def curl(*arguments: str) -> tuple[int, str]:
@@ -124,7 +109,7 @@ def curl(*arguments: str) -> tuple[int, str]:
     done = ciliate(
         "sandbox", "exec", "client", "--", "sh", "-c", f'curl -gs -m 5 {" ".join(arguments)}; echo " $?"', check=False
     )
-    output, _, code = done.strip().rpartition(" ")
+    output, _, code = done.stdout.strip().rpartition(" ")
     return int(code), output
 
 
@@ -169,7 +154,7 @@ def test_a_rolling_update_under_load_fails_no_request(tmp_path: Path) -> None:
     load = subprocess.Popen(
         [*CILIATE, "sandbox", "exec", "client", "--", "python3", "-c", LOAD, addresses("web")[0], str(stop)],
         cwd=ROOT,
-        env={**os.environ, "CILIATE_SANDBOX": NAME},
+        env=ciliate.environment,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -199,7 +184,9 @@ endpoints: [{addresses: [10.9.9.9]}]
     ciliate("sandbox", "apply", "-f", "-", text=orphan)
     deadline = time.monotonic() + 10
     while True:
-        found = {(each["node"], each["name"]): each for each in json.loads(ciliate("service", "list", "-o", "json"))}
+        found = {
+            (each["node"], each["name"]): each for each in json.loads(ciliate("service", "list", "-o", "json").stdout)
+        }
         if ("node1", "missing") in found or time.monotonic() > deadline:
             break
         time.sleep(0.2)
@@ -209,10 +196,10 @@ endpoints: [{addresses: [10.9.9.9]}]
     assert {port["scope"] for port in web["ports"] if port["kind"] == "ClusterIP"} == {"inside"}
     assert {each["state"] for each in web["endpoints"]} == {"active"}
     assert [each["kind"] for each in found["node1", "missing"]["problems"]] == ["slice-without-service"]
-    text = ciliate("service", "get", "web")
+    text = ciliate("service", "get", "web").stdout
     assert "NodePort" in text
     assert "outside" in text
-    assert "there is no Service 'missing'" in ciliate("status", check=False)
+    assert "there is no Service 'missing'" in ciliate("status", check=False).stdout
 
 
 def test_a_load_balancer_s_health_check_tells_where_endpoints_are() -> None:

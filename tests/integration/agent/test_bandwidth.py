@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
 from services.model.bandwidth import EGRESS, INGRESS
 from tests.integration.agent.cluster import Cluster, Node, Pod, in_pod, sh
+from tests.integration.agent.reach import connects, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.etcd]
 
@@ -45,12 +47,6 @@ MBIT = 125_000
 """Bytes per second."""
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 8.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - other processes change it
-            await asyncio.sleep(0.05)
-
-
 async def rate(source: Pod, address: str, seconds: float = 1.5) -> float:
     """Bytes per second that arrive."""
     words = ("/usr/bin/python3", "-S", "-c", SEND, address, str(PORT), str(seconds))
@@ -67,13 +63,8 @@ async def pods() -> AsyncIterator[tuple[Cluster, Pod, Pod, Pod]]:
         client, near, far = [await cluster.add_pod(n, w) for n, w in (("client", one), ("near", one), ("far", two))]
         for pod in (near, far):
             await cluster.spawn("/usr/bin/python3", "-S", "-c", RECEIVE, str(PORT), netns=pod.netns)
-            await eventually(lambda pod=pod: connects(client, pod))  # type: ignore[misc]
+            await eventually(partial(connects, client, pod.ip, PORT), seconds=8)
         yield cluster, client, near, far
-
-
-async def connects(source: Pod, pod: Pod) -> bool:
-    code = f"import socket; socket.create_connection(({pod.ip!r}, {PORT}), timeout=0.3)"
-    return (await asyncio.to_thread(in_pod, source, "/usr/bin/python3", "-S", "-c", code)).returncode == 0
 
 
 def annotate(cluster: Cluster, pod: Pod, **annotations: str) -> None:
@@ -102,7 +93,7 @@ async def limited(pod: Pod, egress: bool, ingress: bool) -> None:
     async def as_it_should() -> bool:
         return queues(pod) == (egress, ingress)
 
-    await eventually(as_it_should)
+    await eventually(as_it_should, seconds=8)
 
 
 async def problem(cluster: Cluster, node: Node) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from services.common.pb.agent.v1 import agent_pb2_grpc
 from services.common.tls import channel
 from services.model.verdict import DropReason
 from tests.integration.agent.cluster import WORLD, Cluster, Node, Pod, in_pod, sh
+from tests.integration.agent.reach import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.etcd]
 
@@ -33,12 +34,6 @@ with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, getatt
 """
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 8.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - other processes change it
-            await asyncio.sleep(0.02)
-
-
 async def seen(pod: Pod, address: str, kind: str = "SOCK_STREAM") -> str:
     """Who the outside thinks that the pod is; '' when it hears nothing."""
     done = await asyncio.to_thread(in_pod, pod, "/usr/bin/python3", "-S", "-c", ASK, address, str(PORT), kind)
@@ -52,7 +47,7 @@ async def sees(pod: Pod, address: str, expected: str) -> None:
         return [await seen(pod, address, kind) for kind in ("SOCK_STREAM", "SOCK_DGRAM")] == [expected] * 2
 
     try:
-        await eventually(both)
+        await eventually(both, seconds=8)
     except TimeoutError:
         raise AssertionError(f"{pod.name} is {await seen(pod, address)!r} to {address}, not {expected!r}") from None
 
@@ -153,7 +148,7 @@ async def no_such_address(cluster: Cluster, far: Pod, two: Node) -> None:
         parts = {part.name: part for part in (await cluster.status(two)).components}
         return EGRESS[0] in parts["egress gateways"].message
 
-    await eventually(says)
+    await eventually(says, seconds=8)
     assert await drops(cluster, far, DropReason.DROP_NO_EGRESS_IP, two)
     sh(f"ip addr add {EGRESS[0]}/32 dev up0", two.netns)
     await sees(far, WORLD[0], EGRESS[0])

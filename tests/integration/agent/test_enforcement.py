@@ -10,19 +10,11 @@ import pytest
 from services.common.pb.flow import flow_pb2 as flow
 from services.common.pb.observer import observer_pb2, observer_pb2_grpc
 from services.common.tls import channel
-from tests.integration.agent.cluster import Cluster, Node, Pod, in_pod, network_policy, sh
+from tests.integration.agent.cluster import Cluster, Node, Pod, network_policy, sh
 from tests.integration.agent.conftest import Load
+from tests.integration.agent.reach import PORT, connects
 
 pytestmark = [pytest.mark.root, pytest.mark.etcd]
-
-PORT = 7000
-
-
-async def connects(source: Pod, address: str) -> bool:
-    """Whether a connection comes about, by asking for one with a short deadline."""
-    code = f"import socket; socket.create_connection(({address!r}, {PORT}), timeout=0.3)"
-    done = await asyncio.to_thread(in_pod, source, "/usr/bin/python3", "-S", "-c", code)
-    return done.returncode == 0
 
 
 async def becomes(source: Pod, address: str, *, open_: bool) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -14,10 +15,9 @@ from services.common.pb.agent.v1 import agent_pb2_grpc
 from services.common.tls import channel
 from tests.integration.agent.cluster import Cluster, Node, Pod, in_pod, network_policy, sh
 from tests.integration.agent.conftest import Load
+from tests.integration.agent.reach import PORT, connects, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.etcd]
-
-PORT = 7000
 
 
 @pytest.fixture
@@ -29,19 +29,6 @@ async def served(cluster: Cluster) -> AsyncIterator[tuple[Pod, Pod]]:
     yield servers
     for load in loads:
         await load.kill()
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - other processes change it
-            await asyncio.sleep(0.02)
-
-
-async def connects(source: Pod, address: str) -> bool:
-    """Whether a connection comes about, by asking for one with a short deadline."""
-    code = f"import socket; socket.create_connection(({address!r}, {PORT}), timeout=0.3)"
-    done = await asyncio.to_thread(in_pod, source, "/usr/bin/python3", "-S", "-c", code)
-    return done.returncode == 0
 
 
 async def ask(node: Node, method: str, request: Any) -> Any:
@@ -57,7 +44,7 @@ async def test_pods_talk_policy_decides_labels_move(cluster: Cluster, served: tu
     stranger = await cluster.add_pod("stranger", node, role="stranger")
     everywhere = [address for server in served for address in server.addresses]
     for address in everywhere:
-        await eventually(lambda address=address: connects(stranger, address))  # type: ignore[misc]
+        await eventually(partial(connects, stranger, address))
     # The node and its pods reach each other, and so does the other node.
     for host in cluster.nodes:
         sh(f"ping -c1 -W1 {near.ip}", host.netns)

@@ -5,31 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.integration.agent.cluster import Cluster, Node, Pod, in_pod, network_policy, sh
 from tests.integration.agent.conftest import Load
+from tests.integration.agent.reach import PORT, connects, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.etcd]
 
-PORT = 7000
 NATIVE = {"routing_mode": "native", "auto_direct_node_routes": True}
 TRAFFIC = str(Path(__file__).with_name("path.py"))
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - other processes change it
-            await asyncio.sleep(0.02)
-
-
-async def connects(source: Pod, address: str) -> bool:
-    code = f"import socket; socket.create_connection(({address!r}, {PORT}), timeout=0.3)"
-    done = await asyncio.to_thread(in_pod, source, "/usr/bin/python3", "-S", "-c", code)
-    return done.returncode == 0
 
 
 def routes(node: Node) -> set[str]:
@@ -56,17 +44,17 @@ async def test_native_routes_come_and_go() -> None:
         near, far = await cluster.add_pod("near", one, app="client"), await cluster.add_pod("far", two, app="server")
         load = await Load.start(far, "serve", "::", PORT)
         for address in far.addresses:
-            await eventually(lambda address=address: connects(near, address))  # type: ignore[misc]
+            await eventually(partial(connects, near, address))
         assert routes(one) == RANGES_OF_2 | OWN_RANGES
         assert "vxlan" not in sh("ip -d link", one.netns)
         assert mtu(near) == (1500, 1500)
         # Identities are those of the pods, also where no overlay names them.
         cluster.apply(network_policy("servers", "server", "nobody", PORT))
         for address in far.addresses:
-            await eventually(lambda address=address: refuses(near, address))  # type: ignore[misc]
+            await eventually(partial(refuses, near, address))
         cluster.pod_object("near", one, {"role": "nobody"})
         for address in far.addresses:
-            await eventually(lambda address=address: connects(near, address))  # type: ignore[misc]
+            await eventually(partial(connects, near, address))
         # Nobody but this node's pods has this node's addresses.
         assert in_pod(near, "ping", "-c1", "-W1", "10.244.1.250").returncode == 1
         sh(f"ping -c1 -W1 {near.ip}", one.netns)
