@@ -168,16 +168,13 @@ INLINE int dns_ask(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *
 {
 	struct endpoint_info *pod = endpoint_by_id(ctx->src_endpoint);
 	struct names_config *cfg = names_configuration();
-	struct name_table *table;
+	struct name_table *table = name_table_of(cfg);
 	bool allowed, audit;
 	int reason;
 
-	if (!cfg || !pod)
+	if (!cfg || !table || !pod)
 		return -DROP_EP_NOT_READY;
 	audit = pod->flags & ENDPOINT_F_AUDIT;
-	table = name_table_of(cfg->generation);
-	if (!table)
-		return -DROP_EP_NOT_READY;
 	if (ctx->protocol == PROTO_TCP) {
 		reason = tls_check_segment(ctx);
 		if (reason || (ctx->payload_len && (ctx->tcp_flags & TCP_SYN)))
@@ -505,15 +502,12 @@ INLINE int dns_match_answer(struct pkt_ctx *ctx, struct dns_work *w, const struc
 INLINE int dns_hear(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *w)
 {
 	struct names_config *cfg = names_configuration();
-	struct name_table *table;
+	struct name_table *table = name_table_of(cfg);
 	int reason;
 
 	if (skb->mark == OWN_PACKET_MARK)
 		return deliver(skb, ctx);
-	if (!cfg)
-		return -DROP_EP_NOT_READY;
-	table = name_table_of(cfg->generation);
-	if (!table)
+	if (!cfg || !table)
 		return -DROP_EP_NOT_READY;
 	if (ctx->protocol == PROTO_TCP) {
 		w->continuing = 0;

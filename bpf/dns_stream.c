@@ -82,14 +82,11 @@ INLINE int dns_stream_asked(struct __sk_buff *skb, struct pkt_ctx *ctx, struct t
 	struct endpoint_info *pod = endpoint_by_id(ctx->src_endpoint);
 	struct names_config *cfg = names_configuration();
 	struct tls_conn *conn = tls_conns.lookup(&ctx->key);
-	struct name_table *table;
+	struct name_table *table = name_table_of(cfg);
 	int reason = 0;
 	bool audit;
 
-	if (!cfg || !pod)
-		return -DROP_EP_NOT_READY;
-	table = name_table_of(cfg->generation);
-	if (!table)
+	if (!cfg || !table || !pod)
 		return -DROP_EP_NOT_READY;
 	audit = pod->flags & ENDPOINT_F_AUDIT;
 	if (!conn) {
@@ -149,7 +146,7 @@ INLINE int dns_stream_pass(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dn
 INLINE int dns_stream_answer(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *d, struct dns_stream *stream)
 {
 	struct names_config *cfg = names_configuration();
-	struct name_table *table = cfg ? name_table_of(cfg->generation) : NULL;
+	struct name_table *table = name_table_of(cfg);
 	u32 rest = ctx->payload_len - d->position;
 	u8 prefix[DNS_PREFIX];
 	int reason;

@@ -390,16 +390,13 @@ INLINE int tls_handle(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_wor
 {
 	struct endpoint_info *pod = endpoint_by_id(ctx->src_endpoint);
 	struct names_config *cfg = names_configuration();
+	struct name_table *table = name_table_of(cfg);
 	struct tls_server *server;
-	struct name_table *table;
 	struct tls_conn *conn;
 	int reason = tls_check_segment(ctx);
 	bool audit;
 
-	if (!cfg || !pod)
-		return -DROP_EP_NOT_READY;
-	table = name_table_of(cfg->generation);
-	if (!table)
+	if (!cfg || !table || !pod)
 		return -DROP_EP_NOT_READY;
 	if (reason)
 		return -reason;

@@ -52,10 +52,14 @@ INLINE struct names_config *names_configuration(void)
 	return names_config.lookup(&zero);
 }
 
-INLINE struct name_table *name_table_of(u32 generation)
+/* The table in use; NULL for no configuration. */
+INLINE struct name_table *name_table_of(const struct names_config *cfg)
 {
-	u32 index = generation & 1;
+	u32 index;
 
+	if (!cfg)
+		return NULL;
+	index = cfg->generation & 1;
 	return name_tables.lookup(&index);
 }
 

@@ -5,8 +5,10 @@ What the kernel sends to the client enters through the server's veth; a packet s
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,17 @@ class HttpNode(Node):
 
     def states(self) -> list[HttpConn]:
         return [HttpConn.unpack(value) for _, value in self.map("http_conns").items()]
+
+
+@contextlib.contextmanager
+def serving(cache_dir: Path, *rules: Rule) -> Iterator[HttpNode]:
+    """A node whose server has these rules."""
+    http = HttpNode(cache_dir)
+    try:
+        http.rules(*rules)
+        yield http
+    finally:
+        http.close()
 
 
 @dataclass

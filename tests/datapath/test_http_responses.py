@@ -12,7 +12,7 @@ from services.agent.abi.events import HttpSubtype
 from services.agent.abi.http import HttpWaiting
 from services.model.verdict import DropReason
 from tests.datapath.http_model import Rule
-from tests.datapath.http_node import CLIENT, SERVER, Connection, HttpNode
+from tests.datapath.http_node import CLIENT, SERVER, Connection, HttpNode, serving
 from tests.datapath.packets import tcp
 
 pytestmark = pytest.mark.root
@@ -24,12 +24,8 @@ ANSWERED, REQUEST = HttpSubtype.ANSWERED, HttpSubtype.REQUEST
 
 @pytest.fixture(scope="module")
 def module_http(object_cache: Path) -> Iterator[HttpNode]:
-    http = HttpNode(object_cache)
-    try:
-        http.rules(Rule("GET|POST", "/ok.*"))
+    with serving(object_cache, Rule("GET|POST", "/ok.*")) as http:
         yield http
-    finally:
-        http.close()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from scapy.all import IP, TCP
 
 from services.model.verdict import DropReason
 from tests.datapath.http_model import Rule, allow_by, judge
-from tests.datapath.http_node import Connection, HttpNode, Outcome
+from tests.datapath.http_node import Connection, HttpNode, Outcome, serving
 from tests.datapath.packets import checksums_hold, raw, tcp
 
 pytestmark = pytest.mark.root
@@ -30,12 +30,8 @@ FAMILIES = pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
 
 @pytest.fixture(scope="module")
 def module_http(object_cache: Path) -> Iterator[HttpNode]:
-    http = HttpNode(object_cache)
-    try:
-        http.rules(*RULES)
+    with serving(object_cache, *RULES) as http:
         yield http
-    finally:
-        http.close()
 
 
 @pytest.fixture

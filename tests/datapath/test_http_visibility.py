@@ -13,7 +13,7 @@ from services.agent.abi.events import HttpSubtype
 from services.agent.abi.layout import be16
 from services.agent.http_policy import HttpPolicy
 from tests.datapath.http_model import Rule
-from tests.datapath.http_node import Connection, HttpNode
+from tests.datapath.http_node import Connection, HttpNode, serving
 from tests.datapath.node import u32
 from tests.datapath.packets import tcp
 
@@ -26,16 +26,12 @@ RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def module_http(object_cache: Path) -> Iterator[HttpNode]:
-    http = HttpNode(object_cache)
-    try:
+    with serving(object_cache, Rule("GET", "/ok")) as http:
         maps = {name: http.map(name) for name in ("http_grammar", "http_tables", "http_config", "http_visible")}
         HttpPolicy(maps, [8080, 8081])
         HttpPolicy(maps, [80])  # as after a restart with another configuration
         assert list(http.map("http_visible").items()) == [(u32(be16(80)), u32(1))]
-        http.rules(Rule("GET", "/ok"))
         yield http
-    finally:
-        http.close()
 
 
 @pytest.fixture

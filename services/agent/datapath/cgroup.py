@@ -73,7 +73,7 @@ class SocketHooks:
         """
         try:
             name = self._loaded()[0]
-            with _opened(self._cgroup) as directory, _program(self._progs / name) as program:
+            with _opened(self._cgroup) as directory, syscall.opened(self._progs / name) as program:
                 os.close(syscall.link_create(program, directory, SOCKET_HOOKS[name]))
         except OSError as error:
             raise _error(error, self._cgroup) from error
@@ -100,20 +100,17 @@ class SocketHooks:
         pin = self._links / name
         if not pin.exists():
             return False
-        link = syscall.obj_get(pin)
-        try:
+        with syscall.opened(pin) as link:
             info = syscall.cgroup_link_info(link)
             if (info.cgroup, info.attach) == (os.fstat(directory).st_ino, SOCKET_HOOKS[name].attach):
-                with _program(self._progs / name) as program:
+                with syscall.opened(self._progs / name) as program:
                     syscall.link_update(link, program)
                 return True
-        finally:
-            os.close(link)
         pin.unlink()  # of another cgroup, or of one that was removed
         return False
 
     def _create(self, name: str, kind: Kind, directory: int) -> None:
-        with _program(self._progs / name) as program:
+        with syscall.opened(self._progs / name) as program:
             link = syscall.link_create(program, directory, kind)
         try:
             self._links.mkdir(parents=True, exist_ok=True)
@@ -132,15 +129,6 @@ def _opened(cgroup: Path) -> Iterator[int]:
         yield directory
     finally:
         os.close(directory)
-
-
-@contextlib.contextmanager
-def _program(pin: Path) -> Iterator[int]:
-    program = syscall.obj_get(pin)
-    try:
-        yield program
-    finally:
-        os.close(program)
 
 
 def _error(error: OSError, cgroup: Path) -> CiliateError:

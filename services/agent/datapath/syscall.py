@@ -6,9 +6,11 @@ accepts. Units: file descriptors are owned by the caller.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -128,6 +130,16 @@ def obj_pin(fd: int, path: Path) -> None:
     """Pin a map or program under a new name."""
     name = ctypes.create_string_buffer(str(path).encode())
     bpf(Cmd.OBJ_PIN, struct.pack("QII", address(name), fd, 0))
+
+
+@contextlib.contextmanager
+def opened(pin: Path) -> Iterator[int]:
+    """A pinned object's descriptor, closed afterwards. Raises OSError."""
+    fd = obj_get(pin)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def obj_get(path: Path) -> int:

@@ -79,12 +79,9 @@ class XdpHooks:
             raise Unavailable(f"xdp: this kernel refused {PROGRAM}; set it to off")
         pin = self._links / self._name(ifindex)
         try:
-            program = syscall.obj_get(self._program)
-            try:
+            with syscall.opened(self._program) as program:
                 if not _replaced(pin, program):
                     self._create(pin, program, ifindex)
-            finally:
-                os.close(program)
         except OSError as error:
             raise _error(error, ifindex) from error
 
@@ -101,17 +98,15 @@ def _replaced(pin: Path, program: int) -> bool:
     """The pinned link runs the present program now; False where there is none, or its device is gone."""
     if not pin.exists():
         return False
-    link = syscall.obj_get(pin)
-    try:
-        syscall.link_update(link, program)
-        return True
-    except OSError as error:
-        if error.errno not in (errno.ENOLINK, errno.ENODEV):
-            raise
-        pin.unlink()
-        return False
-    finally:
-        os.close(link)
+    with syscall.opened(pin) as link:
+        try:
+            syscall.link_update(link, program)
+            return True
+        except OSError as error:
+            if error.errno not in (errno.ENOLINK, errno.ENODEV):
+                raise
+            pin.unlink()
+            return False
 
 
 def _is_physical(ifindex: int) -> bool:
