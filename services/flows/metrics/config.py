@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from services.common.errors import Invalid
 from services.flows.metrics.contexts import IDENTIFIERS, LABELS
-from services.flows.metrics.families import GROUPS
+from services.flows.metrics.groups import GROUPS
 
 ALL = tuple(name for name in GROUPS if name != "httpV2")
 """The default: everything, HTTP in its first form."""

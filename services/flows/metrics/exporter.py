@@ -8,12 +8,13 @@ from prometheus_client import CollectorRegistry
 
 from services.flows.columns import STORED, Array, Columns, length, zeros
 from services.flows.dictionary import Dictionaries
-from services.flows.metrics import families
 from services.flows.metrics.batch import LIMITS, Batch, Facts, measured
 from services.flows.metrics.budget import Series
 from services.flows.metrics.config import Group
 from services.flows.metrics.contexts import Contexts, build
-from services.flows.metrics.families import GROUPS, Family
+from services.flows.metrics.family import Family
+from services.flows.metrics.family import Series as RowSeries
+from services.flows.metrics.groups import GROUPS
 
 
 class FlowMetrics:
@@ -45,7 +46,7 @@ class FlowMetrics:
                 self._count(batch, family, contexts, series, [*series.keys, *keys])
 
     def _count(
-        self, batch: Batch, family: Family, contexts: Contexts, series: families.Series, keys: Sequence[Array]
+        self, batch: Batch, family: Family, contexts: Contexts, series: RowSeries, keys: Sequence[Array]
     ) -> None:
         own = len(series.keys)
         seconds = family.seconds(batch) if family.seconds else None
