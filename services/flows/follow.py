@@ -16,7 +16,7 @@ from services.flows.entries import NodeRef
 from services.flows.filters import Filters
 from services.flows.history.stored import BrokenFile, StoredSegment
 from services.flows.render import NANOSECONDS, Renderer, set_time
-from services.flows.select import Held, Window, appended, select
+from services.flows.select import Held, Window, appended, pieces, select
 from services.flows.store import FlowStore, Segment
 
 CHUNK = 256
@@ -99,7 +99,7 @@ class Follower:
     def _runs(
         self, held: list[tuple[Segment, int]], start: int, filters: Filters, until_ns: int | None
     ) -> Iterator[tuple[Columns, Array]]:
-        for segment, begin, end in appended(held, start):
+        for segment, begin, end in self._appended(held, start, filters):
             run = {name: values[begin:end] for name, values in segment.columns.items()}
             passed, facets = filters.match(run, self._store.dictionaries)
             rows = np.flatnonzero(passed | (run["kind"] == Kind.LOST))
@@ -110,8 +110,16 @@ class Follower:
                 part = rows[place : place + CHUNK]
                 part = part[np.argsort(run["time_ns"][part], kind="stable")]
                 yield take(run, part), facets[part]
+            if filters.costly:
+                yield take(run, rows[:0]), facets[:0]  # nothing to show, but a turn for others
             if self._ended:
                 return
+
+    @staticmethod
+    def _appended(held: list[tuple[Segment, int]], start: int, filters: Filters) -> Iterator[tuple[Segment, int, int]]:
+        for segment, begin, end in appended(held, start):
+            for first, last in pieces(end - begin, filters):
+                yield segment, begin + first, begin + last
 
     @contextmanager
     def _listening(self) -> Iterator[asyncio.Event]:

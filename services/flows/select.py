@@ -22,6 +22,8 @@ Broken = Callable[[StoredSegment, BrokenFile], None]
 
 STREAM_ROWS = 65_536
 """Rows that wait for their turn before the early ones among them are given out."""
+COSTLY_ROWS = 256
+"""Rows that filters look at one by one before others have a turn."""
 
 
 def _keep(segment: StoredSegment, error: BrokenFile) -> None:
@@ -110,15 +112,19 @@ async def select(
         try:
             if isinstance(segment, StoredSegment):
                 await segment.prepare(touched)
-            part = _part(segment, rows, dictionaries, filters, window, budget, newest_first=newest_first)
+            for begin, end in pieces(rows, filters, newest_first=newest_first):
+                part = _part(segment, begin, end, dictionaries, filters, window, budget, newest_first=newest_first)
+                parts += [part] if part is not None else []
+                if filters.costly:
+                    await asyncio.sleep(0)
+                if budget.spent:
+                    break
         except BrokenFile as error:
             assert isinstance(segment, StoredSegment)
             broken(segment, error)
             continue
         if isinstance(segment, StoredSegment):
             touched.update(segment.columns)
-        if part is not None:
-            parts.append(part)
         if not newest_first and sum(len(each.rows) for each in parts) >= STREAM_ROWS:
             ready, parts = _split(parts, earliest[place])
             if ready:
@@ -126,6 +132,26 @@ async def select(
         await asyncio.sleep(0)
     if parts:
         yield Selection(parts[::-1] if newest_first else parts)
+
+
+def pieces(rows: int, filters: Filters, *, newest_first: bool = False) -> list[tuple[int, int]]:
+    """(first row, end row) of what filters are given at a time: everything, unless they look at rows one by one."""
+    if not filters.costly:
+        return [(0, rows)]
+    found = [(begin, min(begin + COSTLY_ROWS, rows)) for begin in range(0, rows, COSTLY_ROWS)]
+    return found[::-1] if newest_first else found
+
+
+class _Cut(Columns):
+    """Some rows of a segment; a column is cut (and, of a stored segment, read) when somebody looks at it."""
+
+    def __init__(self, columns: Columns, begin: int, end: int) -> None:
+        super().__init__(time_ns=columns["time_ns"][begin:end])
+        self._columns, self._rows = columns, slice(begin, end)
+
+    def __missing__(self, name: str) -> Array:
+        self[name] = self._columns[name][self._rows]
+        return self[name]
 
 
 def _earliest_after(held: Held) -> list[int]:
@@ -152,7 +178,8 @@ def _split(parts: list[Part], before_ns: int) -> tuple[list[Part], list[Part]]:
 
 def _part(
     segment: Segment | StoredSegment,
-    rows: int,
+    begin: int,
+    end: int,
     dictionaries: Dictionaries,
     filters: Filters,
     window: Window,
@@ -160,8 +187,10 @@ def _part(
     *,
     newest_first: bool,
 ) -> Part | None:
-    """The rows of one segment that the request means."""
-    columns = segment.view(rows)
+    """Those rows of one segment, from `begin` to `end`, that the request means."""
+    columns = segment.view(end)
+    if begin or end < segment.rows:
+        columns = _Cut(columns, begin, end)
     found, facets = _matching(columns, dictionaries, filters, window, newest_first=newest_first)
     if not len(found):
         return None
@@ -173,7 +202,7 @@ def _part(
         return None
     if isinstance(segment, StoredSegment):  # its rows alone; the file's columns need not stay
         return Part({name: columns[name][kept] for name in STORED}, np.arange(len(kept)), facets[kept])
-    return Part(segment.columns, kept, facets[kept])
+    return Part(segment.columns, kept + begin, facets[kept])
 
 
 def _outside(segment: Segment | StoredSegment, window: Window, *, newest_first: bool) -> bool:

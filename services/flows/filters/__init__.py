@@ -16,6 +16,7 @@ from services.flows.dictionary import Dictionaries
 from services.flows.facets import FACETS, NO_FACET, event_types
 from services.flows.filters import (
     absent,
+    cel,
     cluster,
     drop_reason,
     event_type,
@@ -64,6 +65,7 @@ _BUILDERS = (
     http.build,
     uuid.build,
     absent.build,
+    cel.build,
 )
 
 
@@ -81,6 +83,8 @@ class Filters:
         whitelist, blacklist = list(whitelist), list(blacklist)
         self._allow = [build(each) for each in whitelist]
         self._deny = [build(each) for each in blacklist]
+        self.costly = any(each.experimental.cel_expression for each in (*whitelist, *blacklist))
+        """Rows are looked at one by one: give few at a time, and let others have a turn in between."""
         self._by_event_type = any(each.event_type for each in (*whitelist, *blacklist))
 
     def match(self, columns: Columns, dictionaries: Dictionaries) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Filters on what records never carry: `encrypted`, `interface`, `trace_id`, `ip_trace_id`, CEL expressions.
+"""Filters on what records never carry: `encrypted`, `interface`, `trace_id`, `ip_trace_id`.
 
 They match as Hubble's do on flows without the field.
 """
@@ -6,13 +6,11 @@ They match as Hubble's do on flows without the field.
 from __future__ import annotations
 
 from services.common.pb.flow import flow_pb2
-from services.flows.filters.base import Condition, FilterError, Rows
+from services.flows.filters.base import Condition, Rows
 
 
 def build(given: flow_pb2.FlowFilter) -> list[Condition]:
     """Conditions for the fields that are set."""
-    if given.experimental.cel_expression:
-        raise FilterError("experimental.cel_expression: CEL is not supported here; use the other filters")
     found: list[Condition] = []
     if given.interface:
         found.append(Rows.none)

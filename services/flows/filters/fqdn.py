@@ -9,7 +9,7 @@ from services.common.pb.flow import flow_pb2
 from services.flows.columns import Array
 from services.flows.entries import L7Record, NameRecord, Party
 from services.flows.facets import is_dns
-from services.flows.filters.base import Condition, Rows, party, regex, where_entry
+from services.flows.filters.base import Condition, Pattern, Rows, party, regex, where_entry
 from services.flows.filters.names import fqdn_pattern
 
 
@@ -31,7 +31,7 @@ def _has_name(patterns: list[re.Pattern[str]]) -> Callable[[Party], bool]:
     return lambda entry: any(pattern.fullmatch(name) for pattern in patterns for name in entry.names)
 
 
-def _asks(patterns: list[re.Pattern[str]]) -> Condition:
+def _asks(patterns: list[Pattern]) -> Condition:
     def matches(entry: L7Record) -> bool:
         return isinstance(entry, NameRecord) and any(pattern.search(entry.query) for pattern in patterns)
 

@@ -16,7 +16,7 @@ from services.common.pb.flow import flow_pb2
 from services.flows.columns import Array, Kind
 from services.flows.entries import HttpRequest, L7Record
 from services.flows.facets import L7, responses
-from services.flows.filters.base import Condition, FilterError, Rows, regex, where_entry
+from services.flows.filters.base import Condition, FilterError, Pattern, Rows, regex, where_entry
 from services.flows.names import request_url
 
 _STATUS = re.compile(r"[1-5][0-9]{2}|[1-5][0-9]?\+")
@@ -70,7 +70,7 @@ def _has_method(methods: frozenset[str]) -> Callable[[L7Record], bool]:
     return has
 
 
-def _has_path(patterns: list[re.Pattern[str]]) -> Callable[[L7Record], bool]:
+def _has_path(patterns: list[Pattern]) -> Callable[[L7Record], bool]:
     def has(entry: L7Record) -> bool:
         if not isinstance(entry, HttpRequest):
             return False
@@ -80,7 +80,7 @@ def _has_path(patterns: list[re.Pattern[str]]) -> Callable[[L7Record], bool]:
     return has
 
 
-def _has_url(patterns: list[re.Pattern[str]]) -> Condition:
+def _has_url(patterns: list[Pattern]) -> Condition:
     """A URL is made of three columns, so it is decided per distinct triple of a run."""
 
     def condition(rows: Rows) -> Array:

@@ -43,6 +43,10 @@ def types(*pairs: tuple[int, int | None]) -> list[pb.EventTypeFilter]:
     return [pb.EventTypeFilter(type=t, match_sub_type=s is not None, sub_type=s or 0) for t, s in pairs]
 
 
+def cel(*expressions: str, **fields: Any) -> pb.FlowFilter:
+    return f(experimental=pb.FlowFilter.Experimental(cel_expression=expressions), **fields)
+
+
 TABLE: list[tuple[pb.FlowFilter, list[int]]] = [
     (f(), EVERYTHING),
     (f(source_ip=["10.0.0.1"]), [0, 2, 4, 5, 6]),
@@ -140,6 +144,24 @@ TABLE: list[tuple[pb.FlowFilter, list[int]]] = [
     (f(http_status_code=["403", "5+"]), []),  # a denied request has no code
     (f(http_header=[pb.HTTPHeader(key="a", value="b")]), []),
     (f(uuid=["f81d4fae-7dec-11d0-a765-00a0c91e6bf6", "nonsense"]), []),
+    (f(http_path=["(a|a)*$"]), [4, 5]),  # RE2: linear in the path, whatever the expression
+    (cel("true"), EVERYTHING),
+    (cel("false"), []),
+    (cel("_flow.verdict == Verdict.DROPPED"), [1, 5]),
+    (cel("_flow.verdict == flow.Verdict.DROPPED"), [1, 5]),
+    (cel("_flow.IP.source == '10.0.0.1' && has(_flow.l4.TCP)"), [0, 4, 5, 6]),
+    (cel("_flow.l4.UDP.destination_port == uint(53)"), [2]),
+    (cel("_flow.source.labels.exists(l, l.startsWith('cidr:'))"), [3]),
+    (cel("_flow.l7.http.url.matches('^http://10[.]0[.]0[.]2/api')"), [4]),
+    (cel("_flow.node_name == 'east/b1'"), [4]),
+    (cel("_flow.event_type.type == 1"), [1]),
+    (cel("_flow.event_type.type == 5"), [0]),
+    (cel("_flow.event_type.type == 5", event_type=types((5, None))), [0, 1]),  # the facet that is shown
+    (cel("_flow.verdict == Verdict.DROPPED", "_flow.event_type.type == 4"), [1, 2, 3, 5, 6]),  # a list is OR
+    (cel("_flow.verdict == Verdict.DROPPED", protocol=["http"]), [5]),
+    (cel("_flow.source_names[0] == 'x'"), []),  # fails on every flow: no such index
+    (cel("_flow.source_names[0] == 'x'", "true"), []),  # ... and a failure makes the whole condition false
+    (cel("_flow.extensions.kind == 4"), [6]),  # what the record knows beyond Hubble's messages: a close
     # AND across fields, OR inside one
     (f(source_pod=["client"], verdict=[pb.DROPPED]), [1, 5]),
     (f(source_pod=["client"], destination_pod=["shop/"]), [1]),
@@ -182,7 +204,14 @@ ERRORS = [
     (f(http_path=["("]), "http_path"),
     (f(http_url=["a" * 5000]), "http_url"),
     (f(dns_query=["["]), "dns_query"),
-    (f(experimental=pb.FlowFilter.Experimental(cel_expression=["true"])), "cel_expression"),
+    (cel("_flow.verdict =="), "cel_expression.*1:17: Syntax error"),
+    (cel("_flow.nope == 1"), "cel_expression.*1:6: undefined field 'nope'"),
+    (cel("verdict == 1"), "cel_expression.*1:1: undeclared reference to 'verdict'"),
+    (cel("_flow.verdict == Verdict.NOPE"), "cel_expression.*1:"),
+    (cel("_flow.l4.TCP.destination_port == 80u", "_flow.source"), "cel_expression.*flow.Endpoint, not a bool"),
+    (cel("true || " * 2000 + "true"), "cel_expression.*longer than"),
+    (cel(*["true"] * 17), "cel_expression.*at most 16"),
+    (cel("(" * 200 + "true" + ")" * 200), "cel_expression.*recursion"),
     # HTTP filters need L7 among the event types, if any are named
     (f(http_method=["GET"], event_type=types((4, None))), "http_method"),
     (f(http_status_code=["404"], event_type=types((1, None))), "http_status_code"),
@@ -262,3 +291,10 @@ def test_responses_have_a_status_and_a_server_as_their_source(flows: Any) -> Non
     assert flows.matching(f(http_status_code=["40+"])) == [1]
     assert flows.matching(f(reply=[True])) == [0, 1, 2, 3]
     assert flows.matching(f(http_url=["^http://10.0.0.2:8080/a$"])) == [0, 1, 2, 3, 4]
+
+
+def test_an_expression_has_a_budget(flows: Any) -> None:
+    flows.add()
+    many = "[" + ",".join(["1"] * 60) + "]"
+    assert flows.matching(cel(f"{many}.all(a, {many}.all(b, {many}.all(c, {many}.all(d, true))))")) == []
+    assert flows.matching(cel(f"{many}.all(a, {many}.all(b, true))")) == [0]

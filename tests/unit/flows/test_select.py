@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -114,3 +115,34 @@ async def test_many_segments(new_flows: Any) -> None:
 
 def flows_node() -> NodeRef:
     return NodeRef("node1", labels=("kubernetes.io/hostname=node1",))
+
+
+EXPRESSION = pb.FlowFilter(experimental=pb.FlowFilter.Experimental(cel_expression=["_flow.verdict == Verdict.DROPPED"]))
+
+
+@pytest.mark.parametrize(("window", "expected"), TABLE, ids=lambda value: str(value)[:60])
+async def test_an_expression_selects_as_a_field_does(
+    ten: Any, window: Window, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.flows.select.COSTLY_ROWS", 3)
+    del expected
+    assert await chosen(ten, window, EXPRESSION) == await chosen(ten, window, DROPS)
+
+
+async def test_filters_that_look_at_rows_one_by_one_let_others_have_a_turn(new_flows: Any) -> None:
+    flows = new_flows(4096 * 16)
+    for _ in range(2000):
+        flows.add()
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    assert len(flows.store.segments) == 1
+    assert await chosen(flows, Window(), EXPRESSION) == []
+    task.cancel()
+    assert turns >= 2000 // 256
