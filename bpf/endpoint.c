@@ -314,6 +314,8 @@ INLINE int handle_to_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	if (from && is_cluster_pod(from->identity) && !addr_is_zero(&from->tunnel_endpoint))
 		return -DROP_INVALID_SOURCE_IP;
 	ctx->delivery = DELIVER_PASS;
+	if (ctx->src_identity == IDENTITY_HOST && may_open(ctx))
+		name_service(skb, ctx); /* the node's own processes */
 	if (ctx->src_identity == IDENTITY_HOST && unlikely(host_endpoint())) {
 		ctx->direction = DIR_EGRESS; /* the node's own turn comes first */
 		tailcalls.call(skb, TAIL_HOST_POLICY);

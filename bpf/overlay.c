@@ -98,9 +98,11 @@ INLINE int handle_to_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	if (cfg && (cfg->flags & CONFIG_F_NORTH_SOUTH))
 		ctx->flags |= CTX_F_TRACK;
 	ctx->direction = DIR_EGRESS;
-	if (unlikely(host_endpoint()))
+	if (unlikely(host_endpoint())) {
+		if (may_open(ctx))
+			name_service(skb, ctx);
 		tailcalls.call(skb, TAIL_HOST_POLICY);
-	else if (ctx->flags & CTX_F_TRACK)
+	} else if (ctx->flags & CTX_F_TRACK)
 		tailcalls.call(skb, TAIL_NAT_OUT);
 	else
 		return TC_ACT_OK;

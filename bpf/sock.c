@@ -7,7 +7,9 @@
  * release                     forget the socket
  *
  * What no socket hook sees (SCTP, raw sockets, packets that are forwarded) is translated by tc (lib/service_path.h). */
+#include "lib/ipcache.h"
 #include "lib/lb.h"
+#include "lib/node_port.h"
 #include "lib/sock.h"
 
 enum {
@@ -40,10 +42,10 @@ INLINE int to_backend(struct bpf_sock_addr *ctx, struct addr *address, u16 *port
 
 	if (ctx->protocol != PROTO_TCP && ctx->protocol != PROTO_UDP)
 		return SOCK_GO_ON;
-	service = services.lookup(&frontend);
+	entry.netns = sock_netns_cookie(ctx);
+	service = sock_service(&frontend, entry.netns);
 	if (!service)
 		return service_find(address, 0, 0, SCOPE_INTERNAL) ? refuse(ECONNREFUSED_) : SOCK_GO_ON;
-	entry.netns = sock_netns_cookie(ctx);
 	client.address.w[0] = entry.netns;
 	client.address.w[1] = entry.netns >> 32;
 	client.now_ns = bpf_ktime_get_coarse_ns();

@@ -34,8 +34,9 @@ struct datapath_config {
 	u16 nat_port_min; /* host order: the ports that connections get which share the node's address */
 	u16 nat_port_max;
 	u32 pad;
+	u64 netns; /* cookie of the node's own network namespace: whose sockets are its processes'; 0 = not known */
 };
-_Static_assert(sizeof(struct datapath_config) == 88, "datapath_config");
+_Static_assert(sizeof(struct datapath_config) == 96, "datapath_config");
 
 /* Is there more to do with a pod's packet than to send it by the overlay, or if that does not take it, by the stack? */
 INLINE bool leaves_specially(const struct datapath_config *cfg, bool overlay)

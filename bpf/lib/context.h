@@ -114,6 +114,12 @@ INLINE struct pkt_ctx *pkt_context(void)
 	return scratch.lookup(&zero);
 }
 
+/* Might the packet be the first of a connection? */
+INLINE bool may_open(const struct pkt_ctx *ctx)
+{
+	return (ctx->protocol != PROTO_TCP && ctx->protocol != PROTO_SCTP) || (ctx->flags & CTX_F_SYN);
+}
+
 /* For times that end up in records. */
 INLINE u64 precise_now(struct pkt_ctx *ctx)
 {

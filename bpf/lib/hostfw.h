@@ -10,6 +10,7 @@
 #pragma once
 #include "ipcache.h"
 #include "overlay.h"
+#include "sock_name.h"
 #include "tailcall.h"
 #include "verdict.h"
 
@@ -118,5 +119,7 @@ INLINE int host_to_netdev(struct __sk_buff *skb, struct pkt_ctx *ctx, const stru
 	ctx->dst_identity = identity_of(&ctx->daddr);
 	if (is_overlay_between_nodes(ctx, ctx->dst_identity))
 		return 0;
+	if (may_open(ctx))
+		name_service(skb, ctx);
 	return -host_turn(ctx, host, DIR_EGRESS);
 }

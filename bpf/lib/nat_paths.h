@@ -28,12 +28,6 @@ INLINE int nat_leave(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	return to_host(skb, ctx);
 }
 
-/* Might the packet be the first of a connection? */
-INLINE bool may_open(const struct pkt_ctx *ctx)
-{
-	return (ctx->protocol != PROTO_TCP && ctx->protocol != PROTO_SCTP) || (ctx->flags & CTX_F_SYN);
-}
-
 /* Who sent a packet that arrives: what the overlay says, or what its address says. */
 INLINE u32 arrived_from(struct __sk_buff *skb, const struct pkt_ctx *ctx)
 {

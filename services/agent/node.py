@@ -25,6 +25,7 @@ from services.agent.datapath.xdp import Mode as XdpMode
 from services.agent.datapath.xdp import XdpHooks
 from services.common.errors import Denied, NotFound
 from services.common.log import get_logger
+from services.common.netns import netns_cookie
 from services.model.addresses import IPAddress
 from services.model.identity import NumericIdentity, Reserved
 from services.model.objects import IpEntry
@@ -197,6 +198,7 @@ def datapath_settings(
         | (ConfigFlags.EGRESS_GATEWAY if maps["egress_gateway"].count() else 0)
         | (ConfigFlags.NATIVE_ROUTING if config.native_routing else 0),
         nat_ports=config.nat_port_range,
+        netns=netns_cookie(),
     )
 
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import socket
 from collections.abc import Iterator
 
 from services.common.errors import Invalid
 
 _CLONE_NEWNET = 0x40000000
+_SO_NETNS_COOKIE = 71
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -39,6 +41,15 @@ def opened(path: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def netns_cookie() -> int:
+    """The number of this thread's network namespace, as programs see it; 0 where the kernel does not tell."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+        except OSError:
+            return 0
 
 
 def _setns(descriptor: int) -> None:

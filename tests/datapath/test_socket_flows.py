@@ -15,7 +15,7 @@ from services.agent.abi.events import EventType
 from services.agent.abi.layout import be16
 from services.agent.abi.lb import ServiceKey
 from services.model.verdict import Direction, DropReason
-from tests.datapath.node import Pod, ip
+from tests.datapath.node import HOST, Pod, ip, sh
 from tests.datapath.socketed import Cgroup, Servers, Services, call, hooked
 from tests.datapath.wire import WiredNode
 
@@ -82,6 +82,21 @@ def test_flows_of_both_ends_name_the_service_and_the_rule(rig: Rig, version: int
         assert event["daddr"].tobytes() == ip(rig.server.ipv4 if version == 4 else rig.server.ipv6)
         assert event["dport"] == 8080
     assert opened[rig.server.id]["rule_id"] == 77
+
+
+@pytest.mark.parametrize(("version", "udp"), CASES)
+def test_flows_of_the_nodes_own_processes_name_the_service(rig: Rig, version: int, udp: bool) -> None:
+    own = {4: (rig.node.address, 32), 6: ("fd00:77::1", 128)}[version]
+    sh("ip", "addr", "replace", f"{own[0]}/{own[1]}", "dev", "lo", netns=rig.node.name)
+    rig.node.ipcache(own[0], HOST)
+    rig.node.rule(rig.server, Direction.INGRESS, HOST, 17 if udp else 6, 8080, rule_id=78)
+    rig.node.events()
+    result = rig.cgroup.run(rig.node.name, lambda: call((VIP[version], 80), udp=udp))
+    assert result.get("answer") == f"{rig.server.ipv4 if version == 4 else rig.server.ipv6} {own[0]}"
+    events = rig.node.events()
+    (opened,) = events[events["type"] == EventType.NEW]
+    assert (opened["endpoint_id"], opened["src_identity"], opened["rule_id"]) == (rig.server.id, HOST, 78)
+    assert opened["service_id"] == SERVICE[version, udp]
 
 
 @pytest.mark.parametrize(("version", "udp"), CASES)

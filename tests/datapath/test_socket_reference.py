@@ -15,7 +15,9 @@ from services.agent.abi.lb import Scope, ServiceFlags, ServiceInfo, ServiceKey
 from services.agent.abi.sock import SockEntry, SockKey
 from services.agent.calc.services import NodeFacts
 from services.agent.datapath.fake_sock import ReferenceSockets, Refused
+from services.common.netns import netns_cookie
 from services.model.addresses import from_bytes
+from services.model.identity import Reserved
 from services.model.objects import HostPort, Pod
 from services.model.services import TrafficPolicy
 from tests.conftest import Tally
@@ -30,6 +32,9 @@ SO_COOKIE = 57
 HERE = ["10.99.0.1", "10.99.0.2", "10.99.0.3", "fd00:99::1", "fd00:99::2"]
 VIPS = ["10.96.0.1", "10.96.0.2", "fd00:96::1"]
 NODE4 = "192.168.0.1"
+NODES = ["172.31.0.2", "fd00:31::2"]
+OUTSIDE = "172.31.0.3"
+LOOPBACK = ["127.0.0.1", "127.0.0.9", "::1", "0.0.0.0", "::"]
 
 
 @dataclass
@@ -59,6 +64,14 @@ def random_services(node: Node, chance: random.Random) -> None:
                 backends = [(each, chance.choice((7000, 7001))) for each in same if chance.random() < 0.6]
                 flags = chance.choice((ServiceFlags.REFUSE, ServiceFlags.LOCAL))
                 services.put(number * 10 + port, (vip, port), backends, UDP, 0 if backends else flags)
+    for number, address in enumerate(("0.0.0.0", "::")):
+        for port in (54, 55, 56):
+            same = [each for each in HERE if (":" in each) == (":" in address)]
+            flags = chance.choice((ServiceFlags.NODE_PORT, ServiceFlags.HOST_PORT))
+            services.put(200 + number * 10 + port, (address, port), [(each, 7000) for each in same], UDP, flags)
+    for address in NODES:
+        node.ipcache(address, chance.choice((Reserved.HOST, Reserved.REMOTE_NODE)))
+    node.ipcache(OUTSIDE, Reserved.WORLD_IPV4)
 
 
 Done = tuple[int, tuple[str, int] | None, tuple[bytes, int] | None]
@@ -79,11 +92,13 @@ def attempt(node: Node, target: tuple[str, int], family: int) -> Done:
 @pytest.mark.parametrize("seed", range(6))
 def test_the_kernel_does_what_the_reference_says(rig: Rig, node: Node, seed: int, tally: Tally) -> None:
     chance = random.Random(seed)
+    home = rig.cgroup.run(node.name, netns_cookie) + chance.choice((0, 1))
+    node.settings(netns=home)
     random_services(node, chance)
     node.map("sockets")  # opened before the child is made
     targets = []
-    for _ in range(60):
-        address = chance.choice(VIPS + HERE)
+    for _ in range(120):
+        address = chance.choice(VIPS + HERE + NODES + LOOPBACK + [OUTSIDE])
         mapped = "." in address and chance.random() < 0.4
         family = socket.AF_INET6 if mapped or ":" in address else socket.AF_INET
         targets.append(((f"::ffff:{address}" if mapped else address, chance.choice((53, 54, 55, 56))), family))
@@ -91,31 +106,36 @@ def test_the_kernel_does_what_the_reference_says(rig: Rig, node: Node, seed: int
     maps = {name: dict(node.map(name).items()) for name in ("services", "backends", "backend_slots", "maglev")}
     for ((text, port), _), (number, peer, backend) in zip(targets, results, strict=True):
         to = ip(text.removeprefix("::ffff:")), port
-        wanted = possible(maps, to)
+        wanted = possible(maps, to, rig.cgroup.run(node.name, netns_cookie), home)
         if isinstance(wanted, int):
             assert (number, peer, backend) == (wanted, None, None)
             continue
         chosen = backend or to
         assert chosen in wanted, (text, port)
-        assert (number == 0) == (str(from_bytes(chosen[0])) in HERE)
-        if not number:
+        where = from_bytes(chosen[0])
+        own = where.is_loopback or where.is_unspecified
+        assert (number == 0) == (own or str(where) in HERE), (text, number)
+        if not number and not where.is_unspecified:
             assert peer == (text, port), "whatever it is connected to, it sees what it asked for"
     tally("connects compared with the reference", len(targets))
 
 
-def possible(maps: dict[str, dict[bytes, bytes]], to: tuple[bytes, int]) -> int | set[tuple[bytes, int]]:
+def possible(
+    maps: dict[str, dict[bytes, bytes]], to: tuple[bytes, int], netns: int, home: int
+) -> int | set[tuple[bytes, int]]:
     """All that the reference may do, over the random choice."""
     found = set()
     for choice in range(len(HERE)):
         try:
-            reference = ReferenceSockets(maps, lambda count, choice=choice: choice % count)  # type: ignore[misc]
-            place = reference.connect(1, 1, to, UDP)
+            pick = lambda count, choice=choice: choice % count  # noqa: E731
+            reference = ReferenceSockets(maps, pick, home, [ip(address) for address in NODES])
+            place = reference.connect(1, netns, to, UDP)
         except Refused as refused:
             return refused.number
         assert reference.seen(1, place, UDP) == to
         reference.close(1, UDP)
         assert reference.seen(1, place, UDP) == place
-        assert reference.send(2, 1, to) == place
+        assert reference.send(2, netns, to) == place
         assert reference.seen(2, place, UDP) == to
         found.add(place)
     return found

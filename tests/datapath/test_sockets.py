@@ -19,6 +19,7 @@ from services.agent.datapath import syscall
 from services.agent.datapath.cgroup import SocketHooks
 from services.agent.datapath.sock_sweep import SocketSweeper
 from services.common.errors import NotFound
+from services.common.netns import netns_cookie
 from tests.datapath.node import Node, ip, sh
 from tests.datapath.socketed import Cgroup, Servers, Services, call, hooked
 
@@ -135,6 +136,58 @@ def test_no_backend_and_no_such_port_are_refused_at_once(rig: Rig, version: int,
 
     refused = errno.ECONNREFUSED
     assert rig.run(work) == [refused, errno.EHOSTUNREACH, *[refused] * 5]
+
+
+def node_port(rig: Rig, netns: int) -> None:
+    """Ports 30080 (TCP) and 30053 (UDP) are node ports and 8090 is a host port; `netns` is the node's."""
+    rig.node.settings(netns=netns)
+    for version, address in ((4, "0.0.0.0"), (6, "::")):
+        backends = [(b, 8080) for b in BACKENDS[version]]
+        rig.services.put(300 + version, (address, 30080), backends, flags=ServiceFlags.NODE_PORT)
+        rig.services.put(310 + version, (address, 8090), backends[:1], flags=ServiceFlags.HOST_PORT)
+        udp = [(b, 5353) for b in BACKENDS[version]]
+        rig.services.put(320 + version, (address, 30053), udp, UDP, flags=ServiceFlags.NODE_PORT)
+    for address, identity in (("172.31.0.2", 6), ("fd00:31::2", 6), ("172.31.0.3", 9), ("172.31.0.4", 1)):
+        rig.node.ipcache(address, identity)
+
+
+LOOPBACK = [
+    (4, "127.0.0.1", socket.AF_INET),
+    (4, "127.9.9.9", socket.AF_INET),
+    (4, "0.0.0.0", socket.AF_INET),
+    (6, "::1", socket.AF_INET6),
+    (6, "::", socket.AF_INET6),
+    (4, "::ffff:127.0.0.1", socket.AF_INET6),
+]
+
+
+@pytest.mark.parametrize(("version", "address", "family"), LOOPBACK)
+def test_node_ports_are_at_loopback_for_the_nodes_own_processes(
+    rig: Rig, version: int, address: str, family: int
+) -> None:
+    node_port(rig, rig.run(netns_cookie))
+    for port, wanted in ((30080, set(BACKENDS[version])), (8090, {BACKENDS[version][0]})):
+        results = rig.run(lambda port=port: [call((address, port), family) for _ in range(30)])
+        assert {result.get("answer", "-").split()[0] for result in results} == wanted, results[:2]
+        assert {result["peer"] for result in results} == {(address, port)}
+    assert rig.run(lambda: call((address, 30053), family, udp=True))["answer"].split()[0] in BACKENDS[version]
+    # To a pod the same address is its own.
+    node_port(rig, rig.run(netns_cookie) + 1)
+    assert rig.run(lambda: call((address, 30080), family))["errno"] == errno.ECONNREFUSED
+
+
+def test_node_ports_of_other_nodes_are_resolved_at_the_socket(rig: Rig) -> None:
+    """And of addresses of this node that have no entry of their own. Host ports are their node's alone."""
+    node_port(rig, 0)
+
+    def work() -> list[str]:
+        places = [("172.31.0.2", 30080), ("fd00:31::2", 30080), ("172.31.0.4", 30080)]
+        return [call(place)["answer"].split()[0] for place in places]
+
+    four, six, own = rig.run(work)
+    assert (four in BACKENDS[4], six in BACKENDS[6], own in BACKENDS[4]) == (True, True, True)
+    left_alone = [("172.31.0.3", 30080), ("172.31.0.2", 8090), ("172.31.0.2", 30081)]
+    assert rig.run(lambda: [call(place)["errno"] for place in left_alone]) == [errno.ENETUNREACH] * 3
 
 
 def test_a_client_with_affinity_keeps_its_backend_until_the_time_is_over(rig: Rig) -> None:

@@ -33,7 +33,7 @@ class ConfigFlags(IntFlag):
 
 
 class DatapathConfig(Struct):
-    """`struct datapath_config`, 88 bytes, the only entry of map `config`."""
+    """`struct datapath_config`, 96 bytes, the only entry of map `config`."""
 
     _fields_ = [
         ("update_interval_ns", ctypes.c_uint64),
@@ -50,4 +50,5 @@ class DatapathConfig(Struct):
         ("nat_port_min", ctypes.c_uint16),
         ("nat_port_max", ctypes.c_uint16),
         ("pad", ctypes.c_uint32),
+        ("netns", ctypes.c_uint64),
     ]

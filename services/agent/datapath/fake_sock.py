@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from services.agent.abi.lb import ClientKind, Scope, ServiceFlags
+from services.agent.abi.lb import ClientKind, Scope, ServiceFlags, ServiceInfo, ServiceKey
 from services.agent.datapath.fake_lb import Client, Maps, ReferenceBalancer
+from services.model.addresses import V4_MAPPED_PREFIX, from_bytes
 from services.model.verdict import Protocol
 
 Place = tuple[bytes, int]
@@ -21,10 +22,18 @@ class Refused(Exception):
 
 
 class ReferenceSockets:
-    """The sockets of one cgroup. `maps` are read at every call; `choose(count)` stands for the random choice."""
+    """The sockets of one cgroup. `maps` are read at every call; `choose(count)` stands for the random choice. `home`:
+    the node's own network namespace; `nodes`: addresses of this and of other nodes."""
 
-    def __init__(self, maps: Maps, choose: Callable[[int], int] = lambda count: 0) -> None:
+    def __init__(
+        self,
+        maps: Maps,
+        choose: Callable[[int], int] = lambda count: 0,
+        home: int = 0,
+        nodes: Collection[bytes] = (),
+    ) -> None:
         self._balancer = ReferenceBalancer(maps, choose)
+        self._home, self._nodes = home, nodes
         self.known: dict[tuple[int, int], tuple[Place, Place]] = {}
         """Connected: (socket, protocol) -> (backend, what was asked for)"""
         self.told: dict[tuple[int, Place], Place] = {}
@@ -50,7 +59,7 @@ class ReferenceSockets:
         """A backend; None: it is no Service."""
         if protocol not in (Protocol.TCP, Protocol.UDP):
             return None
-        found = self._balancer.find(*to, protocol, Scope.INTERNAL)
+        found = self._meant(netns, to, protocol)
         if found is None:
             if self._balancer.find(to[0], 0, 0, Scope.INTERNAL) is not None:
                 raise Refused(errno.ECONNREFUSED)  # a Service's address, but none of its ports
@@ -61,6 +70,22 @@ class ReferenceSockets:
             refuse = found[1].flags & ServiceFlags.REFUSE
             raise Refused(errno.ECONNREFUSED if refuse else errno.EHOSTUNREACH)
         return backend
+
+    def _meant(self, netns: int, to: Place, protocol: int) -> tuple[ServiceKey, ServiceInfo] | None:
+        """The Service at a place; node ports are at addresses of all nodes, and at the node's own loopback."""
+        address, port = to
+        asked = from_bytes(address)
+        loopback = asked.is_loopback or asked.is_unspecified
+        if loopback and (not self._home or netns != self._home):
+            return None
+        found = None if loopback else self._balancer.find(address, port, protocol, Scope.INTERNAL)
+        if found is not None:
+            return found
+        anywhere = (V4_MAPPED_PREFIX + bytes(4)) if asked.version == 4 else bytes(16)
+        found = self._balancer.find(anywhere, port, protocol, Scope.INTERNAL)
+        if found is None or loopback:
+            return found
+        return None if found[1].flags & ServiceFlags.HOST_PORT or address not in self._nodes else found
 
     def seen(self, socket: int, place: Place, protocol: int) -> Place:
         """As whom the socket's owner sees somebody: the sender of an answer, or the peer."""

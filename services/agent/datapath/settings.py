@@ -34,6 +34,8 @@ class Settings:
 
     ct_queue_places: int = QUEUE_MIN
     """Size of map `ct_queue`, a power of two."""
+    netns: int = 0
+    """Cookie of the node's network namespace: its processes reach node ports at loopback addresses; 0 = not known."""
 
     def pack(self) -> bytes:
         """`struct datapath_config`."""
@@ -51,6 +53,7 @@ class Settings:
             ct_queue_mask=self.ct_queue_places - 1,
             nat_port_min=self.nat_ports[0],
             nat_port_max=self.nat_ports[1],
+            netns=self.netns,
         ).pack()
 
 

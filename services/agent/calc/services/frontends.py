@@ -6,6 +6,7 @@ Pure functions of one Service, the node and the options; who wins where two Serv
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from services.model.services import HEADLESS_LABEL, PROXY_NAME_LABEL, Service, S
 HOST_PORT = "HostPort"
 """Type of the Services that stand for pods' host ports."""
 NO_PORT = ServicePort("", 0, 0, 0)
+ANY_ADDRESS: tuple[IPAddress, ...] = (ipaddress.IPv4Address(0), ipaddress.IPv6Address(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def plan(service: Service, wishes: Wishes, node: NodeFacts, options: LbOptions) 
     problems = _check_ports(service, options)
     plans = [p for p in _all(service, node, options) if p.kind in wishes.kinds]
     bad = set(_not_addresses(service, node, problems))
-    return [p for p in plans if p.address not in bad], problems
+    return [p for p in plans if p.kind is Kind.NODE_PORT or p.address not in bad], problems
 
 
 def _all(service: Service, node: NodeFacts, options: LbOptions) -> Iterator[Plan]:
@@ -73,6 +75,17 @@ def _all(service: Service, node: NodeFacts, options: LbOptions) -> Iterator[Plan
             for port in service.ports:
                 if port.node_port and _in(port.node_port, options):
                     yield Plan(Kind.NODE_PORT, address, port.node_port, port.protocol, scope, local, port)
+    for port in service.ports:
+        if service.type in ("NodePort", "LoadBalancer") and port.node_port and _in(port.node_port, options):
+            for address in _anywhere(service, node):
+                yield Plan(Kind.NODE_PORT, address, port.node_port, port.protocol, Scope.INTERNAL, False, port)
+
+
+def _anywhere(service: Service, node: NodeFacts) -> Iterator[IPAddress]:
+    """Address zero of the families that Service and node share: what sockets look up for addresses without an entry of
+    their own, which are loopback ones and other nodes' (`bpf/lib/node_port.h`)."""
+    versions = _versions(service) & {address.version for address in node.addresses}
+    yield from (zero for zero in ANY_ADDRESS if zero.version in versions)
 
 
 def _versions(service: Service) -> frozenset[int]:
@@ -97,11 +110,14 @@ def _host_port(service: Service, node: NodeFacts, options: LbOptions) -> tuple[l
         text = f"hostPort {port.port} is in the range of node ports, {low}-{high}; choose another"
         return [], [Problem(ProblemKind.PORT_OUT_OF_RANGE, text)]
     addresses = service.external_ips or node.addresses
-    return [
+    plans = [
         Plan(Kind.HOST_PORT, address, port.port, port.protocol, scope, True, port)
         for address in addresses
         for scope in Scope
-    ], []
+    ]
+    anywhere = () if service.external_ips else _anywhere(service, node)
+    own = [Plan(Kind.HOST_PORT, a, port.port, port.protocol, Scope.INTERNAL, True, port) for a in anywhere]
+    return plans + own, []
 
 
 def _in(port: int, options: LbOptions) -> bool:

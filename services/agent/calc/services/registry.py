@@ -225,6 +225,8 @@ class Services(Known):
         owner = self._claims.owner(key)
         if owner == name or owner is None:
             return True
+        if plan.address.is_unspecified:
+            return False  # said of the node's own addresses already
         kind = ProblemKind.NODE_PORT_TAKEN if plan.kind in _OF_THE_NODE else ProblemKind.ADDRESS_TAKEN
         text = f"{plan.address} port {plan.port} belongs to {owner[0]}/{owner[1]}, which is older; choose another"
         problems.append(Problem(kind, text))

@@ -18,7 +18,7 @@ from tests.unit.agent.calc.lb_world import CLUSTER, HTTP, LOCAL, A, N, World, en
 HERE, THERE = endpoint("10.1.0.1"), endpoint("10.2.0.1", "node2")
 VIP, NODE4, NODE6, LB, EXT = "10.96.0.1", "192.168.0.1", "fd00:192::1", "203.0.113.9", "198.51.100.7"
 CLUSTER_IP = {(VIP, 80, 0), (VIP, 0, 0)}
-NODE_PORT = {(NODE4, 30080, scope) for scope in (0, 1)}
+NODE_PORT = {(NODE4, 30080, 0), (NODE4, 30080, 1), ("0.0.0.0", 30080, 0)}
 
 
 def both(address: str) -> set[tuple[str, int, int]]:
@@ -255,7 +255,8 @@ def test_host_ports() -> None:
     world = World()
     world.services.set_pod(("ns", "p"), pod("p", 8080))
     world.services.settle()
-    assert world.frontends() == {(a, 8080, scope) for a in (NODE4, NODE6) for scope in (0, 1)}
+    anywhere = {("0.0.0.0", 8080, 0), ("::", 8080, 0)}
+    assert world.frontends() == {(a, 8080, scope) for a in (NODE4, NODE6) for scope in (0, 1)} | anywhere
     assert world.reached(NODE4, 8080, 1) == ["10.1.0.9:8080"]
     assert world.flags(NODE4, 8080, 1) & ServiceFlags.HOST_PORT
     assert not list(world.services.services()), "policies know nothing of them"
@@ -273,6 +274,17 @@ def test_host_ports() -> None:
     world.services.set_pod(("ns", "p"), None)
     world.services.settle()
     assert not world.problems()
+
+
+def test_node_ports_are_at_addresses_of_all_nodes_and_at_loopback_for_sockets() -> None:
+    web = service(type="NodePort", cluster_ips=(VIP, "fd00:96::1"), external_policy=LOCAL)
+    world = World(web, slice_of(HERE, THERE))
+    everybody = ["10.1.0.1:8080", "10.2.0.1:8080"]
+    assert world.reached("0.0.0.0", 30080) == everybody, "from inside the cluster, whatever the external policy"
+    assert world.reached("0.0.0.0", 30080, 1) is None, "sockets are inside"
+    assert world.reached("::", 30080) == []
+    assert world.reached(NODE4, 30080, 1) == everybody[:1]
+    assert World(service(type="NodePort"), slice_of(HERE)).reached("::", 30080) is None, "one family only"
 
 
 def test_two_services_want_one_address() -> None:
