@@ -29,6 +29,33 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target / "services/common/pb"
 
 
+def test_the_page_of_the_api_is_up_to_date(tmp_path: Path) -> None:
+    files = [
+        f"services/common/pb/{file.relative_to(ROOT / 'proto')}" for file in sorted((ROOT / "proto").rglob("*.proto"))
+    ]
+    descriptors = tmp_path / "set"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "grpc_tools.protoc", "-Iservices/common/pb=proto", "--include_source_info"),
+            *(f"--descriptor_set_out={descriptors}", *files),
+        ],
+        cwd=ROOT,
+        check=True,
+        timeout=60,
+    )
+    made = subprocess.run(
+        [sys.executable, "proto/api_page.py", descriptors],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout
+    assert (ROOT / "docs/api.md").read_text() == made, "run ./dev proto"
+    for call in ("Allocate", "GetFlows", "ExplainPolicy", "Push"):
+        assert f"| `{call}` |" in made
+
+
 def test_stubs_are_up_to_date(fresh: Path) -> None:
     expected = {file.relative_to(fresh): file.read_text() for file in fresh.rglob("*.py")}
     present = {file.relative_to(GENERATED): file.read_text() for file in GENERATED.rglob("*_pb2*.py")}

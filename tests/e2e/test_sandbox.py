@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,6 +154,25 @@ def test_explain_says_what_the_packets_meet() -> None:
     nobody = ciliate(*explained, "--from", "nobody", check=False)
     assert nobody.returncode == 1
     assert "source: 'nobody' is no pod" in nobody.stderr
+
+
+def example(name: str, *arguments: str) -> str:
+    """What a program of the client package's examples prints."""
+    command = [sys.executable, "-m", f"services.client.examples.{name}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout
+
+
+def test_the_examples_of_the_client_package_run_on_it() -> None:
+    found = state.load(NAME)
+    tls = ("--tls-ca", found.tls_ca, "--tls-cert", found.tls_cert, "--tls-key", found.tls_key)
+    known = example("watch_identities", "--address", found.identity, *tls, "--once")
+    assert "k8s:role=frontend" in known
+    assert "default/frontend" in known
+    talkers = example("top_talkers", "--address", found.relay, *tls, "--minutes", "60")
+    assert "bytes  default/frontend" in talkers
+    agent = next(node.agent_socket for node in found.nodes)
+    why = example("explain", "--address", f"unix://{agent}", *tls, "visitor", "my-webapp", "80")
+    assert "is denied" in why
 
 
 def test_simulate_tells_flips_and_recorded_flows_and_applies_nothing(tmp_path: Path) -> None:

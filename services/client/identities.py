@@ -1,0 +1,114 @@
+"""Client of the identity service (`ciliate.identity.v1.IdentityService`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+
+from services.client.connection import Connection
+from services.client.identity_watch import IdentityWatch
+from services.common.errors import CiliateError, Unavailable
+from services.common.log import get_logger
+from services.common.pb.identity.v1 import identity_pb2 as pb
+from services.common.pb.identity.v1 import identity_pb2_grpc
+from services.model.addresses import IPNetwork
+from services.model.identity import Identity, NumericIdentity
+from services.model.labels import Labels
+from services.model.objects import IpEntry
+
+RETRY_KEEPALIVE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Referenced:
+    """An identity and the nodes that hold references to it."""
+
+    identity: Identity
+    nodes: tuple[str, ...]
+
+
+class Identities(Connection):
+    """Reads with a certificate of any role; `allocate` to `keep_alive` need the certificate of the node named."""
+
+    role = "identity"
+
+    def stub(self, there: grpc.aio.Channel) -> Any:
+        """See `Connection`."""
+        return identity_pb2_grpc.IdentityServiceStub(there)  # type: ignore[no-untyped-call]
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    async def get(self, number: int) -> Referenced:
+        """The identity with a number; `NotFound` where there is none."""
+        request = pb.GetRequest(id=number)
+        answer = await self.call(lambda stub, seconds: stub.Get(request, timeout=seconds))
+        return Referenced(_identity(answer.identity), tuple(answer.referenced_by))
+
+    async def get_by_labels(self, labels: Labels) -> Identity:
+        """The identity of exactly this label set; `NotFound` where nobody has allocated one."""
+        request = pb.GetByLabelsRequest(labels=labels.texts())
+        answer = await self.call(lambda stub, seconds: stub.GetByLabels(request, timeout=seconds))
+        return _identity(answer.identity)
+
+    async def list(self, having: Labels | None = None) -> AsyncIterator[Identity]:
+        """Identities that carry all the labels of `having`; every one without it."""
+        request = pb.ListRequest(labels=having.texts() if having else [])
+        async for row in self.stream(lambda stub: stub.List(request)):
+            yield _identity(row)
+
+    def watch(self, node: str = "", on_problem: Callable[[CiliateError | None], None] | None = None) -> IdentityWatch:
+        """Everything that is known and every change, over reconnects; see `IdentityWatch`."""
+        return IdentityWatch(self, node, self._backoff, on_problem or (lambda problem: None))
+
+    # -- as a node -------------------------------------------------------------------------------------------------
+
+    async def allocate(self, labels: Labels, node: str) -> Identity:
+        """The identity of a label set; `node` holds a reference until `release`."""
+        request = pb.AllocateRequest(labels=labels.texts(), node=node)
+        answer = await self.call(lambda stub, seconds: stub.Allocate(request, timeout=seconds))
+        return _identity(answer.identity)
+
+    async def release(self, identity: NumericIdentity, node: str) -> None:
+        """Give `node`'s reference back."""
+        request = pb.ReleaseRequest(id=identity, node=node)
+        await self.call(lambda stub, seconds: stub.Release(request, timeout=seconds))
+
+    async def register(self, entry: IpEntry) -> None:
+        """Tell the cluster who has an address."""
+        endpoint = pb.Endpoint(
+            prefix=str(entry.prefix),
+            identity=entry.identity,
+            node=entry.node,
+            tunnel_endpoint=str(entry.tunnel or ""),
+            namespace=entry.namespace,
+            pod=entry.pod,
+        )
+        request = pb.RegisterEndpointRequest(endpoint=endpoint)
+        await self.call(lambda stub, seconds: stub.RegisterEndpoint(request, timeout=seconds))
+
+    async def deregister(self, prefix: IPNetwork, node: str) -> None:
+        """Tell the cluster that nobody has an address any more."""
+        request = pb.DeregisterEndpointRequest(prefix=str(prefix), node=node)
+        await self.call(lambda stub, seconds: stub.DeregisterEndpoint(request, timeout=seconds))
+
+    async def keep_alive(self, node: str, on_lapse: Callable[[], None]) -> None:
+        """Keep `node`'s references for ever; `on_lapse` when they are gone and must all be made again."""
+        request, known = pb.KeepAliveRequest(node=node), 0
+        while True:
+            pause = RETRY_KEEPALIVE_SECONDS
+            with contextlib.suppress(Unavailable):
+                answer = await self.call(lambda stub, seconds: stub.KeepAlive(request, timeout=seconds))
+                if known and answer.lease != known:
+                    get_logger("client.identities").warning("the node's references are gone", node=node)
+                    on_lapse()
+                known, pause = answer.lease, max(answer.ttl_seconds / 4, 0.25)
+            await asyncio.sleep(pause)
+
+
+def _identity(row: pb.Identity) -> Identity:
+    return Identity(NumericIdentity(row.id), Labels.parse(row.labels))
