@@ -7,7 +7,8 @@
  * release                     forget the socket
  *
  * What no socket hook sees (SCTP, raw sockets, packets that are forwarded) is translated by tc (lib/service_path.h). */
-#include "lib/ipcache.h"
+#include "lib/drop_reasons.h"
+#include "lib/events.h"
 #include "lib/lb.h"
 #include "lib/node_port.h"
 #include "lib/sock.h"
@@ -23,9 +24,45 @@ enum {
 static u64 (*sock_netns_cookie)(void *ctx) = (void *)122;
 static int (*sock_set_retval)(int retval) = (void *)187;
 
-INLINE int refuse(int error)
+/* Somebody asked for `wanted` and is refused. Who it was is the network namespace, which the agent knows (bytes[0]). */
+INLINE void tell_refused(struct bpf_sock_addr *ctx, const struct sock_entry *wanted)
 {
+	struct flow_event *e = sock_events.ringbuf_reserve(sizeof(*e));
+	u32 type = EVENT_DROP;
+	u64 *count;
+
+	if (!e) {
+		count = lost.lookup(&type);
+		if (count)
+			__sync_fetch_and_add(count, 1);
+		return;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	event_header_fill(&e->header, EVENT_DROP, 0);
+	e->connection.daddr = wanted->address;
+	e->connection.dport = wanted->port;
+	e->connection.protocol = ctx->protocol;
+	e->connection.direction = DIR_EGRESS;
+	e->connection.drop_reason = DROP_SERVICE_BACKEND_NOT_FOUND;
+	e->connection.service_id = wanted->service_id;
+	e->bytes[0] = wanted->netns;
+	sock_events.ringbuf_submit(e, 0);
+}
+
+INLINE int refuse(struct bpf_sock_addr *ctx, const struct sock_entry *wanted, int error)
+{
+	tell_refused(ctx, wanted);
 	sock_set_retval(-error);
+	return SOCK_REFUSE;
+}
+
+/* A Service's address, but none of its ports. Resolvers connect UDP sockets to learn which source address they would get,
+ * and send nothing: nobody is told of those. */
+INLINE int refuse_port(struct bpf_sock_addr *ctx, const struct sock_entry *wanted, bool connects)
+{
+	if (!connects || ctx->protocol != PROTO_UDP)
+		return refuse(ctx, wanted, ECONNREFUSED_);
+	sock_set_retval(-ECONNREFUSED_);
 	return SOCK_REFUSE;
 }
 
@@ -45,14 +82,14 @@ INLINE int to_backend(struct bpf_sock_addr *ctx, struct addr *address, u16 *port
 	entry.netns = sock_netns_cookie(ctx);
 	service = sock_service(&frontend, entry.netns);
 	if (!service)
-		return service_find(address, 0, 0, SCOPE_INTERNAL) ? refuse(ECONNREFUSED_) : SOCK_GO_ON;
+		return service_find(address, 0, 0, SCOPE_INTERNAL) ? refuse_port(ctx, &entry, connects) : SOCK_GO_ON;
 	client.address.w[0] = entry.netns;
 	client.address.w[1] = entry.netns >> 32;
 	client.now_ns = bpf_ktime_get_coarse_ns();
+	entry.service_id = service->service_id;
 	backend = lb_select(&frontend, service, &client, &slot);
 	if (!backend)
-		return refuse(service->flags & SERVICE_F_REFUSE ? ECONNREFUSED_ : EHOSTUNREACH_);
-	entry.service_id = service->service_id;
+		return refuse(ctx, &entry, service->flags & SERVICE_F_REFUSE ? ECONNREFUSED_ : EHOSTUNREACH_);
 	key.cookie = bpf_get_socket_cookie(ctx);
 	entry.backend = backend->address;
 	entry.backend_port = backend->port;
@@ -62,7 +99,7 @@ INLINE int to_backend(struct bpf_sock_addr *ctx, struct addr *address, u16 *port
 	}
 	/* Without an entry the client would not recognise answers: better no connection than one that hangs. */
 	if (sockets.update(&key, &entry))
-		return refuse(EHOSTUNREACH_);
+		return refuse(ctx, &entry, EHOSTUNREACH_);
 	*address = entry.backend;
 	*port = entry.backend_port;
 	return SOCK_GO_ON;

@@ -127,6 +127,8 @@ BPF_F_TABLE("array", u32, struct flow_event, events, 65536, 1024 /* MMAPABLE */)
 /* Pages of ring; powers of two. */
 BPF_RINGBUF_OUTPUT(http_events, 1024);
 BPF_RINGBUF_OUTPUT(name_events, 1024);
+/* struct flow_event of calls that sock.c refuses. Such a program may be interrupted by those that write the lanes. */
+BPF_RINGBUF_OUTPUT(sock_events, 16);
 
 /* Events of each kind (index: enum event_type) that found the ring full. Exact: nothing else loses events here. */
 PERCPU_MAP(lost, u64, EVENT_TYPES);

@@ -16,6 +16,7 @@ programs attached ─ ready. Whenever the agent dies, the kernel goes on with wh
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ from services.agent.events.pipeline import FlowPipeline, PipelineConfig
 from services.agent.http_policy import HttpPolicy
 from services.agent.learned import LearnedNames
 from services.agent.name_policy import NamePolicy
+from services.agent.refusals import NodeOwner, Owners, Refusals
 from services.agent.server.cni import CniServer
 from services.agent.server.connections import watch_connections
 from services.agent.server.health import describe, describe_status_writer, relay_check
@@ -179,6 +181,7 @@ async def run(config: Config) -> None:
             "cni": cni.run(),
             "flows": pipeline.run(),
             "sockets": sweeper.run(),
+            "sockets:refused": _watch_refusals(config, stack, kernel, ends, pipeline).run(),
             "services:health": health.run(),
             "conntrack": watch_connections(
                 kernel.maps, config.connections_per_pod, knowledge, pipeline.add, state, registry
@@ -206,6 +209,15 @@ def _watch_sockets(kernel: Kernel, knowledge: Knowledge, state: AgentState) -> S
     state.checks.append(kernel.sockets.check)
     state.counters.append(lambda: {"sockets:closed": sweeper.closed_total})
     return sweeper
+
+
+def _watch_refusals(
+    config: Config, stack: AsyncExitStack, kernel: Kernel, ends: Endpoints, pipeline: FlowPipeline
+) -> Refusals:
+    owners = Owners(NodeOwner(config.addresses), ends.manager.local, time.monotonic)
+    refusals = Refusals(kernel.maps["sock_events"].fd, owners, pipeline.add)
+    stack.callback(refusals.close)
+    return refusals
 
 
 def _lifetimes(config: Config) -> Lifetimes:

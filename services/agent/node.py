@@ -46,6 +46,7 @@ MAPS = (
     "http_config",
     "http_visible",
     "name_events",
+    "sock_events",
     "names_config",
     "name_tables",
     "fqdn_names",

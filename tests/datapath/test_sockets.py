@@ -13,13 +13,16 @@ from dataclasses import dataclass
 
 import pytest
 
+from services.agent.abi.events import FLOW_EVENT, EventType
 from services.agent.abi.layout import be16
 from services.agent.abi.lb import ServiceFlags
 from services.agent.datapath import syscall
 from services.agent.datapath.cgroup import SocketHooks
 from services.agent.datapath.sock_sweep import SocketSweeper
+from services.agent.events.reader import RingReader
 from services.common.errors import NotFound
 from services.common.netns import netns_cookie
+from services.model.verdict import DropReason
 from tests.datapath.node import Node, ip, sh
 from tests.datapath.socketed import Cgroup, Servers, Services, call, hooked
 
@@ -136,6 +139,25 @@ def test_no_backend_and_no_such_port_are_refused_at_once(rig: Rig, version: int,
 
     refused = errno.ECONNREFUSED
     assert rig.run(work) == [refused, errno.EHOSTUNREACH, *[refused] * 5]
+
+
+def test_who_is_refused_leaves_a_record(rig: Rig) -> None:
+    """With the Service, and with the network namespace that tells whose it was."""
+    rig.services.put(171, (VIP[4], 85), [], TCP)
+    rig.services.put(172, (VIP[6], 86), [], UDP, flags=int(ServiceFlags.LOCAL))
+    ring = RingReader.open(rig.node.map("sock_events").fd, FLOW_EVENT)
+    try:
+        ring.read(1 << 12)
+        rig.run(lambda: [call((VIP[4], 85)), call((VIP[6], 86), udp=True), call((VIP[4], 999)), call((VIP[4], 80))])
+        records = ring.read(1 << 12)
+    finally:
+        ring.close()
+    wanted = [(VIP[4], 85, TCP, 171), (VIP[6], 86, UDP, 172), (VIP[4], 999, TCP, 0)]
+    found = [(r["daddr"].tobytes(), int(r["dport"]), int(r["protocol"]), int(r["service_id"])) for r in records]
+    assert found == [(ip(address), port, protocol, number) for address, port, protocol, number in wanted]
+    assert set(records["type"]) == {EventType.DROP}
+    assert set(records["drop_reason"]) == {DropReason.SERVICE_BACKEND_NOT_FOUND}
+    assert set(records["bytes"][:, 0]) == {rig.run(netns_cookie)}
 
 
 def node_port(rig: Rig, netns: int) -> None:

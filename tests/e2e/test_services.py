@@ -120,9 +120,12 @@ def addresses(name: str) -> list[str]:
 
 def test_every_way_to_reach_it_from_inside() -> None:
     client = next(pod for pod in status()["pods"] if pod["owner"] == "client")
-    own = {node.name: node.address4 for node in netns.plan("", 2).nodes}[client["node"]]
+    nodes = {node.name: node for node in netns.plan("", 2).nodes}
+    own = nodes.pop(client["node"])
+    (other,) = nodes.values()
+    ports = [f"{own.address4}:30999", f"{other.address4}:30999", f"[{other.address6}]:30999"]
     four, six = addresses("web")
-    for url in (four, f"[{six}]", "10.111.0.1", "198.51.100.7", f"{own}:30999", "web.default.svc.cluster.local"):
+    for url in (four, f"[{six}]", "10.111.0.1", "198.51.100.7", *ports, "web.default.svc.cluster.local"):
         code, output = curl(f"http://{url}/")
         assert (code, "Server name: web-" in output) == (0, True), (url, output)
 
@@ -133,6 +136,14 @@ def test_nobody_behind_it_is_told_at_once() -> None:
         code, _ = curl(f"http://[{address}]/" if ":" in address else f"http://{address}/")
         assert code == 7, "refused, not timed out"
         assert time.monotonic() - started < 4
+    arguments = ("observe", "--from-pod", "client", "--verdict", "DROPPED", "--last", "5", "-o", "json")
+    deadline = time.monotonic() + 10
+    while len(lines := ciliate(*arguments).stdout.splitlines()) < 2:
+        assert time.monotonic() < deadline, "who is refused leaves a flow"
+        time.sleep(0.2)
+    for flow in (json.loads(line)["flow"] for line in lines):
+        assert flow["drop_reason_desc"] == "SERVICE_BACKEND_NOT_FOUND"
+        assert flow["destination_service"]["name"] == "nobody"
 
 
 def test_other_ports_of_a_service_are_nobody_s() -> None:
