@@ -95,7 +95,7 @@ int forward(struct __sk_buff *skb)
 	return finish(skb, ctx, handle_forward(skb, ctx));
 }
 
-/* A packet from a server to its client on a connection under HTTP rules. */
+/* A packet from a server to its client on a connection under HTTP rules: of the server's, or of the client's pod. */
 int http_reply(struct __sk_buff *skb)
 {
 	struct pkt_ctx *ctx = pkt_context();
@@ -104,7 +104,9 @@ int http_reply(struct __sk_buff *skb)
 	if (!ctx)
 		return TC_ACT_SHOT;
 	reason = http_reply_hook(skb, ctx);
-	return finish(skb, ctx, reason ? -reason : handle_forward(skb, ctx));
+	if (reason)
+		return finish(skb, ctx, -reason);
+	return finish(skb, ctx, ctx->direction == DIR_INGRESS ? deliver(skb, ctx) : handle_forward(skb, ctx));
 }
 
 /* Where does it go, may it go there, and then send it. */
@@ -145,7 +147,7 @@ INLINE int send_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, const 
 	if (reason)
 		return -reason;
 	if (unlikely(ctx->flags & CTX_F_HTTP)) {
-		reason = l7_from_endpoint(skb, ctx, dst ? dst->id : 0);
+		reason = l7_from_endpoint(skb, ctx, src, dst ? dst->id : 0);
 		if (reason)
 			return -reason;
 	}
@@ -242,6 +244,8 @@ INLINE int l7_to_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 		tls_heard(ctx);
 	if (ctx->ct_state == CT_NEW || ctx->ct_state == CT_ESTABLISHED)
 		tailcalls.call(skb, TAIL_HTTP_ENTRY);
+	else if (ctx->ct_state == CT_REPLY && kind == L7_KIND_HTTP && ctx->protocol == PROTO_TCP)
+		tailcalls.call(skb, TAIL_HTTP_REPLY);
 	else if (ctx->ct_state == CT_REPLY && kind == L7_KIND_DNS)
 		tailcalls.call(skb, TAIL_DNS_ANSWER);
 	else
@@ -260,7 +264,7 @@ INLINE int handle_ingress(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	ctx->dst_identity = dst->identity;
 	ctx->dst_ifindex = dst->ifindex;
 	ctx->l7_ruleset = 0;
-	ctx->flags &= ~CTX_F_HTTP; /* that was the sender's */
+	ctx->flags &= ~(CTX_F_HTTP | CTX_F_AUDIT); /* that was the sender's */
 	ct_key_set(ctx, false);
 	reason = police(ctx, ct.lookup(&ctx->key), dst, DIR_INGRESS, ctx->src_identity, ctx->src_endpoint);
 	if (!reason && (ctx->flags & CTX_F_REVNAT)) {

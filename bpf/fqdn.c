@@ -40,7 +40,7 @@ INLINE int handle_named(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	fqdn_policy(ctx, src->policy_id, port);
 	reason = police(ctx, ct.lookup(&ctx->key), src, DIR_EGRESS, ctx->dst_identity, 0);
 	if (!reason && (ctx->flags & CTX_F_HTTP))
-		reason = l7_from_endpoint(skb, ctx, 0);
+		reason = l7_from_endpoint(skb, ctx, src, 0);
 	if (reason)
 		return -reason;
 	ctx->dst_endpoint = 0;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* HTTP policy: the programs behind TAIL_HTTP_*. Packets from clients to a pod whose ingress verdict carries a rule set
- * come here after their L4 policy, and leave to the pod, or are answered in its place (http_deny.c).
+/* HTTP policy: the programs behind TAIL_HTTP_*. Packets from clients whose egress verdict, or to pods whose ingress
+ * verdict, carries a rule set come here after their L4 policy, and go on, or are answered in the server's place
+ * (http_deny.c). Where both do, they come twice, each time with a state of its own.
  *
  * http_entry: what does the connection expect, may this packet be inspected now; then the same as
  * http_parse: some hundred bytes of the grammar -> http_parse until the packet is done -> deliver | http_deny | drop */
@@ -33,11 +34,11 @@ INLINE int http_without_data(struct __sk_buff *skb, struct pkt_ctx *ctx, struct 
 
 	if (!(ctx->tcp_flags & TCP_FIN) || !w->present || http_watching(ctx) || w->flow.mode != HTTP_FOLLOWED || !ctx->l7_ruleset ||
 	    (s32)(ctx->tcp_seq - w->acked) < 0)
-		return deliver(skb, ctx);
+		return HTTP_PASSES;
 	if (ctx->tcp_seq != now->seq)
 		return -DROP_HTTP_OUT_OF_ORDER;
 	w->expected = now->seq;
-	return http_unreported(now) ? http_refuse(skb, ctx, w, DROP_HTTP_MALFORMED) : deliver(skb, ctx);
+	return http_unreported(now) ? http_refuse(skb, ctx, w, DROP_HTTP_MALFORMED) : HTTP_PASSES;
 }
 
 INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
@@ -47,19 +48,19 @@ INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 	int reason;
 
 	if (ctx->tcp_flags & TCP_SYN) /* data on a SYN would not be in anybody's stream yet */
-		return ctx->payload_len && ctx->l7_ruleset ? -DROP_HTTP_OUT_OF_ORDER : deliver(skb, ctx);
+		return ctx->payload_len && ctx->l7_ruleset ? -DROP_HTTP_OUT_OF_ORDER : HTTP_PASSES;
 	conn = http_conns.lookup(&ctx->key);
 	if (ctx->tcp_flags & TCP_RST) {
 		if (conn)
 			http_settle(ctx, conn, false, 0);
-		return deliver(skb, ctx);
+		return HTTP_PASSES;
 	}
 	if (conn && http_watching(ctx))
 		conn->watched = 1;
 	if (conn && http_closes(ctx, conn, HTTP_FIN_CLIENT))
-		return deliver(skb, ctx);
+		return HTTP_PASSES;
 	if (conn && conn->tunnel)
-		return deliver(skb, ctx);
+		return HTTP_PASSES;
 	w->present = !!conn;
 	w->pos = 0;
 	w->limit = ctx->payload_len;
@@ -80,7 +81,7 @@ INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 	}
 	reason = http_check_segment(ctx);
 	if (reason && http_watching(ctx))
-		return deliver(skb, ctx);
+		return HTTP_PASSES;
 	if (reason)
 		return !w->audit && (ctx->l7_ruleset || !conn) ? -reason : http_refuse(skb, ctx, w, reason);
 	if (!ctx->payload_len)
@@ -92,7 +93,7 @@ INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 		return http_refuse(skb, ctx, w, DROP_HTTP_TOO_LARGE);
 	reason = http_admit(w, ctx->tcp_seq, ctx->payload_len);
 	if (reason == HTTP_PASS)
-		return deliver(skb, ctx);
+		return HTTP_PASSES;
 	if (reason == HTTP_PASS_CHANGED)
 		return http_pass(skb, ctx, w, conn);
 	if (reason == HTTP_STRIKE)
@@ -106,8 +107,8 @@ INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 INLINE int http_finish(struct __sk_buff *skb, struct pkt_ctx *ctx, int verdict)
 {
 	if (unlikely(verdict < 0) && http_watching(ctx))
-		verdict = deliver(skb, ctx);
-	return finish(skb, ctx, verdict);
+		verdict = HTTP_PASSES;
+	return finish(skb, ctx, verdict == HTTP_PASSES ? http_onward(skb, ctx) : verdict);
 }
 
 int http_entry(struct __sk_buff *skb)

@@ -30,11 +30,11 @@ INLINE int http_deny_now(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http
 	if (!http_record(ctx, w))
 		return -DROP_HTTP_OUT_OF_ORDER;
 	if (forbidden)
-		count_packet(DIR_INGRESS, w->reason, ctx->ip_len);
+		count_packet(ctx->direction, w->reason, ctx->ip_len);
 	reason = http_send_to_client(skb, w, ctx, &segment);
 	if (!reason)
 		reason = http_reset_server(skb, w, ctx);
-	return reason ? -reason : deliver(skb, ctx);
+	return reason ? -reason : HTTP_PASSES;
 }
 
 /* The client goes on after its answer: packets that were on their way, its acknowledgement, its FIN. They are taken
@@ -46,7 +46,7 @@ INLINE int http_deny_after(struct __sk_buff *skb, struct pkt_ctx *ctx, struct ht
 	struct http_segment segment = { .to_client = true, .flags = TCP_ACK, .seq = flow->answer_end };
 	int reason;
 
-	count_packet(DIR_INGRESS, DROP_HTTP_CLOSED, ctx->ip_len);
+	count_packet(ctx->direction, DROP_HTTP_CLOSED, ctx->ip_len);
 	if (!length)
 		return TC_ACT_SHOT;
 	if ((s32)(ctx->tcp_seq - flow->now.seq) <= 0 && (s32)(end - flow->now.seq) > 0) {
@@ -71,7 +71,7 @@ INLINE int http_deny_after(struct __sk_buff *skb, struct pkt_ctx *ctx, struct ht
 INLINE int http_let_go(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
 {
 	w->flow.mode = HTTP_UNKNOWN;
-	return http_record(ctx, w) ? deliver(skb, ctx) : -DROP_HTTP_OUT_OF_ORDER;
+	return http_record(ctx, w) ? HTTP_PASSES : -DROP_HTTP_OUT_OF_ORDER;
 }
 
 int http_deny(struct __sk_buff *skb)
@@ -100,5 +100,6 @@ int http_deny(struct __sk_buff *skb)
 		http_emit(ctx, &w->asked, w->method, w->path, false, w->answer == HTTP_ANSWER_AUDIT ? 0 : 403, w->reason);
 	} else
 		drop_packet(skb, ctx, w->reason); /* event and count; the packet still becomes the server's reset */
-	return finish(skb, ctx, w->answer == HTTP_ANSWER_AUDIT ? http_let_go(skb, ctx, w) : http_deny_now(skb, ctx, w));
+	reason = w->answer == HTTP_ANSWER_AUDIT ? http_let_go(skb, ctx, w) : http_deny_now(skb, ctx, w);
+	return finish(skb, ctx, reason == HTTP_PASSES ? http_onward(skb, ctx) : reason);
 }

@@ -31,7 +31,7 @@ enum ctx_flags {
 	CTX_F_HTTP = 8,           /* the connection is or was under an L7 rule set: HTTP follows it */
 	CTX_F_SYN = 16,           /* TCP SYN without ACK, SCTP INIT */
 	CTX_F_REVNAT = 32,        /* a reply: service_address and service_port are what the client knows */
-	CTX_F_AUDIT = 64,         /* to HTTP: the receiver is only audited */
+	CTX_F_AUDIT = 64,         /* to HTTP: the endpoint whose turn it is is only audited */
 	CTX_F_NORTH_SOUTH = 1024, /* of a Service's connection from outside: answers go by way of nat_out */
 	CTX_F_DSR = 2048,         /* to nat_forward: tell the backend's node what the client addressed */
 	CTX_F_TRACK = 4096,       /* to host_policy: then to nat_out, which takes note of the node's port */

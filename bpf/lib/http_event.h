@@ -82,10 +82,12 @@ INLINE void http_note(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 	}
 }
 
-/* `from_server`: the packet at hand is the server's. */
+/* `from_server`: the packet at hand is the server's, so the rules are those of the direction that it does not go. */
 INLINE void http_emit(struct pkt_ctx *ctx, const struct http_asked *asked, const u8 *method, const u8 *path,
 		      bool from_server, u16 status, u8 reason)
 {
+	bool egress = (ctx->direction == DIR_EGRESS) != from_server;
+	const struct ct_key *key = &ctx->key;
 	u64 age_us;
 	struct http_event *e = http_events.ringbuf_reserve(sizeof(*e));
 
@@ -93,17 +95,17 @@ INLINE void http_emit(struct pkt_ctx *ctx, const struct http_asked *asked, const
 		count_lost(EVENT_HTTP_REQUEST);
 		return;
 	}
-	event_header_at(&e->header, EVENT_HTTP_REQUEST, from_server ? ctx->src_endpoint : ctx->dst_endpoint,
+	event_header_at(&e->header, EVENT_HTTP_REQUEST, ctx->direction == DIR_EGRESS ? ctx->src_endpoint : ctx->dst_endpoint,
 			precise_now(ctx));
 	e->header.flags = asked->audited ? EVENT_F_AUDIT : 0;
 	e->header.subtype = from_server && status ? HTTP_EVENT_ANSWERED : HTTP_EVENT_REQUEST;
-	e->connection.saddr = from_server ? ctx->daddr : ctx->saddr;
-	e->connection.daddr = from_server ? ctx->saddr : ctx->daddr;
-	e->connection.sport = from_server ? ctx->dport : ctx->sport;
-	e->connection.dport = from_server ? ctx->sport : ctx->dport;
+	e->connection.saddr = egress ? key->local : key->remote;
+	e->connection.daddr = egress ? key->remote : key->local;
+	e->connection.sport = egress ? key->local_port : key->remote_port;
+	e->connection.dport = egress ? key->remote_port : key->local_port;
 	e->connection.protocol = PROTO_TCP;
 	e->connection.tcp_flags = ctx->tcp_flags;
-	e->connection.direction = DIR_INGRESS;
+	e->connection.direction = egress ? DIR_EGRESS : DIR_INGRESS;
 	e->connection.ct_state = CT_ESTABLISHED;
 	e->connection.src_identity = asked->src_identity;
 	e->connection.dst_identity = from_server ? ctx->src_identity : ctx->dst_identity;

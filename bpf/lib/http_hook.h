@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What the L3/L4 programs call of the HTTP programs inline: the server's own packets.
+/* What the L3/L4 programs call of the HTTP programs inline: the server's own packets, where they leave the pod whose
+ * ingress has rules, or reach the pod whose egress has.
  *
  * They are the witness of what the server has: its SYN-ACK opens a connection's state (a client's SYN alone proves
  * nothing: on an open connection the server answers it with a challenge and goes on), and its acknowledgements say
@@ -13,7 +14,7 @@
 
 /* Packets that the kernel sends in the server's name. Pods cannot set it: the mark is cleared when a packet changes
  * network namespace. */
-#define HTTP_MARK_ANSWER 0xc1110002
+#define HTTP_MARK_ANSWER 0xc1110004
 
 INLINE void http_open(struct pkt_ctx *ctx)
 {
@@ -88,8 +89,8 @@ INLINE bool http_closes(const struct pkt_ctx *ctx, struct http_conn *conn, u8 wh
 	return true;
 }
 
-/* A packet from a server pod to its client on a connection under HTTP policy; ctx->key is the server's conntrack key.
- * Called before the packet is rewritten or sent on. Returns 0 or a drop reason. */
+/* A packet from a server to its client on a connection under HTTP policy; ctx->key is the conntrack key of the endpoint
+ * that has the policy. Returns 0 or a drop reason. */
 INLINE int http_reply_hook(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
 	struct http_conn *conn;

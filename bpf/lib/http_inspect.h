@@ -161,7 +161,7 @@ INLINE int http_inspected(struct __sk_buff *skb, struct pkt_ctx *ctx, struct htt
 		return -DROP_HTTP_OUT_OF_ORDER;
 	if (conn && w->asked.waiting | w->asked.pipelined)
 		http_expect(ctx, w, conn);
-	return deliver(skb, ctx);
+	return HTTP_PASSES;
 }
 
 INLINE int http_inspect(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w, struct http_conn *conn)

@@ -7,6 +7,18 @@
 #include "http_sequence.h"
 #include "tailcall.h"
 
+/* A verdict of the HTTP programs: the packet goes on. */
+#define HTTP_PASSES 0x100
+
+/* On to the pod, or, from the sender's turn, to wherever it goes. Returns a verdict for `finish`. */
+INLINE int http_onward(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	if (ctx->direction == DIR_INGRESS)
+		return deliver(skb, ctx);
+	tailcalls.call(skb, TAIL_FORWARD);
+	return -DROP_MISSED_TAIL_CALL;
+}
+
 /* Nothing is refused on this connection: its requests are only told. */
 INLINE bool http_watching(const struct pkt_ctx *ctx)
 {
@@ -39,7 +51,7 @@ INLINE int http_refuse(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_w
 		w->flow.mode = HTTP_UNKNOWN;
 		if (w->present && !http_publish(w, http_conns.lookup(&ctx->key)))
 			return -DROP_HTTP_OUT_OF_ORDER;
-		return deliver(skb, ctx);
+		return HTTP_PASSES;
 	}
 	w->reason = reason;
 	w->answer = HTTP_ANSWER_FORBIDDEN;
@@ -56,7 +68,7 @@ INLINE int http_pass(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wor
 {
 	if (!http_publish(w, conn))
 		return -DROP_HTTP_OUT_OF_ORDER;
-	return deliver(skb, ctx);
+	return HTTP_PASSES;
 }
 
 /* A repetition that nothing explains. */
@@ -111,12 +123,12 @@ INLINE int http_stranger(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http
 
 	if (http_watching(ctx)) {
 		if (!http_adopt(skb, ctx, w, cfg))
-			return deliver(skb, ctx);
+			return HTTP_PASSES;
 		tailcalls.call(skb, TAIL_HTTP_PARSE);
 		return -DROP_MISSED_TAIL_CALL;
 	}
 	if (!ctx->l7_ruleset || !cfg || (w->audit && w->present))
-		return deliver(skb, ctx);
+		return HTTP_PASSES;
 	if (w->audit)
 		return http_refuse(skb, ctx, w, DROP_HTTP_NO_STATE);
 	__builtin_memset(&w->flow, 0, sizeof(w->flow));

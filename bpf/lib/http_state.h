@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What is remembered of a connection under HTTP policy (services/agent/abi/http.py). Keyed by the server's conntrack
- * key, so that both directions find it. A missing entry lets no request pass: eviction fails closed.
+/* What is remembered of a connection under HTTP policy (services/agent/abi/http.py). Keyed by the conntrack key
+ * of the endpoint that has the rules, so that both directions find it. A missing entry lets no request pass: eviction fails closed.
  *
  * No lock. A program works on a copy and publishes it with a compare-and-swap on `version` (odd: being written); the
  * one that comes second, or meets a copy that changed under it, drops its packet, and TCP sends it again. Two packets

@@ -22,7 +22,7 @@ INLINE bool l7_enforced(u32 ruleset, u8 direction, u8 protocol)
 {
 	switch (l7_kind(ruleset)) {
 	case L7_KIND_HTTP:
-		return direction == DIR_INGRESS && protocol == PROTO_TCP;
+		return protocol == PROTO_TCP;
 	case L7_KIND_DNS:
 		return direction == DIR_EGRESS && (protocol == PROTO_UDP || protocol == PROTO_TCP);
 	case L7_KIND_TLS:

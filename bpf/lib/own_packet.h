@@ -6,7 +6,7 @@
 #include "parse.h"
 
 /* On packets that the kernel sends to a pod in somebody else's name. Pods cannot set it: the mark is cleared when a
- * packet changes network namespace. */
+ * packet changes network namespace. It is MARK_DELIVERED (deliver.h): to_endpoint lets them be. */
 #define OWN_PACKET_MARK 0xc1110003
 
 enum {

@@ -16,7 +16,7 @@ from services.model.labels import POD_NAMESPACE, SOURCE_CIDR, SOURCE_K8S, SOURCE
 from services.model.verdict import Direction
 from services.policy.conflicts import Conflict, conflicts
 from services.policy.explain import Explanation, explain
-from services.policy.l7 import HTTP, ORIGINATING, Request, RequestMatcher
+from services.policy.l7 import ORIGINATING, Request, RequestMatcher
 from services.policy.peers import CidrPeer, IpBlockPeer, Party, cidr_key
 from services.policy.rules import Policy, Spec
 from services.policy.selectors import LabelView
@@ -189,11 +189,8 @@ class World:
         originating = any(rule.kind == ORIGINATING for rule in l7.other)
         if l7.by_names and not originating and direction == Direction.EGRESS:
             return Answer(Fate.REQUESTS, tuple(f"{l7.kind} {name}" for name in l7.texts()))
-        if direction != Direction.INGRESS or not l7.http or originating:
-            place = direction.name.lower()
-            return Answer(
-                Fate.REFUSED, (f"{l7.kind if l7.kind != HTTP else 'HTTP'} rules on {place} are not enforced",)
-            )
+        if not l7.http or originating:
+            return Answer(Fate.REFUSED, (f"{l7.kind} rules on {direction.name.lower()} are not enforced",))
         if request is None:
             return Answer(Fate.REQUESTS, tuple(str(rule) for rule in l7.http_rules()))
         return ALLOWED if any(self._meets(rule, request) for rule in l7.http) else Answer(Fate.REFUSED)

@@ -1,6 +1,7 @@
-"""A client and a server pod on a node, and the server's HTTP policy, packet by packet: nothing but our programs runs.
+"""A client and a server pod on a node, one of them with HTTP policy, packet by packet: nothing but our programs runs.
 
-What the kernel sends to the client enters through the server's veth; a packet socket there sees it.
+What the kernel sends to the client enters through the server's veth, or in the client's own turn leaves by its own; a
+packet socket there sees it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,17 @@ _ports = itertools.count(20000)
 class HttpNode(Node):
     """See the module."""
 
-    def __init__(self, cache_dir: Path, **sizes: int) -> None:
+    def __init__(self, cache_dir: Path, side: Direction = Direction.INGRESS, **sizes: int) -> None:
+        self.side = side
+        """Whose rules: the server's, or the client's on egress."""
         self._sniffer: socket.socket | None = None
         self._http_reader: RingReader | None = None
         super().__init__(cache_dir, links=2, **sizes)
-        for link in ("host0", "host1"):
+        for link in ("host0", "host1", "pod0"):
             sh("ip", "link", "set", link, "up", netns=self.name)
         with inside(self.name):
             self._sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.ntohs(3))
-            self._sniffer.bind(("host1", 0))
+            self._sniffer.bind(("host1" if side == Direction.INGRESS else "pod0", 0))
         self.writer = HttpTableWriter({n: self.map(n) for n in ("http_grammar", "http_tables", "http_config")})
         self.client, self.server = self.pod(1, CLIENT), self.pod(2, SERVER)
         self.policy()
@@ -62,14 +65,23 @@ class HttpNode(Node):
         self.http_events()
 
     def policy(self, l7: int = RULESET) -> None:
-        """The server takes the client on port 80, under a rule set (0: none)."""
+        """The server takes the client on port 80, or the client may go there, under a rule set (0: none)."""
+        if self.side == Direction.EGRESS:
+            self.open(self.server)
+            self.open(self.client, Direction.INGRESS)
+            self.rule(self.client, Direction.EGRESS, SERVER, 6, 80, rule_id=77, l7=l7)
+            self.change_policy(self.client)
+            return
         self.open(self.client)
         self.open(self.server, Direction.EGRESS)
         self.rule(self.server, Direction.INGRESS, CLIENT, 6, 80, rule_id=77, l7=l7)
         self.change_policy(self.server)
 
     def rules(self, *rules: Rule, ruleset: int = RULESET) -> HttpTables:
-        tables = compile_rulesets({ruleset: rules})
+        return self.compile({ruleset: rules})
+
+    def compile(self, rulesets: Mapping[int, Sequence[Rule]]) -> HttpTables:
+        tables = compile_rulesets(rulesets)
         self.writer.write(tables)
         return tables
 
@@ -93,9 +105,9 @@ class HttpNode(Node):
 
 
 @contextlib.contextmanager
-def serving(cache_dir: Path, *rules: Rule) -> Iterator[HttpNode]:
-    """A node whose server has these rules."""
-    http = HttpNode(cache_dir)
+def serving(cache_dir: Path, *rules: Rule, side: Direction = Direction.INGRESS) -> Iterator[HttpNode]:
+    """A node whose server, or client, has these rules."""
+    http = HttpNode(cache_dir, side)
     try:
         http.rules(*rules)
         yield http

@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scapy.all import IP, TCP
 
-from services.model.verdict import DropReason
+from services.model.verdict import Direction, DropReason
 from tests.datapath.http_model import Rule, allow_by, judge
 from tests.datapath.http_node import Connection, HttpNode, Outcome, serving
+from tests.datapath.node import GATEWAY_MAC
 from tests.datapath.packets import checksums_hold, raw, tcp
 
 pytestmark = pytest.mark.root
@@ -28,9 +29,9 @@ NO = b"GET /no HTTP/1.1\r\n\r\n"
 FAMILIES = pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
 
 
-@pytest.fixture(scope="module")
-def module_http(object_cache: Path) -> Iterator[HttpNode]:
-    with serving(object_cache, *RULES) as http:
+@pytest.fixture(scope="module", params=[Direction.INGRESS, Direction.EGRESS], ids=["of the server", "of the client"])
+def module_http(object_cache: Path, request: pytest.FixtureRequest) -> Iterator[HttpNode]:
+    with serving(object_cache, *RULES, side=request.param) as http:
         yield http
 
 
@@ -66,10 +67,14 @@ def test_denied_request_is_answered_and_the_server_reset(node: HttpNode, v6: boo
     assert b"Content-Length: %d" % len(body) in head
     assert body == b"Access denied\r\n"
     assert checksums_hold(bytes(answer))
+    if node.side == Direction.EGRESS:
+        assert answer.src == GATEWAY_MAC
+        assert answer.dst == node.client.mac
+        return
     assert answer.src == node.server.mac
 
     # It enters the node like the server's own, and only then leaves for the client.
-    as_server = node.run("from_endpoint", bytes(answer), node.server.ifindex, mark=0xC1110002)
+    as_server = node.run("from_endpoint", bytes(answer), node.server.ifindex, mark=0xC1110004)
     assert as_server.packet[:6] == bytes.fromhex(node.client.mac.replace(":", ""))
 
 

@@ -8,7 +8,7 @@ import hashlib
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -160,9 +160,21 @@ class Scene:
         self.rules(Rule("GET|POST", "/ok(/.*)?"))
         self.policy()
 
-    def rules(self, *rules: Rule) -> None:
-        maps = {name: self.node.map(name) for name in ("http_grammar", "http_tables", "http_config")}
-        HttpTableWriter(maps).write(compile_rulesets({RULESET: rules}))
+    @classmethod
+    def between(cls, cache_dir: Path, stack: contextlib.ExitStack) -> Scene:
+        """Two nodes, joined."""
+        near, far = WiredNode(cache_dir, 1), WiredNode(cache_dir, 2)
+        stack.callback(near.close)
+        stack.callback(far.close)
+        scene = cls(near, far)
+        near.join(far)
+        return scene
+
+    def rules(self, *rules: Rule, others: Mapping[int, Sequence[Rule]] | None = None) -> None:
+        """The server's rules, and others, on all nodes."""
+        for node in {self.node, self.client_node}:
+            maps = {name: node.map(name) for name in ("http_grammar", "http_tables", "http_config")}
+            HttpTableWriter(maps).write(compile_rulesets({RULESET: rules, **(others or {})}))
 
     def policy(self, l7: int = RULESET) -> None:
         self.node.rule(self.server, Direction.INGRESS, CLIENT, 6, 80, rule_id=77, l7=l7)
@@ -306,11 +318,7 @@ def test_a_service_answers_under_its_own_address(scene: Scene, web: Web) -> None
 @FAMILIES
 def test_between_nodes(object_cache: Path, v6: bool) -> None:
     with contextlib.ExitStack() as stack:
-        near, far = WiredNode(object_cache, 1), WiredNode(object_cache, 2)
-        stack.callback(near.close)
-        stack.callback(far.close)
-        scene = Scene(near, far)
-        near.join(far)
+        scene = Scene.between(object_cache, stack)
         web = scene.web()
         stack.callback(web.close)
         web.start()

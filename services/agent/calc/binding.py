@@ -1,6 +1,6 @@
 """Binds rules to one group of endpoints: rule numbers, the subject's named ports, and what the datapath can enforce.
 
-What it cannot enforce (Kafka, TLS termination, HTTP on egress, mutual authentication) is refused rather than let pass:
+What it cannot enforce (Kafka, TLS termination, mutual authentication) is refused rather than let pass:
 a policy that asks for more than there is must not give less than it says.
 """
 
@@ -22,8 +22,7 @@ from services.policy.rules import Policy, Rule, Traffic
 class Capabilities:
     """What the datapath enforces beyond addresses and ports."""
 
-    http_ingress: bool = True
-    http_egress: bool = False
+    http: bool = True
     names: bool = True
     """DNS rules and TLS server names, on egress."""
     other_l7: bool = False
@@ -32,14 +31,14 @@ class Capabilities:
 
     def of_nodes(self) -> Capabilities:
         """What of it there is for a node's own traffic: nothing looks into its packets."""
-        return dataclasses.replace(self, http_ingress=False, http_egress=False, names=False, other_l7=False)
+        return dataclasses.replace(self, http=False, names=False, other_l7=False)
 
     def narrow(self, traffic: Traffic, direction: Direction) -> tuple[Traffic, bool]:
         """(traffic with L7 rules as far as they narrow anything, whether the rest must be refused)."""
         l7 = traffic.l7
         if l7 is None:
             return traffic, False
-        if l7.kind == HTTP and (self.http_ingress if direction == Direction.INGRESS else self.http_egress):
+        if l7.kind == HTTP and self.http:
             return traffic, False
         if self.other_l7 or (self.names and l7.by_names and direction == Direction.EGRESS):
             return traffic, False
@@ -47,7 +46,7 @@ class Capabilities:
             return dataclasses.replace(traffic, l7=None), True  # it would go on in plain text
         if l7.everything and not l7.other:
             return dataclasses.replace(traffic, l7=None), False
-        if direction == Direction.INGRESS and self.http_ingress and l7.http:
+        if self.http and l7.http:
             return dataclasses.replace(traffic, l7=L7(HTTP, http=l7.http)), False
         return dataclasses.replace(traffic, l7=None), True
 
@@ -57,7 +56,7 @@ ANY_RULE = Piece(0, Traffic())
 HOST_RULE = Piece(0, Traffic(), authentication="disabled")
 REQUIRING = frozenset({"required", "test-always-fail"})
 LOCAL_HOST = (reserved("host"),)
-ALL_CAPABILITIES = Capabilities(http_egress=True, other_l7=True, authentication=True)
+ALL_CAPABILITIES = Capabilities(other_l7=True, authentication=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,7 +19,7 @@ from services.policy.selectors import LabelView
 from services.policy.simulate import Actor, simulate, whole
 from services.policy.suggest import GENERATED_BY, Observation, Suggestion, suggest
 from services.policy.verdict import Mode
-from services.policy.world import Fate, Question, World
+from services.policy.world import Answer, Fate, Question, World
 
 PLACE = ["k8s:io.kubernetes.pod.namespace=ns", "k8s:io.cilium.k8s.policy.cluster=default"]
 
@@ -104,11 +104,22 @@ def test_a_prefix_that_only_the_new_policy_names() -> None:
 
 
 def test_what_cannot_be_enforced_is_refused() -> None:
-    rule = {"toEndpoints": [{}], "toPorts": tcp("80", http=[{"method": "GET"}])}
+    rule = {
+        "toEndpoints": [{}],
+        "toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"kafka": [{"topic": "x"}]}}],
+    }
     answer = whole(world(policy(egress=[rule])), Question(WEB, OTHER, 6, 80))
-    assert (answer.fate, answer.requests) == (Fate.REFUSED, ("HTTP rules on egress are not enforced",))
+    assert (answer.fate, answer.requests) == (Fate.REFUSED, ("kafka rules on egress are not enforced",))
     rule = {"fromEndpoints": [{}], "authentication": {"mode": "required"}}
     assert whole(world(policy(ingress=[rule])), Question(OTHER, WEB, 6, 80)).fate is Fate.REFUSED
+
+
+def test_http_rules_on_egress() -> None:
+    rule = {"toEndpoints": [{}], "toPorts": tcp("80", http=[{"method": "GET"}])}
+    here = world(policy(egress=[rule]))
+    assert whole(here, Question(WEB, OTHER, 6, 80)) == Answer(Fate.REQUESTS, ("GET",))
+    asked = [Question(WEB, OTHER, 6, 80, Request(method, "/")) for method in ("GET", "POST")]
+    assert [whole(here, question).fate for question in asked] == [Fate.ALLOWED, Fate.REFUSED]
 
 
 def test_the_bound_is_said() -> None:
