@@ -361,7 +361,7 @@ async def _listen(
 
     agent_socket = f"unix://{config.place(config.agent_socket, 'agent.sock')}"
     hubble_socket = f"unix://{config.place(config.hubble_socket, 'hubble.sock')}"
-    await stack.enter_async_context(MetricsServer(config.metrics_address, registry))
+    await stack.enter_async_context(MetricsServer(config.metrics_address, registry, lambda: state.ready))
     await stack.enter_async_context(GrpcServer([agent_socket], credentials, introspection, [SERVICE_NAME]))
     await stack.enter_async_context(GrpcServer([hubble_socket], None, observer, [OBSERVER_NAME], [HEALTH_NAME]))
     if config.hubble_address:

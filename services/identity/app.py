@@ -79,7 +79,7 @@ async def replica(config: Config) -> AsyncIterator[GrpcServer]:
         endpoints = EndpointRegistry(store, keys, mirror, leases)
         servicer = IdentityServicer(mirror, allocator, endpoints, leases, fanout, metrics, config.max_changes)
         _bind_gauges(metrics, mirror, fanout)
-        await stack.enter_async_context(MetricsServer(config.metrics_address, registry))
+        await stack.enter_async_context(MetricsServer(config.metrics_address, registry, mirror.loaded.is_set))
         server = await stack.enter_async_context(_server(config, servicer))
         group = await stack.enter_async_context(asyncio.TaskGroup())
         tasks = [

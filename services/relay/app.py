@@ -118,5 +118,7 @@ async def writing(history: History | None, flush_s: float) -> AsyncIterator[None
 async def run(config: Config) -> None:
     """Serve until cancelled."""
     registry = CollectorRegistry()
-    async with MetricsServer(config.metrics_address, registry), serving(config, registry):
+    serves = asyncio.Event()
+    async with MetricsServer(config.metrics_address, registry, serves.is_set), serving(config, registry):
+        serves.set()
         await asyncio.get_running_loop().create_future()
