@@ -60,6 +60,7 @@ from services.agent.server.cni import CniServer
 from services.agent.server.connections import watch_connections
 from services.agent.server.health import describe, describe_status_writer, relay_check
 from services.agent.server.health_checks import HealthChecks
+from services.agent.server.hubble import SERVICE_NAMES, HubbleApi
 from services.agent.server.introspection import SERVICE_NAME, AgentService
 from services.agent.server.knowledge import Knowledge
 from services.agent.server.metrics import AgentMetrics
@@ -73,12 +74,11 @@ from services.agent.sources.kubernetes_status import StatusWriter
 from services.common.log import get_logger
 from services.common.metrics import MetricsServer
 from services.common.pb.agent.v1 import agent_pb2_grpc
-from services.common.pb.observer import observer_pb2_grpc
 from services.common.runner import GrpcServer
 from services.common.tls import TlsFiles, server_credentials
+from services.flows.agent_events import AgentEvents
 from services.flows.entries import NodeRef
 from services.flows.observer import HEALTH_NAME
-from services.flows.observer import SERVICE_NAME as OBSERVER_NAME
 from services.model.identity import Identity, Reserved
 from services.model.label_filter import LabelFilter
 from services.model.objects import IpUpserted
@@ -143,7 +143,8 @@ async def run(config: Config) -> None:
         put, devices = mailbox.put, routing.Devices(kernel.devices[0], kernel.overlay)
         routes = await routing.build(config, stack, devices, kernel.settings, ends.links, ends.manager.local, put)
         knowledge = Knowledge(engine, ends.manager, ends.pods, identities, LearnedNames(kernel.maps), driver.realised)
-        pipeline = _pipeline(config, files, kernel, knowledge, registry)
+        hubble = HubbleApi(config, engine, driver, sink)
+        pipeline = _pipeline(config, files, kernel, knowledge, registry, hubble.events)
         stack.callback(pipeline.close)
         state = AgentState(config.node_name, config.cluster_name, services.__version__)
         cni = CniServer(Path(config.place(config.cni_socket, "cni.sock")), ends.manager)
@@ -167,11 +168,11 @@ async def run(config: Config) -> None:
 
         status = _status_writer(write_status(engine), state, registry)
 
-        followers = [knowledge.changed, sweeper.changed, health.changed, lambda: routes.applied(engine)]
+        followers = [knowledge.changed, hubble.applied, sweeper.changed, health.changed, lambda: routes.applied(engine)]
         followers += [status.changed] if status else []
-        driver.observers = (ends.manager.observe, routes.observe)
+        driver.observers = (ends.manager.observe, routes.observe, hubble.observe)
         driver.on_applied, driver.on_sync = _each(followers), enforce
-        await _listen(config, stack, files, registry, state, knowledge, kernel, pipeline)
+        await _listen(config, stack, files, registry, state, knowledge, kernel, pipeline, hubble)
         await _recall(config, mailbox, ends)
         log.info("started", node=config.node_name, version=services.__version__, reused_maps=len(kernel.loaded.reused))
         jobs = {f"source:{source.name}": pump(source, mailbox) for source in sources} | {
@@ -318,7 +319,12 @@ async def _endpoints(
 
 
 def _pipeline(
-    config: Config, files: TlsFiles | None, kernel: Kernel, knowledge: Knowledge, registry: CollectorRegistry
+    config: Config,
+    files: TlsFiles | None,
+    kernel: Kernel,
+    knowledge: Knowledge,
+    registry: CollectorRegistry,
+    events: AgentEvents,
 ) -> FlowPipeline:
     return FlowPipeline(
         PipelineConfig(
@@ -336,6 +342,7 @@ def _pipeline(
         kernel.maps["name_events"].fd,
         LostMap(kernel.maps["lost"]),
         registry,
+        events,
     )
 
 
@@ -348,6 +355,7 @@ async def _listen(
     knowledge: Knowledge,
     kernel: Kernel,
     pipeline: FlowPipeline,
+    hubble: HubbleApi,
 ) -> None:
     """The sockets: introspection with certificates; flows plain on one that only root may open, as `hubble` expects."""
     service = AgentService(state, knowledge, kernel.maps, [str(network) for network in config.pod_ranges])
@@ -357,14 +365,14 @@ async def _listen(
         agent_pb2_grpc.add_AgentServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
 
     def observer(server: grpc.aio.Server) -> None:
-        observer_pb2_grpc.add_ObserverServicer_to_server(pipeline.observer, server)  # type: ignore[no-untyped-call]
+        hubble.register(server, pipeline.observer)
 
     agent_socket = f"unix://{config.place(config.agent_socket, 'agent.sock')}"
     hubble_socket = f"unix://{config.place(config.hubble_socket, 'hubble.sock')}"
     await stack.enter_async_context(MetricsServer(config.metrics_address, registry, lambda: state.ready))
     await stack.enter_async_context(GrpcServer([agent_socket], credentials, introspection, [SERVICE_NAME]))
-    await stack.enter_async_context(GrpcServer([hubble_socket], None, observer, [OBSERVER_NAME], [HEALTH_NAME]))
+    await stack.enter_async_context(GrpcServer([hubble_socket], None, observer, SERVICE_NAMES, [HEALTH_NAME]))
     if config.hubble_address:
         await stack.enter_async_context(
-            GrpcServer([config.hubble_address], credentials, observer, [OBSERVER_NAME], [HEALTH_NAME])
+            GrpcServer([config.hubble_address], credentials, observer, SERVICE_NAMES, [HEALTH_NAME])
         )

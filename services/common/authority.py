@@ -1,7 +1,8 @@
 """A small certificate authority: for the sandbox and for tests. Real clusters bring their own (Helm, cert-manager).
 
 Certificates say what a process is: DNS name `<role>.ciliate` (what clients verify) and URI
-`ciliate://<role>/<node>` (what servers authorise by).
+`ciliate://<role>/<node>` (what servers authorise by). Agents and relays also have the names by which Hubble's own
+relay, client and UI know theirs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from services.common.tls import TlsFiles
 
+_STOCK_NAMES = {"agent": ["*.default.hubble-grpc.cilium.io"], "relay": ["*.hubble-relay.cilium.io"]}
 VALIDITY = datetime.timedelta(days=365)
 
 
@@ -49,7 +51,7 @@ def issue(directory: Path, role: str, node: str = "", hosts: Sequence[str] = ())
         x509.DNSName(f"{role}.ciliate"),
         x509.UniformResourceIdentifier(f"ciliate://{role}/{node}"),
     ]
-    for host in hosts:
+    for host in (*hosts, *_STOCK_NAMES.get(role, ())):
         try:
             names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:

@@ -22,6 +22,8 @@ from services.common.pb.observer import observer_pb2_grpc
 from services.common.pb.relay import relay_pb2
 from services.common.tls import peer_identity
 from services.flows import mask
+from services.flows.agent_events import AgentEvents
+from services.flows.debug_events import debug_event
 from services.flows.entries import NodeRef
 from services.flows.filters import FilterError, Filters
 from services.flows.follow import Archive, Follower, NoArchive, Now, past
@@ -82,12 +84,13 @@ class Observer(observer_pb2_grpc.ObserverServicer):
         authorize: Callable[[Any], None] = may_read,
         now: Now = time.time_ns,
         archive: Archive | None = None,
+        events: AgentEvents | None = None,
     ) -> None:
-        """`authorize` gets the servicer context and raises `Denied`."""
+        """`authorize` gets the servicer context and raises `Denied`. `events`: a node's; None on a relay."""
         self._store, self._server, self._nodes = store, server, nodes
         self._version_text, self._version = version_text, version
         self._authorize, self._now = authorize, now
-        self._archive = archive or NoArchive()
+        self._archive, self._events = archive or NoArchive(), events
         self._started = now()
         self._streams = 0
 
@@ -106,15 +109,21 @@ class Observer(observer_pb2_grpc.ObserverServicer):
             for status in self._node_events():
                 yield status
             details = request.extensions.Is(details_pb2.WantDetails.DESCRIPTOR)
-            renderer = Renderer(self._store.dictionaries, self._version, fields, details=details)
-            cursor = self._store.end
-            if not window.only_new:
-                async for response in past(self._store, self._archive, renderer, filters, window):
-                    yield response
-            if window.follow:
-                follower = Follower(self._store, self._server, cursor, self._now)
-                async for response in follower.run(renderer, filters, window.until_ns):
-                    yield response
+            async for response in self._flows(window, filters, fields, details=details):
+                yield response
+
+    async def _flows(
+        self, window: Window, filters: Filters, fields: mask.Tree | None, *, details: bool
+    ) -> AsyncIterator[pb.GetFlowsResponse]:
+        renderer = Renderer(self._store.dictionaries, self._version, fields, details=details)
+        cursor = self._store.end
+        if not window.only_new:
+            async for response in past(self._store, self._archive, renderer, filters, window):
+                yield response
+        if window.follow:
+            follower = Follower(self._store, self._server, cursor, self._now)
+            async for response in follower.run(renderer, filters, window.until_ns):
+                yield response
 
     async def ServerStatus(  # noqa: N802
         self, request: pb.ServerStatusRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -177,15 +186,28 @@ class Observer(observer_pb2_grpc.ObserverServicer):
 
     async def GetAgentEvents(  # noqa: N802
         self, request: pb.GetAgentEventsRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
-        """Not recorded; a relay of Hubble's refuses likewise."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "GetAgentEvents not implemented")
+    ) -> AsyncIterator[pb.GetAgentEventsResponse]:
+        """What happened on the node; a relay refuses, as Hubble's."""
+        await self._greet(context)
+        if self._events is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "GetAgentEvents not implemented")
+        else:
+            with self._stream_slot():
+                async for response in self._events.stream(request):
+                    yield response
 
     async def GetDebugEvents(  # noqa: N802
         self, request: pb.GetDebugEventsRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
-        """Not recorded; a relay of Hubble's refuses likewise."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "GetDebugEvents not implemented")
+    ) -> AsyncIterator[pb.GetDebugEventsResponse]:
+        """What the datapath did, step by step, as far as its records tell; a relay refuses, as Hubble's."""
+        await self._greet(context)
+        if self._events is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "GetDebugEvents not implemented")
+        with self._stream_slot():
+            async for response in self._flows(_window(request), Filters(), None, details=True):
+                event = debug_event(response)
+                if event is not None:
+                    yield event
 
     async def _greet(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._authorize(context)
@@ -218,7 +240,7 @@ class Observer(observer_pb2_grpc.ObserverServicer):
             self._streams -= 1
 
 
-def _window(request: pb.GetFlowsRequest) -> Window:
+def _window(request: pb.GetFlowsRequest | pb.GetDebugEventsRequest) -> Window:
     if request.first and request.follow:
         raise Invalid("first cannot be specified with follow")
 

@@ -17,10 +17,10 @@ from services.agent.calc.policies import Policies, PolicyStatus
 from services.agent.calc.policy_maps import PolicyMaps
 from services.agent.calc.requests import meets
 from services.agent.calc.services import Frontend, Services
-from services.model.addresses import IPAddress
+from services.model.addresses import IPAddress, IPNetwork
 from services.model.identity import Reserved, is_cluster
 from services.model.labels import Labels
-from services.model.objects import LocalEndpoint, ObjectKey, PolicyObject
+from services.model.objects import IpEntry, LocalEndpoint, ObjectKey, PolicyObject
 from services.model.verdict import Direction, DropReason
 from services.policy.conflicts import Conflict, conflicts_anywhere
 from services.policy.explain import Explanation, explain
@@ -177,6 +177,10 @@ class Answers:
         """The labels of an identity, None where it is not known."""
         return self._identities.labels(number)
 
+    def row(self, prefix: IPNetwork) -> IpEntry | None:
+        """The row of the cluster's address table with exactly this prefix."""
+        return self._ipcache.row(prefix)
+
     def party_at(self, identity: int, address: IPAddress) -> Party | None:
         """Who has an address, as policy sees it: of an identity that rules divide, the part with the address."""
         return self._identities.parties.get(self._identities.refinements.part_of(identity, address))
@@ -239,6 +243,11 @@ class Answers:
             _closed(group),
             self.audits(self._endpoints.get(endpoint_id)),
         )
+
+    def policy_revision(self, endpoint_id: int) -> int | None:
+        """The revision that an endpoint's policy was last computed at."""
+        group = self._group(endpoint_id)
+        return group.revision if group else None
 
     def audits(self, endpoint: LocalEndpoint | None) -> bool:
         """Whether an endpoint, or without one the node, is only audited."""

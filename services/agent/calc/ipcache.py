@@ -66,6 +66,10 @@ class Ipcache:
             self._rows[prefix] = entry
         self._settle(prefix)
 
+    def row(self, prefix: IPNetwork) -> IpEntry | None:
+        """The row of the cluster's address table with exactly this prefix."""
+        return self._rows.get(prefix)
+
     def set_prefix(self, prefix: IPNetwork, identity: int | None) -> None:
         """A policy's prefix got or lost an identity of its own."""
         if identity is None:

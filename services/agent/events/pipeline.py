@@ -29,6 +29,7 @@ from services.agent.events.reader import RingReader
 from services.agent.events.wake import RingWaker
 from services.common.pb.ingest.v1 import ingest_pb2 as pb
 from services.common.tls import TlsFiles, channel
+from services.flows.agent_events import AgentEvents
 from services.flows.columns import Array, Columns
 from services.flows.entries import NodeRef
 from services.flows.observer import Observer
@@ -72,11 +73,14 @@ class FlowPipeline:
         name_ring_fd: int,
         lost: LostCounters,
         registry: CollectorRegistry,
+        events: AgentEvents | None = None,
     ) -> None:
         """The descriptors are the maps `events`, `http_events` and `name_events`; they stay the caller's to close."""
         self.config = config
         self.store = FlowStore(config.capacity)
-        self.observer = Observer(self.store, config.node, f"ciliate {config.version}", config.version)
+        events = events or AgentEvents(config.node.absolute)
+        version = f"ciliate v{config.version}"
+        self.observer = Observer(self.store, config.node, version, config.version, events=events)
         self.buffer = SendBuffer(self.store.dictionaries, config.buffer_bytes)
         self.pusher: RelayPusher | None = None
         self._flows = open_events(flow_ring_fd, FLOW_EVENT)

@@ -15,6 +15,7 @@ from services.agent.calc.services.problems import Problem, ProblemKind
 from services.agent.calc.services.report import Frontend, HealthCheck, ServiceReport
 from services.agent.calc.services.wishes import Wishes
 from services.model.addresses import IPAddress
+from services.model.keys import ObjectKey
 from services.model.services import EndpointSlice, Service, TrafficPolicy
 
 
@@ -88,6 +89,11 @@ class Known:
     def name_of(self, service_id: int) -> Name | None:
         """(namespace, name) of the Service behind a datapath id."""
         return self._by_id.get(service_id)
+
+    def number_of(self, key: ObjectKey) -> int:
+        """The lowest datapath id of a Service's ports; 0 where it has none."""
+        installed = self._installed.get((key.namespace, key.name), Installed())
+        return min((number for number, _ in installed.sets.values()), default=0)
 
     def health_checks(self) -> list[HealthCheck]:
         """Who asks for a health check server on this node."""
