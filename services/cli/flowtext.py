@@ -9,9 +9,9 @@ import datetime
 from dataclasses import dataclass
 
 from services.cli.drop_texts import DROP_TEXTS
-from services.cli.flowfilter import TRACE_POINTS
 from services.common.pb.flow import flow_pb2
 from services.common.pb.observer import observer_pb2
+from services.flows.flags import TRACE_POINTS
 from services.model.identity import Reserved
 
 _MATCHES = ("none", "L3-Only", "L3-L4", "L4-Only", "all", "L3-Proto", "Proto-Only")

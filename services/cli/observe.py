@@ -16,11 +16,11 @@ from google.protobuf.json_format import MessageToDict, MessageToJson
 
 from services.cli import connect, flowtext, output, times
 from services.cli.aggregate import KEYS, Groups
-from services.cli.flowfilter import FLAGS, Filters, build
 from services.common.errors import Invalid
 from services.common.pb.details.v1 import details_pb2
 from services.common.pb.observer import observer_pb2, observer_pb2_grpc
 from services.common.tls import channel
+from services.flows.flags import FLAGS, Filters, build
 
 DEFAULT_LAST = 20
 ALL = (1 << 64) - 1

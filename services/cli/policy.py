@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 
 from services.cli import connect, policy_text
-from services.cli.flowfilter import Filters
 from services.cli.inspection import as_item, policies
 from services.cli.observe import ALL, flows, request
 from services.cli.output import Output, OutputOption, as_yaml, render_one, say
@@ -22,6 +21,7 @@ from services.cli.recorded import Recorded, distinct, observed_at
 from services.cli.sandbox import read_manifests
 from services.common.errors import CiliateError, Invalid, NotFound
 from services.common.pb.agent.v1 import agent_pb2
+from services.flows.flags import Filters
 from services.model.objects import ObjectKey, PolicyObject
 from services.model.verdict import Direction, Protocol
 from services.policy.read import read_policy

@@ -15,11 +15,11 @@ import yaml
 
 from services.cli import bpf, connect, inspection, observe, status, times
 from services.cli.connect import Settings
-from services.cli.flowfilter import Filters
 from services.cli.output import Output, cell, render, render_one
 from services.cli.sandbox import find_pod, read_manifests, up
 from services.common.errors import Invalid, NotFound, Unavailable
 from services.common.pb.agent.v1 import agent_pb2
+from services.flows.flags import Filters
 from services.sandbox import state
 
 NOW = datetime.datetime(2026, 11, 23, 5, 0, tzinfo=datetime.UTC)

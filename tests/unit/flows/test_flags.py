@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from google.protobuf.json_format import MessageToDict
 
-from services.cli.flowfilter import FLAGS, NOT, build, mark_negations
 from services.common.errors import Invalid
 from services.common.pb.flow import flow_pb2
+from services.flows.flags import FLAGS, NOT, build, mark_negations
 
 
 def allow(**values: list[str]) -> list[dict[str, object]]:

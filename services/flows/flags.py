@@ -1,4 +1,4 @@
-"""`ciliate observe`'s filter flags -> Hubble FlowFilters. Pure.
+"""Filter flags, as `ciliate observe` and the web page have them -> Hubble FlowFilters. Pure.
 
 As in the field's tool: repeating a flag means "or", different flags mean "and", and `--not` in front of a flag turns
 it into an exclusion. A two-sided flag (`--pod`) matches either end, so there are two filters, or-ed: one holds the
