@@ -11,7 +11,8 @@ from pathlib import Path
 from services.sandbox.manifests import Manifest, parse
 from services.sandbox.probes import BY_KERNEL, CLOSED, NO_ANSWER, NO_CONNECTION
 
-EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "my-webapp"
+EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
+EXAMPLE = EXAMPLES / "my-webapp"
 POLICY = "deny-all-ingress-to-webapp"
 SERVICE = "my-webapp-svc"
 ALLOWED_PATH = "/api/v1/users"
@@ -106,8 +107,7 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def example() -> list[Manifest]:
-    """The objects of deploy/examples/my-webapp."""
-    return [
-        each for path in sorted(EXAMPLE.glob("*.yaml")) for each in parse(path.read_text(encoding="utf-8"), path.name)
-    ]
+def example(name: str = "my-webapp") -> list[Manifest]:
+    """The objects of a folder of deploy/examples."""
+    paths = sorted((EXAMPLES / name).glob("*.yaml"))
+    return [each for path in paths for each in parse(path.read_text(encoding="utf-8"), path.name)]

@@ -1,4 +1,4 @@
-"""`./dev demo`: a sandbox of two nodes, the example, every check, the last flows; leaves nothing behind."""
+"""`./dev demo [l7]`: a sandbox of two nodes, an example, every check, the last flows; leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -14,17 +16,39 @@ from rich.text import Text
 
 from services.common.log import configure
 from services.common.runner import run
-from services.sandbox import netns, state
+from services.sandbox import checks, checks_l7, netns, state
 from services.sandbox.checks import Check, Result, example
 from services.sandbox.processes import recorded
 from services.sandbox.scenario import Scenario
+from services.sandbox.scenario_l7 import ScenarioL7
 from services.sandbox.supervisor import Sandbox
 
-OBSERVE = "observe --last 6 --type l7 --type drop --type policy-verdict"
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """What is shown: an example of deploy/examples, its checks, and which flows people get to see at the end."""
+
+    example: str
+    checks: tuple[Check, ...]
+    scenario: Callable[[Sandbox], Runs]
+    observe: str
+
+
+class Runs(Protocol):
+    """Runs checks."""
+
+    async def run(self) -> list[Result]:
+        """All of them, in their declared order."""
+
+
+SHOWS = {
+    "": Show("my-webapp", checks.CHECKS, Scenario, "observe --last 6 --type l7 --type drop --type policy-verdict"),
+    "l7": Show(checks_l7.EXAMPLE, checks_l7.CHECKS, ScenarioL7, "observe --last 12 --type l7"),
+}
 LEFTOVERS = Check("afterwards", "left behind on the machine", "nothing")
 
 
-async def demonstrate(console: Console, name: str) -> list[Result]:
+async def demonstrate(console: Console, name: str, show: Show = SHOWS[""]) -> list[Result]:
     """Bring a sandbox up, run everything against it, take it down; returns what was found."""
     started = time.monotonic()
 
@@ -33,26 +57,26 @@ async def demonstrate(console: Console, name: str) -> list[Result]:
 
     paths = state.Paths(name)
     async with Sandbox(name, progress=progress) as sandbox:
-        progress("applying deploy/examples/my-webapp")
-        for message in sandbox.apply(example()):
+        progress(f"applying deploy/examples/{show.example}")
+        for message in sandbox.apply(example(show.example)):
             console.print(f"         {message}", style="dim", highlight=False, markup=False)
         await sandbox.wait_ready(30.0)
         progress("checks")
-        results = await Scenario(sandbox).run()
+        results = await show.scenario(sandbox).run()
         progress("done; taking the sandbox down")
-        flows = await last_flows(name)
+        flows = await last_flows(name, show.observe)
         children = recorded(paths.ledger)
     results.append(leftovers(paths, children))
     console.print(table(results))
-    console.print(f"\nThe last flows (ciliate {OBSERVE}):", style="bold", highlight=False)
+    console.print(f"\nThe last flows (ciliate {show.observe}):", style="bold", highlight=False)
     print(flows)
     return results
 
 
-async def last_flows(name: str) -> str:
+async def last_flows(name: str, observe: str) -> str:
     """What `ciliate observe` prints: the relay's answer over the Observer API."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.cli", "--sandbox", name, *OBSERVE.split()),
+        *(sys.executable, "-m", "services.cli", "--sandbox", name, *observe.split()),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -90,11 +114,18 @@ def main() -> int:
     if os.geteuid() != 0:
         print("error: the demo needs root: it makes network namespaces and loads eBPF programs", file=sys.stderr)
         return 1
+    show = SHOWS.get(" ".join(sys.argv[1:]))
+    if show is None:
+        print(
+            f"error: no demo of that name: {' '.join(sys.argv[1:])}; there is: ./dev demo, ./dev demo l7",
+            file=sys.stderr,
+        )
+        return 2
     console = Console(width=None if sys.stdout.isatty() else 160)
     results: list[Result] = []
 
     async def work() -> None:
-        results.extend(await demonstrate(console, f"demo-{os.getpid()}"))
+        results.extend(await demonstrate(console, f"demo-{os.getpid()}", show))
 
     status = run(work())
     passed = sum(result.ok for result in results)

@@ -16,6 +16,10 @@ from services.sandbox.netns import WORLD4, WORLD6
 
 WORLD_DOMAIN = "world.test"
 """Every name below is the outside world's server."""
+FLEET_DOMAIN = "fleet.test"
+"""`203-0-113-20` below is 203.0.113.20, and so on: many names with an address each."""
+FLEET = ("203.0.113.20", "203.0.113.59")
+"""First and last of them."""
 CNAME_DOMAIN = "alias.test"
 """`www` below is an alias of `web`, which lives for two seconds."""
 
@@ -103,6 +107,7 @@ def _dnsmasq(place: PodPlace, _container: Mapping[str, Any]) -> Program:
             "--cache-size=0",
             f"--address=/{WORLD_DOMAIN}/{WORLD4}",
             f"--address=/{WORLD_DOMAIN}/{WORLD6}",
+            f"--synth-domain={FLEET_DOMAIN},{FLEET[0]},{FLEET[1]}",
             f"--cname=www.{CNAME_DOMAIN},web.{CNAME_DOMAIN}",
             f"--host-record=web.{CNAME_DOMAIN},{WORLD4},2",
             f"--pid-file={place.directory}/dnsmasq.pid",

@@ -274,9 +274,11 @@ class Kubelet:
             raise Unavailable(f"{key}: {' '.join(arguments)}: not done in {timeout:g} s")
         return process.returncode or 0, output.decode(errors="replace"), errors.decode(errors="replace")
 
-    async def socket_in(self, namespace: str, family: int = socket.AF_INET) -> socket.socket:
-        """A TCP socket of a network namespace, usable from here."""
-        return await self._sockets.make(namespace, family)
+    async def socket_in(
+        self, namespace: str, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM
+    ) -> socket.socket:
+        """A socket of a network namespace (TCP), usable from here."""
+        return await self._sockets.make(namespace, family, kind)
 
     def close(self) -> None:
         """End helper threads."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -44,11 +44,11 @@ def answer_text(code: str, server: str) -> str:
     return f"{code} {BY_KERNEL}" if code == "403" and not server else code
 
 
-async def curl(kubelet: Kubelet, pod: ObjectKey, method: str, url: str) -> Answer:
-    """One request on a connection of its own, from inside the pod."""
+async def curl(kubelet: Kubelet, pod: ObjectKey, method: str, url: str, more: Sequence[str] = ()) -> Answer:
+    """One request on a connection of its own, from inside the pod; `more` are curl's options."""
     options = ["-sS", "-g", "-o", "/dev/null", "-X", method, "-w", _FORMAT]
     limits = ["--connect-timeout", f"{CONNECT_SECONDS:g}", "--max-time", f"{CONNECT_SECONDS + ANSWER_SECONDS:g}"]
-    return read_curl(*await kubelet.exec(pod, ["curl", *options, *limits, url]))
+    return read_curl(*await kubelet.exec(pod, ["curl", *options, *limits, *more, url]))
 
 
 class OpenConnection:

@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-
-import grpc.aio
 
 from services.common.pb.flow import flow_pb2
-from services.common.pb.observer import observer_pb2, observer_pb2_grpc
-from services.common.tls import channel
 from services.model.objects import ObjectKey
 from services.sandbox import checks
+from services.sandbox.checking import Checking, path_of
 from services.sandbox.checks import Check, Result
 from services.sandbox.kubelet import RunningPod
 from services.sandbox.netns import WORLD4
-from services.sandbox.probes import CLOSED, Answer, OpenConnection, curl, web_server
+from services.sandbox.probes import CLOSED, OpenConnection, curl, web_server
 from services.sandbox.supervisor import Sandbox
 
 
-class Scenario:
+class Scenario(Checking):
     """Runs the checks against a sandbox in which the checks.example's pods are ready."""
 
     def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox, self._kubelet = sandbox, sandbox.kubelet
+        super().__init__(sandbox)
         self._frontend, self._visitor = self._pod("frontend"), self._pod("visitor")
         self._web = [pod for key, pod in sorted(self._kubelet.pods.items()) if key.name.startswith("my-webapp-")]
-        self._results: list[Result] = []
-
-    def _pod(self, deployment: str) -> RunningPod:
-        return next(pod for key, pod in self._kubelet.pods.items() if key.name.startswith(f"{deployment}-"))
 
     async def run(self) -> list[Result]:
         """All checks, in the order of `checks.CHECKS`."""
@@ -47,18 +39,7 @@ class Scenario:
         self._check_unseen()
         await self._check_flows()
         await self._check_changes()
-        order = {check: index for index, check in enumerate(checks.CHECKS)}
-        return sorted(self._results, key=lambda result: order[result.check])
-
-    def _note(self, check: Check, got: str, ok: bool | None = None) -> None:
-        self._results.append(Result(check, got, got == check.expected if ok is None else ok))
-
-    def _note_answer(self, check: Check, answer: Answer) -> None:
-        ok = answer.text == check.expected
-        if answer.text == checks.REFUSED:
-            ok = ok and answer.seconds < checks.AT_ONCE_SECONDS
-        timed = answer.text[:1].isdigit()
-        self._note(check, f"{answer.text}, {answer.seconds * 1000:.0f} ms" if timed else answer.text, ok)
+        return self._in_order(checks.CHECKS)
 
     async def _wait_enforced(self) -> None:
         """Wait until both nodes know the addresses of all pods: the first packets must not race the set-up."""
@@ -121,31 +102,6 @@ class Scenario:
         allowed = flow_pb2.FlowFilter(source_pod=[f"default/{frontend}"], verdict=[flow_pb2.FORWARDED])
         await self._check_flow(checks.FLOW_ALLOWED, allowed, lambda flow: _names(flow.ingress_allowed_by))
 
-    async def _check_flow(
-        self, check: Check, wanted: flow_pb2.FlowFilter, describe: Callable[[flow_pb2.Flow], str]
-    ) -> None:
-        """Flows reach the relay a moment after the packets: ask until it has what was expected, up to a bound."""
-        deadline, got = time.monotonic() + 3.0, "no such flow"
-        while time.monotonic() < deadline:
-            described = [text for flow in await self._flows(wanted) if (text := describe(flow))]
-            if check.expected in described:
-                self._note(check, check.expected)
-                return
-            got = described[-1] if described else got
-            await asyncio.sleep(0.1)
-        self._note(check, got)
-
-    async def _flows(self, wanted: flow_pb2.FlowFilter) -> list[flow_pb2.Flow]:
-        cluster = self._sandbox.cluster
-        request = observer_pb2.GetFlowsRequest(number=500, whitelist=[wanted])
-        async with channel(cluster.relay_target, cluster.client, "relay") as there:
-            stub = observer_pb2_grpc.ObserverStub(there)  # type: ignore[no-untyped-call]
-            try:
-                answers = [answer async for answer in stub.GetFlows(request, timeout=5.0)]
-            except grpc.aio.AioRpcError as error:
-                return [flow_pb2.Flow(Summary=f"relay: {error.details()}")]
-        return [answer.flow for answer in answers if answer.HasField("flow")]
-
     async def _check_changes(self) -> None:
         """Delete the policy and apply it again, with connections left open across both."""
         policy = [each for each in checks.example() if each.key.name == checks.POLICY]
@@ -203,6 +159,4 @@ def _names(policies: object) -> str:
 
 
 def _request(flow: flow_pb2.Flow) -> str:
-    http = flow.l7.http
-    path = http.url.partition("://")[2].partition("/")[2]
-    return f"{http.method} /{path} {flow_pb2.Verdict.Name(flow.verdict)}"
+    return f"{path_of(flow)} {flow_pb2.Verdict.Name(flow.verdict)}"
