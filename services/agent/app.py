@@ -78,6 +78,7 @@ from services.common.runner import GrpcServer
 from services.common.tls import TlsFiles, server_credentials
 from services.flows.agent_events import AgentEvents
 from services.flows.entries import NodeRef
+from services.flows.export.keeper import Keeper
 from services.flows.observer import HEALTH_NAME
 from services.model.identity import Identity, Reserved
 from services.model.label_filter import LabelFilter
@@ -150,6 +151,7 @@ async def run(config: Config) -> None:
         cni = CniServer(Path(config.place(config.cni_socket, "cni.sock")), ends.manager)
         describe(state, sources, driver, sink, ends.registrar, cni, [http, names], registry)
         state.checks += [relay_check(pipeline), routes.check, routes.check_bandwidth, routing.egress_check(engine)]
+        keeper = _exports(config, pipeline, state, registry)
         sweeper = _watch_sockets(kernel, knowledge, state)
         health = _health_checks(engine, state)
         AgentMetrics(registry, state, knowledge, driver, mailbox, sink, kernel.maps, cni, sources)
@@ -181,6 +183,7 @@ async def run(config: Config) -> None:
             "identities:keepalive": identities.keep_alive(lambda: _lapse(ends)),
             "cni": cni.run(),
             "flows": pipeline.run(),
+            "flows:export": keeper.run(),
             "sockets": sweeper.run(),
             "sockets:refused": _watch_refusals(config, stack, kernel, ends, pipeline).run(),
             "services:health": health.run(),
@@ -197,6 +200,12 @@ def _status_writer(writer: StatusWriter | None, state: AgentState, registry: Col
     if writer is not None:
         describe_status_writer(state, writer, registry)
     return writer
+
+
+def _exports(config: Config, pipeline: FlowPipeline, state: AgentState, registry: CollectorRegistry) -> Keeper:
+    keeper = Keeper(config, pipeline.store, pipeline.config.node, registry)
+    state.checks.append(lambda: component("export", keeper.errors))
+    return keeper
 
 
 def _health_checks(engine: Engine, state: AgentState) -> HealthChecks:

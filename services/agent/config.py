@@ -11,7 +11,7 @@ from pydantic import Field
 from services.agent.calc.services.options import MAGLEV_SIZES, Algorithm, Forwarding, LbOptions
 from services.agent.datapath.xdp import Mode
 from services.agent.endpoints.ipam import parse_ranges
-from services.common.config import BaseConfig
+from services.flows.export.options import ExportOptions
 from services.model.addresses import IPAddress, IPNetwork
 
 VXLAN_OVERHEAD4, VXLAN_OVERHEAD6 = 50, 70
@@ -19,7 +19,7 @@ MIN_MTU, MAX_MTU = 1280, 65535
 """IPv6 does not work on links with less than 1280."""
 
 
-class Config(BaseConfig):
+class Config(ExportOptions):
     """ciliate-agent: policy, load balancing and the eBPF datapath of one node. Runs as root in the node's network."""
 
     node_name: str = Field("", description="this node's name, as Kubernetes knows it; needed")

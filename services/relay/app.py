@@ -25,6 +25,7 @@ from services.common.pb.observer import observer_pb2_grpc
 from services.common.runner import GrpcServer
 from services.common.tls import TlsFiles, peer_identity, server_credentials
 from services.flows.entries import NodeRef
+from services.flows.export.keeper import Keeper
 from services.flows.history.history import History, open_history
 from services.flows.metrics import config as metrics_config
 from services.flows.metrics.exporter import FlowMetrics
@@ -55,6 +56,7 @@ async def serving(config: Config, registry: CollectorRegistry) -> AsyncIterator[
     exporter = make_exporter(config, store, registry)
     if exporter is not None:
         listeners.append(exporter.offer)
+    keeper = Keeper(config, store, NodeRef(config.node_name), registry)
     servicer = ingest.FlowIngest(store, nodes, metrics, listeners, peer_identity, insecure=config.insecure)
     version = services.__version__
     observer = Observer(
@@ -72,7 +74,7 @@ async def serving(config: Config, registry: CollectorRegistry) -> AsyncIterator[
         config.listen, credentials, register, [SERVICE_NAME, ingest.SERVICE_NAME], [HEALTH_NAME]
     ) as server:
         log.info("relay ready", addresses=config.listen, ports=server.ports)
-        async with background(exporter), writing(history, config.history_flush):
+        async with background(exporter, keeper), writing(history, config.history_flush):
             yield server
 
 
@@ -90,12 +92,13 @@ def make_exporter(config: Config, store: FlowStore, registry: CollectorRegistry)
 
 
 @contextlib.asynccontextmanager
-async def background(exporter: Exporter | None) -> AsyncIterator[None]:
-    """Flows and figures go to the collector while the context is open."""
+async def background(exporter: Exporter | None, keeper: Keeper) -> AsyncIterator[None]:
+    """Flows go to files, flows and figures to the collector, while the context is open."""
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(exporter.run(), name="otlp") if exporter is not None else None
+        started = [tasks.create_task(keeper.run(), name="export")]
+        started += [tasks.create_task(exporter.run(), name="otlp")] if exporter is not None else []
         yield
-        if task is not None:
+        for task in started:
             task.cancel()
 
 

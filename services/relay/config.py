@@ -6,12 +6,12 @@ import socket
 
 from pydantic import Field
 
-from services.common.config import BaseConfig
+from services.flows.export.options import ExportOptions
 from services.flows.metrics.config import ALL
 from services.relay.export.wanted import Wanted
 
 
-class Config(BaseConfig):
+class Config(ExportOptions):
     """Stores the cluster's flows and answers Hubble's API."""
 
     listen: list[str] = Field(
