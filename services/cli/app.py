@@ -10,6 +10,7 @@ from services import __version__
 from services.cli import bpf, egress, fqdn, history, inspection, observe, policy, sandbox, service, status
 from services.cli import identity as identity_commands
 from services.cli.connect import Settings
+from services.cli.connectivity import app as connectivity
 
 app = typer.Typer(
     name="ciliate",
@@ -63,3 +64,4 @@ app.add_typer(egress.app, name="egress")
 app.add_typer(fqdn.app, name="fqdn")
 app.add_typer(bpf.app, name="bpf")
 app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(connectivity.app, name="connectivity")

@@ -65,7 +65,7 @@ class Cgroups:
             return list(arguments)
         place = self._root / node / pod if pod else self._root / node
         place.mkdir(exist_ok=True)
-        return ["sh", "-c", _JOIN, str(place / "cgroup.procs"), *arguments]
+        return run_in(place, arguments)
 
     def drop(self, node: str, pod: str) -> None:
         """A pod has ended."""
@@ -74,14 +74,28 @@ class Cgroups:
                 (self._root / node / pod).rmdir()
 
 
+def run_in(place: Path, arguments: Sequence[str]) -> list[str]:
+    """The command line, run in that cgroup."""
+    return ["sh", "-c", _JOIN, str(place / "cgroup.procs"), *arguments]
+
+
+def of_process(pid: int, mounts: Path = MOUNTS) -> Path | None:
+    """The cgroup that a process is in; None where there are none, or no such process."""
+    base = cgroup2(mounts)
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), None)
+    return base / own.lstrip("/") if base is not None and own is not None else None
+
+
 def join_process(pid: int, mounts: Path = MOUNTS) -> None:
     """Move this process to the cgroup that another one is in: what it starts belongs where that belongs."""
-    base = cgroup2(mounts)
+    place = of_process(pid, mounts)
     with contextlib.suppress(OSError):  # as where there are none
-        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
-        own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), None)
-        if base is not None and own is not None:
-            (base / own.lstrip("/") / "cgroup.procs").write_text("0")
+        if place is not None:
+            (place / "cgroup.procs").write_text("0")
 
 
 def remove(note: Path) -> None:

@@ -1,6 +1,6 @@
 """The supervisor's control socket: one JSON line in, one JSON line out. Root only (the folder is 0700).
 
-Requests: {"op": "apply" | "delete" | "wait" | "status" | "down", ...}. Answers: {"ok": {...}} or
+Requests: {"op": "apply" | "delete" | "get" | "wait" | "status" | "down", ...}. Answers: {"ok": {...}} or
 {"error": {"kind": "Invalid", "message": "..."}}; kinds are the names of the error tree.
 """
 
@@ -32,6 +32,7 @@ class ControlServer:
         self._operations: Mapping[str, Callable[[Answer], Awaitable[Answer]]] = {
             "apply": self._apply,
             "delete": self._delete,
+            "get": self._get,
             "wait": self._wait,
             "status": self._status,
             "down": self._down,
@@ -74,6 +75,19 @@ class ControlServer:
         keys = [manifest.key for manifest in _manifests(request)]
         keys += [self._find(*key) for key in request.get("keys", ())]
         return {"messages": self._sandbox.delete(keys)}
+
+    async def _get(self, request: Answer) -> Answer:
+        """Documents as they stand, Pods with their status: all of a kind, in a namespace where one is named."""
+        pods = [pod.document for pod in self._sandbox.kubelet.pods.values()]
+        known = self._sandbox.store.for_agents(pods)
+        kind, namespace = str(request.get("kind")), request.get("namespace")
+        return {
+            "items": [
+                document
+                for key, document in sorted(known.items())
+                if key.kind == kind and namespace in (None, "", key.namespace)
+            ]
+        }
 
     def _find(self, kind: str, namespace: str, name: str) -> ObjectKey:
         """The key that people mean by "cnp" or "deployment": kinds in any case, and the usual short names."""

@@ -16,11 +16,10 @@ from services.model.addresses import IPAddress
 from services.model.lb_ipam import Pool, Want
 from services.model.objects import ObjectKey
 from services.sandbox.manifests import Document, key_of
+from services.sandbox.netns import BALANCER4, BALANCER6
 
 NODE_PORTS = range(30000, 32768)
-DEFAULT_POOL = Pool(
-    "sandbox", lb_ipam.read_ranges([{"cidr": "10.111.0.0/24"}, {"cidr": "fd00:10:111::/112"}], edges=False)
-)
+DEFAULT_POOL = Pool("sandbox", lb_ipam.read_ranges([{"cidr": BALANCER4}, {"cidr": BALANCER6}], edges=False))
 _NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 
 

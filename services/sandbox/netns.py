@@ -19,6 +19,8 @@ from services.sandbox.state import NETNS_ROOT
 
 WORLD4, WORLD6 = "203.0.113.10", "2001:db8::10"
 """Addresses outside of the cluster (documentation ranges), served by the switch namespace."""
+BALANCER4, BALANCER6 = "10.111.0.0/24", "fd00:10:111::/112"
+"""Addresses of load balancers; the outside has routes to them through every node, as a router that was told them."""
 _CLONE_NEWNET = 0x40000000
 
 
@@ -88,6 +90,9 @@ def switch_script(topology: Topology) -> str:
             f"ip route add {node.pod_cidr4} via {node.address4}",
             f"ip -6 route add {node.pod_cidr6} via {node.address6} dev br0",
         ]
+    hops4 = " ".join(f"nexthop via {node.address4}" for node in topology.nodes)
+    hops6 = " ".join(f"nexthop via {node.address6} dev br0" for node in topology.nodes)
+    lines += [f"ip route add {BALANCER4} {hops4}", f"ip -6 route add {BALANCER6} {hops6}"]
     return "\n".join(lines) + "\n"
 
 

@@ -44,11 +44,24 @@ def answer_text(code: str, server: str) -> str:
     return f"{code} {BY_KERNEL}" if code == "403" and not server else code
 
 
+def curl_command(
+    method: str,
+    url: str,
+    connect_seconds: float = CONNECT_SECONDS,
+    answer_seconds: float = ANSWER_SECONDS,
+    *,
+    body: bool = False,
+) -> list[str]:
+    """One request on a connection of its own, as a command line; its output is for `read_curl`, with `body` behind
+    what was answered."""
+    where = ["-w", f"\\n{_FORMAT}"] if body else ["-o", "/dev/null", "-w", _FORMAT]
+    limits = ["--connect-timeout", f"{connect_seconds:g}", "--max-time", f"{connect_seconds + answer_seconds:g}"]
+    return ["curl", "-sS", "-g", "-X", method, *where, *limits, url]
+
+
 async def curl(kubelet: Kubelet, pod: ObjectKey, method: str, url: str, more: Sequence[str] = ()) -> Answer:
     """One request on a connection of its own, from inside the pod; `more` are curl's options."""
-    options = ["-sS", "-g", "-o", "/dev/null", "-X", method, "-w", _FORMAT]
-    limits = ["--connect-timeout", f"{CONNECT_SECONDS:g}", "--max-time", f"{CONNECT_SECONDS + ANSWER_SECONDS:g}"]
-    return read_curl(*await kubelet.exec(pod, ["curl", *options, *limits, *more, url]))
+    return read_curl(*await kubelet.exec(pod, [*curl_command(method, url), *more]))
 
 
 class OpenConnection:
