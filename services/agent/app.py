@@ -40,6 +40,7 @@ from services.agent.datapath.name_tables import Lifetimes
 from services.agent.datapath.settings import NodeSettings
 from services.agent.datapath.sink import DatapathSink
 from services.agent.datapath.sock_sweep import SocketSweeper
+from services.agent.devices import NodeDevices
 from services.agent.driver import Driver
 from services.agent.endpoints.ipam import Ipam
 from services.agent.endpoints.links import Links
@@ -52,6 +53,7 @@ from services.agent.endpoints.registrar import Registrar
 from services.agent.endpoints.relabel import Relabeller
 from services.agent.events.losses import LostMap
 from services.agent.events.pipeline import FlowPipeline, PipelineConfig
+from services.agent.host import Advertiser, HostAddresses, rows
 from services.agent.http_policy import HttpPolicy
 from services.agent.learned import LearnedNames
 from services.agent.name_policy import NamePolicy
@@ -97,8 +99,9 @@ class Kernel:
     mtu: int
     overlay: int
     """The overlay device; 0 = none."""
-    devices: Sequence[int]
-    """The node's devices towards other nodes and the outside, the uplink's first."""
+    uplinks: Sequence[node.Uplink]
+    """The node's devices towards other nodes and the outside, the first one first."""
+    devices: NodeDevices
     sockets: SocketBalancing
 
 
@@ -135,14 +138,16 @@ async def run(config: Config) -> None:
             audit=Audit(config.policy_audit_mode, frozenset(config.policy_audit_namespaces)),
             capabilities=Capabilities(host_policies=config.host_firewall),
             native_routing=config.native_routing,
-            uplink=kernel.devices[0],
+            uplink=kernel.uplinks[0].ifindex,
         )
         http, names = HttpPolicy(kernel.maps, config.http_visibility_ports), NamePolicy(kernel.maps, _lifetimes(config))
         mailbox, sink = Mailbox(), DatapathSink(kernel.maps, http.write, names.write)
-        driver = Driver(mailbox, engine, sink, config.addresses)
+        driver = Driver(
+            mailbox, engine, sink, HostAddresses(config.node_name, config.addresses, identities.entries.get)
+        )
         ends = await _endpoints(config, stack, kernel, identities, driver)
-        put, devices = mailbox.put, routing.Devices(kernel.devices[0], kernel.overlay)
-        routes = await routing.build(config, stack, devices, kernel.settings, ends.links, ends.manager.local, put)
+        devices, local = _devices(kernel), ends.manager.local
+        routes = await routing.build(config, stack, devices, kernel.settings, ends.links, local, mailbox.put)
         knowledge = Knowledge(engine, ends.manager, ends.pods, identities, LearnedNames(kernel.maps), driver.realised)
         hubble = HubbleApi(config, engine, driver, sink)
         pipeline = _pipeline(config, files, kernel, knowledge, registry, hubble.events)
@@ -150,7 +155,7 @@ async def run(config: Config) -> None:
         state = AgentState(config.node_name, config.cluster_name, services.__version__)
         cni = CniServer(Path(config.place(config.cni_socket, "cni.sock")), ends.manager)
         describe(state, sources, driver, sink, ends.registrar, cni, [http, names], registry)
-        state.checks += [relay_check(pipeline), routes.check, routes.check_bandwidth, routing.egress_check(engine)]
+        state.checks += [relay_check(pipeline), kernel.devices.check, *routes.checks(engine)]
         keeper = _exports(config, pipeline, state, registry)
         sweeper = _watch_sockets(kernel, knowledge, state)
         health = _health_checks(engine, state)
@@ -160,7 +165,7 @@ async def run(config: Config) -> None:
             """The maps say what they should: now packets may meet the programs that read them."""
             if kernel.overlay:
                 await kernel.programs.attach_overlay(kernel.overlay)
-            await kernel.programs.attach_netdev(kernel.devices)
+            await kernel.devices.enforce()
             await ends.manager.attach_all()
             kernel.sockets.enforce()
             kernel.programs.drop_earlier()
@@ -172,7 +177,8 @@ async def run(config: Config) -> None:
 
         followers = [knowledge.changed, hubble.applied, sweeper.changed, health.changed, lambda: routes.applied(engine)]
         followers += [status.changed] if status else []
-        driver.observers = (ends.manager.observe, routes.observe, hubble.observe)
+        advertiser = Advertiser(config.node_name, config.addresses, ends.registrar)
+        driver.observers = (ends.manager.observe, routes.observe, hubble.observe, advertiser.observe)
         driver.on_applied, driver.on_sync = _each(followers), enforce
         await _listen(config, stack, files, registry, state, knowledge, kernel, pipeline, hubble)
         await _recall(config, mailbox, ends)
@@ -221,6 +227,11 @@ def _watch_sockets(kernel: Kernel, knowledge: Knowledge, state: AgentState) -> S
     return sweeper
 
 
+def _devices(kernel: Kernel) -> routing.Devices:
+    names = tuple(device.name for device in kernel.uplinks)
+    return routing.Devices(kernel.uplinks[0].ifindex, kernel.overlay, names, kernel.devices.follow)
+
+
 def _watch_refusals(
     config: Config, stack: AsyncExitStack, kernel: Kernel, ends: Endpoints, pipeline: FlowPipeline
 ) -> Refusals:
@@ -262,9 +273,8 @@ def _endpoint_jobs(ends: Endpoints) -> dict[str, Coroutine[Any, Any, None]]:
 
 async def _recall(config: Config, mailbox: Mailbox, ends: Endpoints) -> None:
     """What this node knows by itself: its own addresses, and the endpoints of an earlier run."""
-    for entry in node.own_rows(config, Reserved.HOST):
+    for entry in rows(config.node_name, config.addresses, Reserved.HOST):
         mailbox.put(IpUpserted(entry))
-    ends.registrar.put(node.own_rows(config, Reserved.REMOTE_NODE))
     for update in await ends.manager.restore():
         mailbox.put(update)
 
@@ -290,20 +300,21 @@ async def _object_sources(
 
 
 async def _kernel(config: Config, stack: AsyncExitStack) -> Kernel:
-    devices = await node.find_devices(config)
+    uplinks = await node.find_devices(config)
     node.enable_forwarding()
     loaded = await node.load_programs(config)
     maps = {name: PinnedMap(loaded.map(name)) for name in node.MAPS}
     for opened in maps.values():
         stack.callback(opened.close)
-    mtu, indexes = config.path_mtu(devices[0].mtu), [device.ifindex for device in devices]
+    mtu, indexes = config.path_mtu(uplinks[0].mtu), {device.name: device.ifindex for device in uplinks}
     overlay = await node.ensure_overlay(config, mtu)
-    await translation.configure(config, indexes, overlay, maps)
+    await translation.configure(config, list(indexes.values()), overlay, maps)
     sockets = SocketBalancing(config.socket_lb, config.cgroup_root, loaded)
-    flags = await node.pacing(config, devices) | (ConfigFlags.SOCKET_LB if sockets.enabled else 0)
+    flags = await node.pacing(config, uplinks) | (ConfigFlags.SOCKET_LB if sockets.enabled else 0)
     settings = NodeSettings(maps["config"], node.datapath_settings(config, overlay, mtu, maps, flags))
-    pod_mtu = config.pod_mtu(devices[0].mtu)
-    return Kernel(loaded, node.Programs(loaded, config.xdp), maps, settings, pod_mtu, overlay, indexes, sockets)
+    programs, pod_mtu = node.Programs(loaded, config.xdp), config.pod_mtu(uplinks[0].mtu)
+    devices = NodeDevices(indexes, config.addresses, overlay, maps["netdevs"], programs)
+    return Kernel(loaded, programs, maps, settings, pod_mtu, overlay, uplinks, devices, sockets)
 
 
 async def _endpoints(

@@ -9,19 +9,17 @@ the difference is written, so that connections never notice. Until every source 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Sequence
 
 from services.agent.calc.engine import Engine
 from services.agent.calc.maps import HttpRulesets, MapName
 from services.agent.datapath.sink import DatapathSink
+from services.agent.host import HostAddresses
 from services.agent.realised import Realised
 from services.agent.sources.base import Mailbox
 from services.common.errors import Exhausted
 from services.common.log import get_logger
-from services.model.addresses import IPAddress
-from services.model.identity import NumericIdentity, Reserved
-from services.model.objects import IpDeleted, IpUpserted, Update
+from services.model.objects import Update
 
 RETRY_SECONDS = 1.0
 _ENDPOINT_MAPS: tuple[MapName, ...] = ("endpoints", "endpoint_addrs", "endpoint_ifs")
@@ -37,10 +35,9 @@ class Driver:
         mailbox: Mailbox,
         engine: Engine,
         sink: DatapathSink,
-        own_addresses: Iterable[IPAddress],
+        host: HostAddresses,
     ) -> None:
-        self._mailbox, self._engine, self._sink = mailbox, engine, sink
-        self._own = frozenset(own_addresses)
+        self._mailbox, self._engine, self._sink, self._host = mailbox, engine, sink, host
         self._waiting: list[asyncio.Future[None]] = []
         self._synced = False
         self._log = get_logger("driver")
@@ -90,15 +87,8 @@ class Driver:
     def _apply(self, update: Update) -> None:
         for observer in self.observers:
             observer(update)
-        # To everybody else this node is a remote one; here it is the host, whatever the cluster's table says.
-        match update:
-            case IpUpserted(entry=entry) if entry.prefix.network_address in self._own:
-                update = IpUpserted(replace(entry, identity=NumericIdentity(Reserved.HOST), tunnel=None))
-            case IpDeleted(prefix=prefix) if prefix.network_address in self._own:
-                return
-            case _:
-                pass
-        self._engine.apply(update)
+        for meant in self._host.seen(update):
+            self._engine.apply(meant)
 
     async def _write(self) -> None:
         changes = self._engine.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import struct
 from collections.abc import Collection, Mapping
@@ -27,8 +26,6 @@ from services.common.errors import Denied, NotFound
 from services.common.log import get_logger
 from services.common.netns import netns_cookie
 from services.model.addresses import IPAddress
-from services.model.identity import NumericIdentity, Reserved
-from services.model.objects import IpEntry
 
 MAPS = (
     *MAP_NAMES,
@@ -207,21 +204,3 @@ def last_revision(endpoints: PinnedMap) -> int:
     """The highest policy revision that connections of an earlier run may remember."""
     offset = EndpointInfo.policy_revision.offset
     return max((struct.unpack_from("<I", value, offset)[0] for _, value in endpoints.items()), default=0)
-
-
-def own_rows(config: Config, identity: Reserved) -> list[IpEntry]:
-    """The address table's rows of the node itself: host here, remote-node for the others."""
-    tunnel = config.addresses[0]
-    return [
-        IpEntry(
-            prefix=_host(address),
-            identity=NumericIdentity(identity),
-            node=config.node_name,
-            tunnel=tunnel if identity == Reserved.REMOTE_NODE else None,
-        )
-        for address in config.addresses
-    ]
-
-
-def _host(address: IPAddress) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    return ipaddress.ip_network(address)

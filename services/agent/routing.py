@@ -1,7 +1,7 @@
 """The node's ways to other nodes' pods, put together: overlay or native routes, and the uplink that both go over.
 
 Node objects, address table ──▶ OverlayRoutes | NativeRoutes ──▶ RouteTable ──▶ kernel
-    address events ──▶ AddressKeeper ──▶ mailbox (egress gateways)
+    address events ──▶ AddressKeeper ──▶ mailbox (egress gateways, node ports, who is the host), NodeDevices
 link events ──▶ UplinkKeeper ──▶ MTU of pods, overlay, datapath; lost routes are put back
 """
 
@@ -16,7 +16,7 @@ from services.agent.abi.config import ConfigFlags
 from services.agent.calc.engine import Engine
 from services.agent.config import Config
 from services.agent.datapath.settings import NodeSettings
-from services.agent.endpoints.addresses import AddressKeeper
+from services.agent.endpoints.addresses import AddressKeeper, Found
 from services.agent.endpoints.bandwidth import BandwidthKeeper
 from services.agent.endpoints.links import Links
 from services.agent.endpoints.native_routes import NativeRoutes
@@ -29,10 +29,13 @@ from services.model.objects import LocalEndpoint, Update
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """Interfaces by index: the uplink, and the overlay (0 = none)."""
+    """Interfaces by index: the uplink, and the overlay (0 = none). `names`: all towards other nodes and the outside,
+    whose addresses `follow` wants to know."""
 
     uplink: int
     overlay: int
+    names: tuple[str, ...]
+    follow: Found
 
 
 @dataclass(slots=True)
@@ -66,6 +69,10 @@ class Routing:
         if engine.counts()["egress_gateway"]:
             flags |= ConfigFlags.EGRESS_GATEWAY
         self.settings.change(replace(self.settings.settings, flags=flags))
+
+    def checks(self, engine: Engine) -> list[Callable[[], pb.Component]]:
+        """What the status tells."""
+        return [self.check, self.check_bandwidth, egress_check(engine)]
 
     def check(self) -> pb.Component:
         """How the routes are."""
@@ -110,7 +117,7 @@ async def build(
         UplinkKeeper(devices.uplink, devices.overlay, tell_datapath, links, endpoints, config)
     )
     uplink.changed = table.sweep
-    addresses = await stack.enter_async_context(AddressKeeper(config.addresses, tell))
+    addresses = await stack.enter_async_context(AddressKeeper(config.addresses, devices.names, tell, devices.follow))
     bandwidth = BandwidthKeeper(links, paced=bool(settings.settings.flags & ConfigFlags.PACING))
     return Routing(table, routes, uplink, addresses, bandwidth, settings)
 

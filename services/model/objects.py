@@ -203,11 +203,21 @@ class EndpointDeleted:
 class NodeAddresses:
     """What this node has of addresses that others can answer to, by interface; the official ones first.
 
-    `default`: the interface of the default route, '' where there is none.
+    `default`: the interface of the default route, '' where there is none. `devices`: those towards other nodes and the
+    outside: what is on them the whole cluster knows as this node's, and node ports are there.
     """
 
     interfaces: Mapping[str, tuple[IPAddress, ...]]
     default: str = ""
+    devices: tuple[str, ...] = ()
+
+    def everywhere(self) -> frozenset[IPAddress]:
+        """All of them: the host's."""
+        return frozenset(address for have in self.interfaces.values() for address in have)
+
+    def on_devices(self) -> tuple[IPAddress, ...]:
+        """Those of `devices`, in their order, each once."""
+        return tuple(dict.fromkeys(a for device in self.devices for a in self.interfaces.get(device, ())))
 
 
 Update = (

@@ -82,6 +82,7 @@ class Engine(Answers):
             capacity,
             NodeRole(node, native_routing, uplink),
         )
+        self._official = addresses
         self._waiting = set(sources)
         self.revision = revision
         self._of_pod: dict[tuple[str, str], set[int]] = {}
@@ -123,6 +124,7 @@ class Engine(Answers):
                 self._set_endpoint(number, None)
             case NodeAddresses():
                 self._egress.set_addresses(update)
+                self._services.set_addresses((*self._official, *update.on_devices()))
             case Synced(source=source):
                 self._waiting.discard(source)
             case _:

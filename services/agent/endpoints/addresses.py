@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,11 +31,18 @@ _GLOBAL = 0
 """RT_SCOPE_UNIVERSE: addresses that others can answer to."""
 
 
-class AddressKeeper:
-    """Use as a context manager; `run` until cancelled. `own`: the node's official addresses."""
+Found = Callable[[Mapping[str, int], NodeAddresses], Awaitable[None]]
+"""Hears of every look: interfaces' indexes by name, and the addresses."""
 
-    def __init__(self, own: Collection[IPAddress], tell: Callable[[Update], None]) -> None:
-        self._own, self._tell = tuple(own), tell
+
+class AddressKeeper:
+    """Use as a context manager; `run` until cancelled. `own`: the node's official addresses; `devices`: names of its
+    devices towards other nodes and the outside."""
+
+    def __init__(
+        self, own: Collection[IPAddress], devices: Sequence[str], tell: Callable[[Update], None], found: Found
+    ) -> None:
+        self._own, self._devices, self._tell, self._found = tuple(own), tuple(devices), tell, found
         self._last: NodeAddresses | None = None
         self._dirty = asyncio.Event()
 
@@ -60,7 +67,8 @@ class AddressKeeper:
                     found.setdefault(names[entry["index"]], []).append(ipaddress.ip_address(text))
             default = await _default_interface(netlink, names)
         addresses = {name: tuple(sorted(have, key=self._rank)) for name, have in sorted(found.items())}
-        now = NodeAddresses(addresses, default or self._official(addresses))
+        now = NodeAddresses(addresses, default or self._official(addresses), self._devices)
+        await self._found({name: index for index, name in names.items()}, now)
         if now != self._last:
             self._last = now
             self._tell(now)

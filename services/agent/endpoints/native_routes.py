@@ -131,8 +131,10 @@ class NativeRoutes:
 
 def _node_addresses(rows: Iterable[IpEntry]) -> list[IPAddress]:
     """The addresses of a node as its rows tell: those of its own first, then what its pods' rows name."""
-    own = [row.prefix.network_address for row in rows if not row.pod]
-    return sorted(own, key=str) + [row.tunnel for row in rows if row.tunnel is not None]
+    own = sorted({row.prefix.network_address for row in rows if not row.pod}, key=str)
+    tunnels = [row.tunnel for row in rows if row.tunnel is not None]
+    # Of a node's addresses on several devices those that it calls its own lead.
+    return [*(address for address in tunnels if address in own), *own, *tunnels]
 
 
 def _covered(prefix: IPNetwork, ranges: Collection[IPNetwork]) -> bool:

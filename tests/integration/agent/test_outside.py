@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 
 import pytest
 
+from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
 from services.agent.datapath.maps import PinnedMap
+from services.model.addresses import prefix_to_key, to_bytes
+from services.model.identity import Reserved
 from tests.integration.agent.cluster import NETNS, Cluster, Pod, sh
 from tests.integration.agent.test_egress_gateway import ASK, eventually
 
@@ -93,6 +97,37 @@ async def sees(cluster: Cluster, address: str, port: int, expected: str) -> None
         raise AssertionError(f"{address}:{port} saw {await seen(cluster, address, port)!r}, not {expected!r}") from None
 
 
+LATE = "172.30.9.9"
+
+
+def identities(cluster: Cluster) -> list[int]:
+    """What each node takes `LATE` for; 0: nothing in particular."""
+    length, raw = prefix_to_key(ipaddress.ip_network(LATE))
+    key, found = IpcacheKey(prefixlen=length, address=raw).pack(), []
+    for node in cluster.nodes:
+        with PinnedMap(cluster.pins / node.name / "maps" / "ipcache") as table:
+            value = dict(table.items()).get(key)
+            found.append(int(RemoteEndpointInfo.unpack(value).identity) if value else 0)
+    return found
+
+
+async def an_address_comes_and_goes(cluster: Cluster) -> None:
+    """The first node's device gets another address: node ports are there, it is the host's, other nodes know."""
+    one = cluster.nodes[0]
+
+    async def they_are(wanted: list[int]) -> bool:
+        return identities(cluster) == wanted
+
+    sh(f"ip route add {LATE} via {one.addresses[0]}", cluster.router)
+    sh(f"ip addr add {LATE}/32 dev up0", one.netns)
+    await sees(cluster, LATE, NODE_PORT, OUTSIDE[0] if cluster.options["lb_mode"] == "dsr" else one.addresses[0])
+    await eventually(lambda: they_are([Reserved.HOST, Reserved.REMOTE_NODE]))
+    sh(f"ip addr del {LATE}/32 dev up0", one.netns)
+    await eventually(lambda: they_are([0, 0]))
+    with PinnedMap(cluster.pins / one.name / "maps" / "services") as table:
+        assert not [key for key, _ in table.items() if key.startswith(to_bytes(ipaddress.ip_address(LATE)))]
+
+
 async def test_services_for_the_outside(cluster: Cluster) -> None:
     one, two = cluster.nodes
     direct = cluster.options["lb_mode"] == "dsr"
@@ -108,6 +143,7 @@ async def test_services_for_the_outside(cluster: Cluster) -> None:
     with PinnedMap(cluster.pins / one.name / "maps" / "nat_table") as table:
         assert table.count()
 
+    await an_address_comes_and_goes(cluster)
     # Only where a backend is; other nodes say nothing, so that balancers in front of them leave them out.
     apply(cluster, service("everywhere", [pod], NODE_PORT, externalTrafficPolicy="Local"))
     await sees(cluster, one.addresses[0], NODE_PORT, "timed out")

@@ -13,6 +13,7 @@ from services.agent.calc.maps import MAP_NAMES, ipcache_key, ipcache_value
 from services.agent.datapath.fake_map import FakeMap
 from services.agent.datapath.sink import DatapathSink
 from services.agent.driver import Driver
+from services.agent.host import HostAddresses
 from services.agent.sources.base import Mailbox
 from services.common.errors import Exhausted
 from services.model.identity import NumericIdentity, Reserved
@@ -42,10 +43,10 @@ class Bench:
 
     def __init__(self) -> None:
         self.mailbox = Mailbox()
-        self.engine = Engine("n1", sources={"objects", "identities"})
+        self.engine = Engine("n1", sources={"objects", "identities"}, addresses=(OWN,))
         self.maps = {name: FakeMap(name) for name in MAPS}
         self.sink = DatapathSink(self.maps)
-        self.driver = Driver(self.mailbox, self.engine, self.sink, [OWN])
+        self.driver = Driver(self.mailbox, self.engine, self.sink, HostAddresses("n1", [OWN]))
         self.seen: list[Update] = []
         self.driver.observers = (self.seen.append,)
         self.task = asyncio.create_task(self.driver.run())

@@ -23,6 +23,7 @@ from services.agent.calc.services.problems import Problem, ProblemKind
 from services.agent.calc.services.sets import BackendSets
 from services.agent.calc.services.wishes import Kind, Wishes
 from services.agent.calc.table import Table
+from services.model.addresses import IPAddress
 from services.model.keys import ObjectKey
 from services.model.objects import KubeNode, Pod
 from services.model.services import EndpointSlice, Service
@@ -98,6 +99,13 @@ class Services(Known):
         labels = node.labels if node else {}
         if labels != self._node.labels:
             self._node = NodeFacts(self._node.name, self._node.addresses, dict(labels))
+            self._dirty |= self._services.keys()
+
+    def set_addresses(self, addresses: Iterable[IPAddress]) -> None:
+        """The node's own addresses: node ports and host ports are there."""
+        wanted = tuple(dict.fromkeys(addresses))
+        if wanted != self._node.addresses:
+            self._node = NodeFacts(self._node.name, wanted, self._node.labels)
             self._dirty |= self._services.keys()
 
     # What follows.
