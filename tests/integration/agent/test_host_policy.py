@@ -14,11 +14,12 @@ from services.common.pb.flow import flow_pb2 as flow
 from services.common.pb.observer import observer_pb2, observer_pb2_grpc
 from services.common.tls import channel
 from tests.integration.agent.cluster import NETNS, Cluster, Node, sh
+from tests.integration.agent.cluster import WORLD as OUTSIDE
 
 pytestmark = [pytest.mark.root, pytest.mark.etcd]
 
 OPEN, CLOSED = 7022, 7080
-WORLD = "172.30.0.99"
+WORLD, SECOND = OUTSIDE[0], "172.30.0.99"
 SERVE = """
 import asyncio, sys
 async def echo(reader, writer):
@@ -90,9 +91,8 @@ async def dropped(node: Node) -> flow.Flow:
 
 
 async def test_a_guarded_node() -> None:
-    async with Cluster(nodes=2) as cluster:
+    async with Cluster(nodes=2, outside=True) as cluster:
         one, two = cluster.nodes
-        sh(f"ip addr add {WORLD}/24 dev up0", two.netns)  # no node's address: the outside
         friend = await cluster.add_pod("friend", one, role="friend")
         stranger = await cluster.add_pod("stranger", one, role="stranger")
         far_friend = await cluster.add_pod("far-friend", two, role="friend")
@@ -100,14 +100,14 @@ async def test_a_guarded_node() -> None:
         for where in (one.netns, two.netns, friend.netns, far_friend.netns):
             await cluster.spawn(sys.executable, "-S", "-c", SERVE, str(OPEN), str(CLOSED), netns=where)
         here, there = "172.30.0.1", "172.30.0.2"
-        await becomes(two.netns, here, CLOSED, WORLD, open_=True)
+        await becomes(cluster.router, here, CLOSED, WORLD, open_=True)
         assert not (await introspect(one))[0].ingress_enforced
 
         # Nobody is selected until the node has the label.
         cluster.apply(POLICY)
         cluster.apply(node_object(one, guarded="yes"))
-        await becomes(two.netns, here, CLOSED, WORLD, open_=False)
-        assert await connects(two.netns, here, OPEN, WORLD)
+        await becomes(cluster.router, here, CLOSED, WORLD, open_=False)
+        assert await connects(cluster.router, here, OPEN, WORLD)
         told = await dropped(one)
         assert (told.IP.source, told.IP.destination, told.l4.TCP.destination_port) == (WORLD, here, CLOSED)
         assert (told.destination.identity, list(told.destination.labels)) == (1, ["reserved:host"])
@@ -119,6 +119,10 @@ async def test_a_guarded_node() -> None:
         assert not await connects(two.netns, "fd00:172:30::1", OPEN)
         assert [await connects(p.netns, here, CLOSED) for p in (friend, stranger)] == [True, False]
         assert [await connects(p.netns, here, CLOSED) for p in (far_friend, far_stranger)] == [True, False]
+
+        # Nor is it at an address that it gets meanwhile.
+        sh(f"ip addr add {SECOND}/24 dev up0", two.netns)
+        await becomes(two.netns, here, OPEN, SECOND, open_=False)
 
         # What the node opens itself is answered: to nodes, to pods of its own and behind the overlay.
         for address in (there, "fd00:172:30::2", friend.ip, far_friend.ip):
@@ -138,13 +142,13 @@ async def test_a_guarded_node() -> None:
 
         # A restarted agent changes nothing for the packets; the label gone, the policy is.
         await cluster.kill_agent(one)
-        assert not await connects(two.netns, here, CLOSED, WORLD)
-        assert await connects(two.netns, here, OPEN, WORLD)
+        assert not await connects(cluster.router, here, CLOSED, WORLD)
+        assert await connects(cluster.router, here, OPEN, WORLD)
         await cluster.start_agent(one)
         await cluster.ready(one)
-        assert not await connects(two.netns, here, CLOSED, WORLD)
+        assert not await connects(cluster.router, here, CLOSED, WORLD)
         cluster.apply(node_object(one, guarded="no"))
-        await becomes(two.netns, here, CLOSED, WORLD, open_=True)
+        await becomes(cluster.router, here, CLOSED, WORLD, open_=True)
 
         # Egress: the node itself may go nowhere but to its friends, and pods go on.
         egress = [{"toEndpoints": [{"matchLabels": {"role": "friend"}}]}]
@@ -154,4 +158,4 @@ async def test_a_guarded_node() -> None:
         assert await connects(one.netns, far_friend.ip, OPEN)
         assert not await connects(one.netns, far_stranger.ip, OPEN)
         assert await connects(stranger.netns, far_friend.ip, CLOSED)
-        assert await connects(two.netns, here, CLOSED, WORLD), "answers are no egress of its own"
+        assert await connects(cluster.router, here, CLOSED, WORLD), "answers are no egress of its own"
