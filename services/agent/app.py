@@ -177,8 +177,12 @@ async def run(config: Config) -> None:
 
         followers = [knowledge.changed, hubble.applied, sweeper.changed, health.changed, lambda: routes.applied(engine)]
         followers += [status.changed] if status else []
-        advertiser = Advertiser(config.node_name, config.addresses, ends.registrar)
-        driver.observers = (ends.manager.observe, routes.observe, hubble.observe, advertiser.observe)
+        driver.observers = (
+            ends.manager.observe,
+            routes.observe,
+            hubble.observe,
+            Advertiser(config.node_name, config.addresses, ends.registrar).observe,
+        )
         driver.on_applied, driver.on_sync = _each(followers), enforce
         await _listen(config, stack, files, registry, state, knowledge, kernel, pipeline, hubble)
         await _recall(config, mailbox, ends)
