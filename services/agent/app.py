@@ -295,11 +295,11 @@ async def _object_sources(
     if config.source == "folder":
         return [FolderSource(Path(config.objects_dir), Path(config.place("", "kept-manifests")))], lambda engine: None
     # An HTTP client is 21 MB that a node without an API server need not carry.
-    from services.agent.sources.kube_client import KubeClient
-    from services.agent.sources.kubernetes import RESOURCES, KubernetesSource
+    from services.agent.sources.kubernetes import KubernetesSource, resources_for
+    from services.common.kube.client import KubeClient
 
     client = await stack.enter_async_context(KubeClient(config.kubeconfig))
-    sources = [KubernetesSource(client, resource) for resource in RESOURCES]
+    sources = [KubernetesSource(client, resource) for resource in resources_for()]
     return sources, lambda engine: StatusWriter(client, sources, engine.policy_verdicts)
 
 

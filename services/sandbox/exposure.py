@@ -6,18 +6,20 @@ sandbox's own while there is none.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from services.common.errors import Conflict, Exhausted, Invalid
 from services.model import lb_ipam
-from services.model.addresses import IPAddress
-from services.model.lb_ipam import Pool, Want
+from services.model.lb_documents import pool_of, want_of, wants_addresses
+from services.model.lb_ipam import Pool
 from services.model.objects import ObjectKey
 from services.sandbox.manifests import Document, key_of
 from services.sandbox.netns import BALANCER4, BALANCER6
 
+T = TypeVar("T")
+
+POOL_KIND = "CiliumLoadBalancerIPPool"
 NODE_PORTS = range(30000, 32768)
 DEFAULT_POOL = Pool("sandbox", lb_ipam.read_ranges([{"cidr": BALANCER4}, {"cidr": BALANCER6}], edges=False))
 _NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
@@ -85,8 +87,8 @@ def _taken(others: Iterable[Document]) -> dict[tuple[int, str], ObjectKey]:
 
 def with_addresses(objects: Mapping[ObjectKey, Document]) -> dict[ObjectKey, Document]:
     """All objects, Services of type LoadBalancer with the addresses that they have now in their status."""
-    pools = [_pool(document) for document in objects.values() if document["kind"] == "CiliumLoadBalancerIPPool"]
-    wants = [_want(document) for document in objects.values() if _wants_addresses(document)]
+    pools = [_read(pool_of, document) for document in objects.values() if document["kind"] == POOL_KIND]
+    wants = [_read(want_of, document) for document in objects.values() if wants_addresses(document)]
     found = dict(objects)
     for key, assignment in lb_ipam.assign(pools or [DEFAULT_POOL], wants).items():
         status: Document = {
@@ -100,53 +102,8 @@ def with_addresses(objects: Mapping[ObjectKey, Document]) -> dict[ObjectKey, Doc
     return found
 
 
-def _wants_addresses(document: Document) -> bool:
-    spec = document.get("spec") or {}
-    ours = spec.get("loadBalancerClass", "") in lb_ipam.CLASSES
-    return document["kind"] == "Service" and spec.get("type") == "LoadBalancer" and ours
-
-
-def _want(service: Document) -> Want:
-    spec, metadata = service["spec"], service["metadata"]
-    annotations = metadata.get("annotations") or {}
-    asked = [*annotations.get(lb_ipam.IPS_ANNOTATION, "").split(","), str(spec.get("loadBalancerIP") or "")]
-    ingress = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
-    versions = {"IPv4": 4, "IPv6": 6}
-    return Want(
-        key=key_of(service),
-        versions=tuple(versions[family] for family in spec.get("ipFamilies") or ["IPv4"]),
-        ports=frozenset((p["port"], _NUMBERS[p.get("protocol", "TCP")]) for p in spec.get("ports") or ()),
-        labels=metadata.get("labels") or {},
-        requested=tuple(_address(key_of(service), text.strip()) for text in asked if text.strip()),
-        held=tuple(ipaddress.ip_address(entry["ip"]) for entry in ingress if entry.get("ip")),
-        sharing_key=annotations.get(lb_ipam.SHARING_KEY_ANNOTATION, ""),
-        sharing_with=frozenset(
-            part.strip() for part in annotations.get(lb_ipam.SHARING_CROSS_ANNOTATION, "").split(",") if part.strip()
-        ),
-    )
-
-
-def _address(key: ObjectKey, text: str) -> IPAddress:
+def _read(read: Callable[[Document], T], document: Document) -> T:
     try:
-        return ipaddress.ip_address(text)
+        return read(document)
     except ValueError as error:
-        raise Invalid(f"{key}: metadata.annotations[{lb_ipam.IPS_ANNOTATION}]: {text!r} is no address") from error
-
-
-def _pool(document: Document) -> Pool:
-    spec, key = document.get("spec") or {}, key_of(document)
-    try:
-        ranges = lb_ipam.read_ranges(spec.get("blocks") or (), edges=spec.get("allowFirstLastIPs", "Yes") != "No")
-    except (ValueError, AttributeError) as error:
-        raise Invalid(f"{key}: spec.{error}") from error
-    return Pool(key.name, ranges, _selector(spec.get("serviceSelector")), bool(spec.get("disabled")))
-
-
-def _selector(selector: Mapping[str, Any] | None) -> Callable[[Mapping[str, str], str], bool]:
-    wanted = dict((selector or {}).get("matchLabels") or {})
-    namespace = wanted.pop("io.kubernetes.service.namespace", None)
-
-    def selects(labels: Mapping[str, str], of: str) -> bool:
-        return wanted.items() <= labels.items() and namespace in (None, of)
-
-    return selects
+        raise Invalid(f"{key_of(document)}: {error}") from error

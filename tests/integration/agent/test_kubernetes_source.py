@@ -13,8 +13,9 @@ from typing import Any
 import kmock as km
 import pytest
 
-from services.agent.sources.kube_client import KubeClient
-from services.agent.sources.kubernetes import CILIUM_POLICIES, PODS, KubernetesSource, Resource
+from services.agent.sources.kubernetes import KubernetesSource
+from services.common.kube.client import KubeClient
+from services.common.kube.resources import CILIUM_POLICIES, PODS, Resource
 from services.common.retry import Backoff
 from services.model.objects import Deleted, Synced, Update, Upserted
 
@@ -151,7 +152,7 @@ async def test_without_the_server_it_keeps_trying_and_says_so(kmock: Any, client
     server.lists = [km.KubernetesError(status=503, message="starting"), listing(pod("a"))]
     source = make(client)
     errors: list[str] = []
-    source._unhealthy = lambda error: errors.append(str(error))  # type: ignore[method-assign]
+    source._reflector._unhealthy = lambda error: errors.append(str(error))  # type: ignore[method-assign]
     assert await follow(source, lambda seen: len(seen) == 2) == ["+a", "synced kubernetes:Pod"]
     assert errors == ["kubernetes: /api/v1/pods: starting (HTTP 503)"]
 
@@ -198,7 +199,7 @@ async def test_the_emulators_own_objects(kmock: Any, client: KubeClient) -> None
 
 def test_the_library_is_loaded_without_its_models() -> None:
     code = (
-        "import sys; from services.agent.sources.kube_client import _load_library as load; load(); "
+        "import sys; from services.common.kube.client import _load_library as load; load(); "
         "print(sum(name.startswith('kubernetes_asyncio.client.models.') for name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,9 +12,10 @@ from typing import Any
 from aiohttp import web
 
 from services.agent.calc.engine import Engine
-from services.agent.sources.kube_client import KubeClient
-from services.agent.sources.kubernetes import CILIUM_POLICIES, KubernetesSource
+from services.agent.sources.kubernetes import KubernetesSource
 from services.agent.sources.kubernetes_status import StatusWriter
+from services.common.kube.client import KubeClient
+from services.common.kube.resources import CILIUM_POLICIES
 from services.common.retry import Backoff
 from services.model.objects import Synced
 

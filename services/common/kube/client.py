@@ -1,4 +1,4 @@
-"""The part of kubernetes-asyncio that the agent needs: credentials and requests; answers stay plain JSON.
+"""The part of kubernetes-asyncio that we need: credentials and requests; answers stay plain JSON.
 
 The package's `__init__` imports every API model, 47 MB resident, of which nothing is used here. So its two package
 modules are registered empty (their submodules load as usual), and only configuration and transport are imported.
@@ -11,16 +11,21 @@ import json
 import sys
 import types
 from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 
-from services.common.errors import CiliateError, Conflict, Denied, Internal, Invalid, NotFound, Unavailable
+from services.common.errors import CiliateError, Conflict, Denied, Invalid, NotFound, Unavailable
 
-LIST_TIMEOUT_SECONDS = 60.0
-_READ_SLACK_SECONDS = 30.0
+REQUEST_TIMEOUT_SECONDS = 60.0
+SILENCE_SECONDS = 150.0
+"""Servers send bookmarks about every minute: a watch that is silent for longer hangs on a connection that is dead."""
+MAX_LINE = 16 << 20
+"""Bytes of one event of a watch. etcd takes objects of 1.5 MB; whatever is longer is no event."""
+MERGE, JSON = "application/merge-patch+json", "application/json"
 
 
 class Gone(CiliateError):
@@ -58,10 +63,15 @@ def _load_library() -> tuple[Any, Any, Any]:
 
 
 class KubeClient:
-    """Reads and patches on one API server. `kubeconfig` is a path; empty = the pod's own service account."""
+    """Requests to one API server. `kubeconfig` is a path; empty = the pod's own service account.
 
-    def __init__(self, kubeconfig: str = "") -> None:
-        self._kubeconfig = kubeconfig
+    `timeout`: seconds after which a request has failed, watches apart.
+    """
+
+    def __init__(
+        self, kubeconfig: str = "", user_agent: str = "ciliate-agent", timeout: float = REQUEST_TIMEOUT_SECONDS
+    ) -> None:
+        self._kubeconfig, self._user_agent, self._timeout = kubeconfig, user_agent, timeout
         self._configuration: Any = None
         self._rest: Any = None
 
@@ -86,37 +96,50 @@ class KubeClient:
         await self._rest.close()
 
     async def list(self, path: str, query: Mapping[str, str]) -> dict[str, Any]:
-        """One page of a list."""
-        timeout = aiohttp.ClientTimeout(total=LIST_TIMEOUT_SECONDS)
-        try:
-            response = await self._request("GET", path, query, timeout)
-            async with response:
-                document: dict[str, Any] = await response.json(content_type=None)
-        except (TimeoutError, aiohttp.ClientError, ValueError) as error:
-            raise Unavailable(f"kubernetes: {path}: {_reason(error)}") from error
-        return document
+        """One page of a list, or one object."""
+        return await self._answer("GET", path, query)
+
+    async def create(self, path: str, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Add an object to a collection; raises `Conflict` when there is one of its name."""
+        return await self._answer("POST", path, {}, document, JSON)
+
+    async def replace(self, path: str, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a whole object; raises `Conflict` when it names a version that is not the newest."""
+        return await self._answer("PUT", path, {}, document, JSON)
 
     async def patch(self, path: str, document: Mapping[str, Any]) -> dict[str, Any]:
         """Merge a document into an object; raises `Conflict` when it names a version that is not the newest."""
-        timeout = aiohttp.ClientTimeout(total=LIST_TIMEOUT_SECONDS)
+        return await self._answer("PATCH", path, {}, document, MERGE)
+
+    async def delete(self, path: str) -> None:
+        """Delete an object; raises `NotFound`."""
+        await self._answer("DELETE", path, {})
+
+    async def _answer(
+        self, method: str, path: str, query: Mapping[str, str], body: Mapping[str, Any] | None = None, kind: str = ""
+    ) -> dict[str, Any]:
+        timeout = aiohttp.ClientTimeout(total=self._timeout)
         try:
-            response = await self._request("PATCH", path, {}, timeout, dict(document))
+            response = await self._request(method, path, query, timeout, None if body is None else dict(body), kind)
             async with response:
-                answer: dict[str, Any] = await response.json(content_type=None)
+                document = await response.json(content_type=None)
         except (TimeoutError, aiohttp.ClientError, ValueError) as error:
             raise Unavailable(f"kubernetes: {path}: {_reason(error)}") from error
-        return answer
+        if not isinstance(document, dict):
+            raise Unavailable(f"kubernetes: {path}: the answer is no object; is this an API server?")
+        return document
 
     async def watch(self, path: str, query: Mapping[str, str], seconds: int) -> AsyncIterator[dict[str, Any]]:
         """Events of one watch request that the server ends after `seconds`; raises like `list`, and `Gone`."""
         asked = {**query, "watch": "true", "timeoutSeconds": str(seconds)}
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=seconds + _READ_SLACK_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=SILENCE_SECONDS)
         try:
             response = await self._request("GET", path, asked, timeout)
             async with response:
-                async for line in response.content:
-                    if line.strip():
-                        yield json.loads(line)
+                async for line in _lines(response.content):
+                    event = json.loads(line)
+                    if isinstance(event, dict):
+                        yield event
         except (TimeoutError, aiohttp.ClientError, ValueError) as error:
             raise Unavailable(f"kubernetes: watching {path}: {_reason(error)}") from error
 
@@ -127,10 +150,11 @@ class KubeClient:
         query: Mapping[str, str],
         timeout: aiohttp.ClientTimeout,
         body: dict[str, Any] | None = None,
+        kind: str = "",
     ) -> Any:
-        headers = {"Accept": "application/json", "User-Agent": "ciliate-agent"}
+        headers = {"Accept": JSON, "User-Agent": self._user_agent}
         if body is not None:
-            headers["Content-Type"] = "application/merge-patch+json"
+            headers["Content-Type"] = kind
         for setting in (await self._configuration.auth_settings()).values():
             if setting["in"] == "header" and setting["value"]:
                 headers[setting["key"]] = setting["value"]
@@ -150,7 +174,7 @@ class KubeClient:
 
 
 def error_of(status: int, message: str) -> CiliateError:
-    """The error for an HTTP status; what may heal is `Unavailable`."""
+    """The error for an HTTP status. Whatever else it is (a redirect, a proxy's page) may heal: `Unavailable`."""
     kinds: dict[int, type[CiliateError]] = {
         400: Invalid,
         401: Denied,
@@ -160,8 +184,21 @@ def error_of(status: int, message: str) -> CiliateError:
         410: Gone,
         422: Invalid,
     }
-    kind = kinds.get(status, Unavailable if status in (408, 429) or status >= 500 else Internal)
-    return kind(f"{message} (HTTP {status})")
+    hint = "; does its role (RBAC) allow this?" if status == HTTPStatus.FORBIDDEN else ""
+    return kinds.get(status, Unavailable)(f"{message} (HTTP {status}{hint})")
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Whole lines. The reader's own are bounded at 128 KiB, and an object can be larger; half a line at the end of a
+    connection that broke is no line."""
+    rest = b""
+    async for chunk in content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield line
+        if len(rest) > MAX_LINE:
+            raise ValueError(f"an event of more than {MAX_LINE} bytes")
 
 
 async def _message(response: Any) -> str:

@@ -1,0 +1,1 @@
+"""The Kubernetes API, for every process that speaks with it: requests, and lists that stay up to date."""

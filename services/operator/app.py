@@ -1,0 +1,83 @@
+"""The only wiring of the operator.
+
+    Lease ──▶ Leader ── while it leads ─────────────────────────────────────────────────┐
+                                                                                        ▼
+    API server ──list, watch──▶ Cache, one per kind ──▶ Chore ──▶ plan (pure) ──▶ Writer ──▶ API server
+                                   ▲                      │                         │ asks the leader before each write
+                                   └───── what was written is known at once ◀───────┘
+
+Nothing is remembered from one reign to the next: a new leader lists everything anew before it decides anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from prometheus_client import CollectorRegistry
+
+from services.common.errors import CiliateError
+from services.common.kube.client import KubeClient
+from services.common.log import get_logger
+from services.common.metrics import MetricsServer
+from services.common.probes import ProbeServer
+from services.common.retry import Backoff
+from services.operator.chores import Caches, chores, wire
+from services.operator.config import Config
+from services.operator.definitions import Installer
+from services.operator.leader import WRITE_SECONDS, Leader
+from services.operator.metrics import OperatorMetrics
+from services.operator.state import State
+from services.operator.writes import Writer
+
+log = get_logger("app")
+
+
+async def run(config: Config) -> None:
+    """Be a replica of the operator until cancelled."""
+    registry, state = CollectorRegistry(), State()
+    async with AsyncExitStack() as stack:
+        reader = await stack.enter_async_context(KubeClient(config.kubeconfig, "ciliate-operator"))
+        hasty = await stack.enter_async_context(KubeClient(config.kubeconfig, "ciliate-operator", WRITE_SECONDS))
+        leader = Leader(hasty, config.namespace, config.lease_name, config.replica, config.timing)
+        writer = Writer(hasty, leader)
+        OperatorMetrics(registry, state, leader, writer)
+        await stack.enter_async_context(MetricsServer(config.metrics_address, registry))
+        await stack.enter_async_context(ProbeServer(config.health_address, state.problem_of(leader)))
+        log.info("started", replica=config.replica)
+
+        async def lead() -> None:
+            await _lead(config, reader, writer, state)
+
+        await leader.run(lead)
+
+
+async def _lead(config: Config, reader: KubeClient, writer: Writer, state: State) -> None:
+    """What the leader does, from nothing."""
+    state.installer = Installer(reader, writer)
+    if config.install_definitions:
+        await _install(state.installer)
+    caches = Caches(reader)
+    found = chores(config, caches, writer)
+    wire(found)
+    state.chores, state.caches = found, caches.by_resource
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for cache in caches.by_resource.values():
+                tasks.create_task(cache.run(), name=f"cache:{cache.resource.kind}")
+            for chore in found:
+                tasks.create_task(chore.run(), name=f"chore:{chore.name}")
+    finally:
+        state.chores, state.caches = [], {}
+
+
+async def _install(installer: Installer, attempts: int = 5) -> None:
+    """Kinds first. What may not be installed does not stop the chores that can do without."""
+    backoff = Backoff(initial=0.2, maximum=2.0)
+    for _ in range(attempts):
+        try:
+            await installer.install()
+            return
+        except CiliateError as error:
+            log.warning("definitions", problem=str(error))
+            await backoff.wait()

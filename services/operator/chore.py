@@ -1,0 +1,53 @@
+"""A chore: whenever something that it looks at has changed, compute what is missing and write it. That is all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+
+from services.common.log import get_logger
+from services.common.retry import Backoff
+from services.operator.cache import Cache
+from services.operator.writes import Write, Writer
+
+
+class Chore:
+    """`plan` is a pure function of what the caches hold. A plan that was carried out must be empty the next time."""
+
+    def __init__(
+        self,
+        name: str,
+        caches: Sequence[Cache],
+        writer: Writer,
+        plan: Callable[[], Iterable[Write]],
+        settle: float = 0.05,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.name, self.caches, self._writer, self._plan = name, caches, writer, plan
+        self._settle = settle
+        self._backoff = backoff or Backoff(initial=0.5, maximum=30.0)
+        self._moved = asyncio.Event()
+        self._log = get_logger(name)
+        self.failures: dict[str, str] = {}
+        self.rounds = 0
+
+    def touch(self) -> None:
+        """Something may have changed."""
+        self._moved.set()
+
+    async def run(self) -> None:
+        """For ever. What changes while a round is under way makes for another one."""
+        for cache in self.caches:
+            await cache.synced.wait()
+        self.touch()
+        while True:
+            await self._moved.wait()
+            await asyncio.sleep(self._settle)  # changes come in flocks
+            self._moved.clear()
+            self.failures = await self._writer.apply(list(self._plan()), self.caches)
+            self.rounds += 1
+            if self.failures:
+                self.touch()
+                await self._backoff.wait()
+            else:
+                self._backoff.reset()
