@@ -41,6 +41,14 @@ INLINE int http_without_data(struct __sk_buff *skb, struct pkt_ctx *ctx, struct 
 	return http_unreported(now) ? http_refuse(skb, ctx, w, DROP_HTTP_MALFORMED) : HTTP_PASSES;
 }
 
+/* Could the packet be a request that needs not be read? */
+INLINE bool http_may_recall(const struct pkt_ctx *ctx, const struct http_work *w, const struct http_conn *conn,
+			    const struct http_config *cfg)
+{
+	return conn && cfg && ctx->l7_ruleset && ctx->payload_len && ctx->payload_len <= HTTP_BUFFER && !w->audit &&
+	       (!conn->watched || http_watching(ctx)) && !http_check_segment(ctx);
+}
+
 INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
 {
 	struct http_config *cfg = http_configuration();
@@ -71,7 +79,14 @@ INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 	w->audit = !!(ctx->flags & CTX_F_AUDIT);
 	w->buffer_at = 0;
 	w->buffer_have = 0;
+	w->memo = HTTP_NOWHERE;
+	w->memorable = 0;
 	w->expected = ctx->tcp_seq;
+	if (http_may_recall(ctx, w, conn, cfg)) {
+		reason = http_recall(skb, ctx, w, conn, cfg);
+		if (reason)
+			return reason;
+	}
 	if (conn && !http_copy(w, conn))
 		return -DROP_HTTP_OUT_OF_ORDER;
 	if (conn && (w->flow.mode == HTTP_ANSWERED || w->flow.mode == HTTP_RESET)) {

@@ -139,6 +139,17 @@ INLINE bool http_settle(struct pkt_ctx *ctx, struct http_conn *conn, bool from_s
 	return true;
 }
 
+/* What is in the entry is complete: whoever sees that it waits may report it. */
+INLINE void http_wait(struct http_asked *asked)
+{
+#ifdef IN_ORDER
+	asm volatile("" ::: "memory");
+	*(volatile u64 *)&asked->waiting = HTTP_WAITS;
+#else
+	__sync_fetch_and_add(&asked->waiting, HTTP_WAITS);
+#endif
+}
+
 /* The request of the packet at hand is on its way to the server: its event waits for the answer. */
 INLINE void http_expect(struct pkt_ctx *ctx, struct http_work *w, struct http_conn *conn)
 {
@@ -149,7 +160,7 @@ INLINE void http_expect(struct pkt_ctx *ctx, struct http_work *w, struct http_co
 		*asked = w->asked;
 		__builtin_memcpy(conn->asked_method, w->method, HTTP_METHOD_MAX);
 		__builtin_memcpy(conn->asked_path, w->path, HTTP_PATH_MAX);
-		__sync_fetch_and_add(&asked->waiting, HTTP_WAITS);
+		http_wait(asked);
 		return;
 	}
 	asked->pipelined |= http_settle(ctx, conn, false, 0) | w->asked.pipelined;

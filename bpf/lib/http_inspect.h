@@ -2,6 +2,7 @@
 /* A packet's bytes, step by step: over bodies, and through the grammar from one action to the next. */
 #pragma once
 #include "http_event.h"
+#include "http_memo.h"
 #include "http_refuse.h"
 
 #define HTTP_STEPS 16 /* actions, buffers or bodies in one run */
@@ -20,6 +21,11 @@ INLINE int http_head_done(struct __sk_buff *skb, struct pkt_ctx *ctx, struct htt
 		http_note(skb, ctx, w, denied ? DROP_HTTP_DENIED : 0);
 		w->asked.waiting = HTTP_WAITS;
 	}
+	w->memorable = now->line_seq == ctx->tcp_seq && w->pos == ctx->payload_len && !now->remain &&
+		       !(now->flags & HTTP_F_CODING) && !denied;
+	w->line_hash = now->hash;
+	w->flow.hash = http_mix(w->flow.hash, now->hash);
+	now->hash = 0;
 	now->flags &= ~HTTP_F_LINE;
 	now->digits = 0;
 	if (now->flags & HTTP_F_CODING) {
@@ -159,6 +165,8 @@ INLINE int http_inspected(struct __sk_buff *skb, struct pkt_ctx *ctx, struct htt
 	flow->strikes = 0;
 	if (!http_publish(w, conn))
 		return -DROP_HTTP_OUT_OF_ORDER;
+	if (unlikely(w->memo != HTTP_NOWHERE) && w->memorable)
+		http_remember(ctx, w);
 	if (conn && w->asked.waiting | w->asked.pipelined)
 		http_expect(ctx, w, conn);
 	return HTTP_PASSES;

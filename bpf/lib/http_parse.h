@@ -31,14 +31,14 @@ INLINE u64 http_mix(u64 hash, u64 value)
 INLINE void http_feed(struct http_work *w, const struct http_table *table, u8 c)
 {
 	w->flow.now.state = http_next(table, w->flow.now.state, c);
-	w->flow.hash = http_mix(w->flow.hash, c);
+	w->flow.now.hash = http_mix(w->flow.now.hash, c);
 }
 
 /* What the stream has said so far, as far as it matters: request lines, hosts, and where in the grammar it is. */
 INLINE u64 http_digest(const struct http_flow *flow)
 {
 	const struct http_parse *now = &flow->now;
-	u64 digest = http_mix(flow->hash, now->remain);
+	u64 digest = http_mix(http_mix(flow->hash, now->hash), now->remain);
 
 	return http_mix(digest, now->phase | ((u64)now->flags << 8) | ((u64)now->digits << 16) |
 					((u64)now->escape << 24) | ((u64)now->begun << 32));
@@ -46,6 +46,8 @@ INLINE u64 http_digest(const struct http_flow *flow)
 
 INLINE void http_next_message(struct http_parse *now)
 {
+	now->hash = 0;
+	now->escape = 0;
 	now->remain = 0;
 	now->head = 0;
 	now->path_len = 0;
@@ -70,6 +72,7 @@ INLINE void http_begin(struct http_parse *now, const struct http_config *cfg, u3
 	now->ruleset = ruleset;
 	now->state = table ? http_start(table, ruleset) : HTTP_DENY_ALL;
 	now->begun = HTTP_BEGUN_RULES;
+	now->hash = cfg->seed;
 	now->line_seq = at;
 	now->flags |= HTTP_F_LINE;
 }
@@ -348,7 +351,7 @@ INLINE u32 http_walk(struct http_work *w, const struct http_table *table, const 
 	u32 phase = now->phase, state = now->state, at = w->buffer_at, have = w->buffer_have;
 	u32 view = now->flags & HTTP_F_PENDING ? HTTP_ATTENTIVE : 0;
 	u32 next, action = HTTP_ACT_NONE, i;
-	u64 hash = w->flow.hash, index;
+	u64 hash = now->hash, index;
 	u8 c = 0;
 
 #pragma clang loop unroll(disable)
@@ -374,7 +377,7 @@ INLINE u32 http_walk(struct http_work *w, const struct http_table *table, const 
 	http_advance(w, at - w->buffer_at);
 	now->phase = phase;
 	now->state = state;
-	w->flow.hash = hash;
+	now->hash = hash;
 	/* Through memory, where the verifier forgets how often it went round. */
 	w->byte = c;
 	w->action = action;

@@ -101,7 +101,7 @@ INLINE bool http_adopt(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_w
 	for (i = 0; i < HTTP_HOLES; i++)
 		w->flow.holes[i].end = ctx->tcp_seq;
 	w->flow.grammar = cfg->grammar;
-	w->flow.hash = bpf_get_prandom_u32();
+	w->flow.hash = ((u64)bpf_get_prandom_u32() << 32) | bpf_get_prandom_u32();
 	w->acked = ctx->tcp_seq;
 	if (!http_record(ctx, w))
 		return false;

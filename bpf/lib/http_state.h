@@ -46,6 +46,7 @@ enum http_fins {
 
 /* Where in the grammar the stream is. */
 struct http_parse {
+	u64 hash;   /* of what this request has said so far, begun with a number that nobody knows */
 	u64 remain; /* bytes of body or chunk that are still to come */
 	u32 seq;    /* of the next byte */
 	u32 generation;
@@ -67,12 +68,12 @@ struct http_parse {
 	u16 decided; /* ... conditions that the lines so far were about ... */
 	u16 met;     /* ... and those that they meet */
 };
-_Static_assert(sizeof(struct http_parse) == 48, "http_parse");
+_Static_assert(sizeof(struct http_parse) == 56, "http_parse");
 
 #define HTTP_HOLES 4
 
 struct http_flow {
-	u64 hash;      /* of all methods, targets and hosts so far, begun with a random number */
+	u64 hash;      /* of all earlier requests, begun with a random number */
 	u64 snap_hash; /* up to snap.seq */
 	u64 mark_digest; /* of hash and state at mark_seq */
 	struct http_parse now;
@@ -93,7 +94,7 @@ struct http_flow {
 	u8 marked;
 	u8 pad1[4];
 };
-_Static_assert(sizeof(struct http_flow) == 184, "http_flow");
+_Static_assert(sizeof(struct http_flow) == 200, "http_flow");
 
 enum http_waiting {
 	HTTP_WAITS_NOT = 0,
@@ -140,11 +141,12 @@ struct http_conn {
 	u8 asked_method[HTTP_METHOD_MAX];
 	u8 asked_path[HTTP_PATH_MAX];
 };
-_Static_assert(sizeof(struct http_conn) == 560, "http_conn");
+_Static_assert(sizeof(struct http_conn) == 576, "http_conn");
 
 BPF_F_TABLE("lru_hash", struct ct_key, struct http_conn, http_conns, 65536, 0);
 
 #define HTTP_BUFFER 512 /* bytes that are loaded at once; a power of two */
+#define HTTP_NOWHERE 0xffffffff
 
 /* What the HTTP programs hand to one another about the packet at hand. */
 struct http_work {
@@ -168,7 +170,11 @@ struct http_work {
 	u8 action;     /* that the byte loop stopped at */
 	u8 byte;
 	u8 audit; /* nothing is refused: only told */
-	u8 pad[3];
+	u8 memorable; /* the head can be remembered (http_memo.h) */
+	u8 pad[2];
+	u32 memo;     /* where; HTTP_NOWHERE: not at all */
+	u64 tag;
+	u64 line_hash; /* of the request whose head is complete */
 	struct http_asked asked; /* waiting: a head of this packet is complete; its method and path are those below */
 	u32 ts_value;  /* network order */
 	u32 ts_echo;
@@ -178,6 +184,7 @@ struct http_work {
 	u8 method[HTTP_METHOD_MAX];
 	u8 path[HTTP_PATH_MAX]; /* the verifier sees larger writes: 256 bytes behind must be ours */
 	u8 buffer[HTTP_BUFFER];
+	u64 behind[4]; /* words may reach out of the buffer */
 	struct own_packet own; /* an answer under construction */
 	u8 zeros[HTTP_PATH_MAX]; /* never written */
 };
@@ -198,10 +205,34 @@ INLINE bool http_unreported(const struct http_parse *now)
 	return now->flags & HTTP_F_LINE;
 }
 
-/* Fully ordered on every architecture. */
+/* Where the processor keeps stores among themselves and loads among themselves in order, the compiler is all that has to
+ * be kept from doing otherwise. Atomics wait for all earlier stores. */
 INLINE u64 http_version(struct http_conn *conn)
 {
+#ifdef IN_ORDER
+	u64 version = *(volatile u64 *)&conn->version;
+
+	asm volatile("" ::: "memory");
+	return version;
+#else
 	return __sync_fetch_and_add(&conn->version, 0);
+#endif
+}
+
+/* The entry is ours to write; `version` is what it had when it was read. */
+INLINE bool http_lock(struct http_conn *conn, u64 version)
+{
+	return __sync_val_compare_and_swap(&conn->version, version, version + 1) == version;
+}
+
+INLINE void http_unlock(struct http_conn *conn, u64 version)
+{
+#ifdef IN_ORDER
+	asm volatile("" ::: "memory");
+	*(volatile u64 *)&conn->version = version + 2;
+#else
+	__sync_fetch_and_add(&conn->version, 1);
+#endif
 }
 
 /* False: somebody is writing it. */
@@ -216,6 +247,7 @@ INLINE bool http_copy(struct http_work *w, struct http_conn *conn)
 		__builtin_memcpy(w->method, conn->method, HTTP_METHOD_MAX);
 		__builtin_memcpy(w->path, conn->path, HTTP_PATH_MAX);
 	}
+	asm volatile("" ::: "memory");
 	return http_version(conn) == w->version;
 }
 
@@ -224,14 +256,14 @@ INLINE bool http_publish(struct http_work *w, struct http_conn *conn)
 {
 	if (!conn)
 		return false;
-	if (__sync_val_compare_and_swap(&conn->version, w->version, w->version + 1) != w->version)
+	if (!http_lock(conn, w->version))
 		return false;
 	conn->flow = w->flow;
 	if (http_unreported(&w->flow.now)) {
 		__builtin_memcpy(conn->method, w->method, HTTP_METHOD_MAX);
 		__builtin_memcpy(conn->path, w->path, HTTP_PATH_MAX);
 	}
-	__sync_fetch_and_add(&conn->version, 1);
+	http_unlock(conn, w->version);
 	return true;
 }
 

@@ -30,8 +30,9 @@ struct http_config {
 	u32 oldest;     /* generations before are overwritten */
 	u32 grammar;    /* fingerprint of http_grammar; 0: not written yet */
 	u32 pad;
+	u64 seed;       /* a number that no client knows: hashes begin with it */
 };
-_Static_assert(sizeof(struct http_config) == 16, "http_config");
+_Static_assert(sizeof(struct http_config) == 24, "http_config");
 
 struct http_table {
 	/* u16 per rule set, and per state and byte. BCC describes every element but of strings. */

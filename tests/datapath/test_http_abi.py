@@ -58,6 +58,7 @@ LAYOUTS: dict[str, type[Struct]] = {
     "lay_http_flow": http.HttpFlow,
     "http_conns": http.HttpConn,
     "http_config": http.HttpConfig,
+    "lay_http_memo": http.HttpMemo,
 }
 
 

@@ -103,7 +103,11 @@ def run(
     batch: list[tuple[int, Received]] = []
     with inside(node.name):
         for number in numbers:
-            received = wire.run_inside(generator.script(number))
+            script = generator.script(number)
+            # Heads that come again are not read again (bpf/lib/http_memo.h): these come three times.
+            for _ in range(2 if number % 4 == 0 else 0):
+                wire.run_inside(script)
+            received = wire.run_inside(script)
             if received.stream:
                 batch.append((number, received))
     result.counts["streams"] += len(numbers)

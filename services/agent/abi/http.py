@@ -140,20 +140,22 @@ class HttpBegun(IntFlag):
 
 
 class HttpConfig(Struct):
-    """`struct http_config`, 16 bytes. `grammar` 0 or another than a connection began with: it is not understood."""
+    """`struct http_config`, 24 bytes. `grammar` 0 or another than a connection began with: it is not understood."""
 
     _fields_ = [
         ("generation", ctypes.c_uint32),
         ("oldest", ctypes.c_uint32),
         ("grammar", ctypes.c_uint32),
         ("pad", ctypes.c_uint32),
+        ("seed", ctypes.c_uint64),
     ]
 
 
 class HttpParse(Struct):
-    """`struct http_parse`, 48 bytes: where in the grammar the stream is; `seq` is the next byte."""
+    """`struct http_parse`, 56 bytes: where in the grammar the stream is; `seq` is the next byte."""
 
     _fields_ = [
+        ("hash", ctypes.c_uint64),
         ("remain", ctypes.c_uint64),
         ("seq", ctypes.c_uint32),
         ("generation", ctypes.c_uint32),
@@ -178,7 +180,7 @@ class HttpParse(Struct):
 
 
 class HttpFlow(Struct):
-    """`struct http_flow`, 184 bytes: what is copied, worked on and published as a whole."""
+    """`struct http_flow`, 200 bytes: what is copied, worked on and published as a whole."""
 
     _fields_ = [
         ("hash", ctypes.c_uint64),
@@ -234,7 +236,7 @@ class HttpAsked(Struct):
 
 
 class HttpConn(Struct):
-    """`struct http_conn`, 560 bytes, keyed by the server's conntrack key."""
+    """`struct http_conn`, 576 bytes, keyed by the server's conntrack key."""
 
     _fields_ = [
         ("version", ctypes.c_uint64),
@@ -254,7 +256,29 @@ class HttpConn(Struct):
     ]
 
 
-assert ctypes.sizeof(HttpParse) == 48, ctypes.sizeof(HttpParse)
-assert ctypes.sizeof(HttpFlow) == 184, ctypes.sizeof(HttpFlow)
+class HttpMemo(Struct):
+    """`struct http_memo`, 704 bytes: a head that was read before, and what follows from it. `length` 0: none."""
+
+    _fields_ = [
+        ("tag", ctypes.c_uint64),
+        ("line_hash", ctypes.c_uint64),
+        ("length", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("grammar", ctypes.c_uint32),
+        ("ruleset", ctypes.c_uint16),
+        ("path_len", ctypes.c_uint16),
+        ("http_version", ctypes.c_uint8),
+        ("method_len", ctypes.c_uint8),
+        ("upgrade", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 5),
+        ("method", ctypes.c_uint8 * 16),
+        ("path", ctypes.c_uint8 * 136),
+        ("head", ctypes.c_uint8 * 512),
+    ]
+
+
+assert ctypes.sizeof(HttpMemo) == 704, ctypes.sizeof(HttpMemo)
+assert ctypes.sizeof(HttpParse) == 56, ctypes.sizeof(HttpParse)
+assert ctypes.sizeof(HttpFlow) == 200, ctypes.sizeof(HttpFlow)
 assert ctypes.sizeof(HttpAsked) == 48, ctypes.sizeof(HttpAsked)
-assert ctypes.sizeof(HttpConn) == 560, ctypes.sizeof(HttpConn)
+assert ctypes.sizeof(HttpConn) == 576, ctypes.sizeof(HttpConn)

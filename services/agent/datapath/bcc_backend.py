@@ -20,6 +20,10 @@ from services.agent.datapath.objects import CompiledObject, MapSpec, Program, du
 from services.agent.datapath.syscall import MapType
 from services.common.errors import Internal
 
+STORES_IN_ORDER = frozenset({"x86_64", "i686"})
+"""Machines whose CPUs see the stores of another one in the order in which they were made, and load in order: there a
+lock is given back without an atomic operation."""
+
 
 def compile_text(text: str, source_dir: Path, cflags: tuple[str, ...] = ()) -> CompiledObject:
     """Compile an amalgamated source. Compiler messages go to standard error; raises Internal."""
@@ -30,6 +34,8 @@ def compile_text(text: str, source_dir: Path, cflags: tuple[str, ...] = ()) -> C
         from bcc import BPF, lib
 
         flags = ["-w", "-D__LINUX_BPF_H__", f"-I{tree}/include", "-I/usr/include", f"-I/usr/include/{_triplet()}"]
+        if platform.machine() in STORES_IN_ORDER:
+            flags.append("-DIN_ORDER")
         try:
             module = BPF(text=text, cflags=[*flags, *cflags])
         except Exception as error:  # BCC raises nothing more specific

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import secrets
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -57,6 +58,7 @@ class HttpTableWriter:
         if config.generation and self._tables.lookup(_slot(config.generation)) == image:
             return
         config.oldest = config.generation
+        config.seed = config.seed or secrets.randbits(64) | 1
         self._config.update(_FIRST, config.pack())
         wait_for_programs()
         following = (config.generation + 1) & 0xFFFFFFFF or GENERATIONS  # 0 means that nothing was written yet

@@ -35,7 +35,7 @@ def journal() -> list[tuple[str, int]]:
 @pytest.fixture
 def maps(journal: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch) -> dict[str, ArrayMap]:
     monkeypatch.setattr(http_tables, "wait_for_programs", lambda: journal.append(("wait", 0)))
-    sizes = {"http_grammar": (GRAMMAR_SIZE, 1), "http_tables": (TABLE_SIZE, 2), "http_config": (16, 1)}
+    sizes = {"http_grammar": (GRAMMAR_SIZE, 1), "http_tables": (TABLE_SIZE, 2), "http_config": (24, 1)}
     return {name: ArrayMap(name, size, entries, journal) for name, (size, entries) in sizes.items()}
 
 
