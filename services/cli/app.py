@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from services import __version__
-from services.cli import bpf, egress, fqdn, history, inspection, observe, policy, sandbox, service, status
+from services.cli import bpf, egress, fqdn, history, inspection, observe, policy, preflight, sandbox, service, status
 from services.cli import identity as identity_commands
 from services.cli.connect import Settings
 from services.cli.connectivity import app as connectivity
@@ -54,6 +54,7 @@ def settings(
 
 
 app.command("status")(status.status)
+app.command("preflight")(preflight.preflight)
 app.command("observe")(observe.command())
 app.add_typer(history.app, name="flows")
 app.add_typer(inspection.endpoints, name="endpoint")

@@ -124,12 +124,18 @@ async def detach_netdev(keep: Collection[int] = ()) -> list[int]:
 
 
 async def _has_filter(ipr: Any, ifindex: int, parent: int, name: str) -> bool:
+    return name in await filter_names(ipr, ifindex, parent)
+
+
+async def filter_names(ipr: Any, ifindex: int, parent: int) -> list[str]:
+    """Names of the programs of one hook of an interface, whoever's they are."""
     try:
         filters = [message async for message in await ipr.get_filters(index=ifindex, parent=parent)]
     except NetlinkError:
-        return False  # a device without queueing has none
+        return []  # a device without queueing has none
     options = [message.get_attr("TCA_OPTIONS") for message in filters]
-    return any(option and option.get_attr("TCA_BPF_NAME") == name for option in options)
+    names = [option.get_attr("TCA_BPF_NAME") for option in options if option and hasattr(option, "get_attr")]
+    return [str(name) for name in names if name]
 
 
 async def detach(ifindex: int) -> None:
