@@ -28,6 +28,7 @@ from prometheus_client import CollectorRegistry
 
 import services
 from services.agent import node, routing, translation
+from services.agent import objects as object_sources
 from services.agent.abi.config import ConfigFlags
 from services.agent.abi.endpoints import HOST_ENDPOINT
 from services.agent.calc.binding import Capabilities
@@ -69,8 +70,7 @@ from services.agent.server.metrics import AgentMetrics
 from services.agent.server.state import AgentState, component
 from services.agent.server.translations import watch_translations
 from services.agent.socket_lb import SocketBalancing
-from services.agent.sources.base import Mailbox, Source, pump
-from services.agent.sources.folder import FolderSource
+from services.agent.sources.base import Mailbox, pump
 from services.agent.sources.identities import IdentityClient
 from services.agent.sources.kubernetes_status import StatusWriter
 from services.common.log import get_logger
@@ -123,9 +123,9 @@ async def run(config: Config) -> None:
     registry = CollectorRegistry()
     async with AsyncExitStack() as stack:
         identities = await stack.enter_async_context(IdentityClient(config.identity_target, files, config.node_name))
-        objects, write_status = await _object_sources(config, stack)
-        sources = [identities, *objects]
+        objects, config = await object_sources.build(config, stack)
         kernel = await _kernel(config, stack)
+        sources = [identities, *objects.sources]
         engine = Engine(
             config.node_name,
             config.cluster_name,
@@ -173,7 +173,7 @@ async def run(config: Config) -> None:
             state.become_ready()
             log.info("ready", seconds=round(state.ready_after, 2), endpoints=len(ends.manager.endpoints))
 
-        status = _status_writer(write_status(engine), state, registry)
+        status = _status_writer(objects.write_status(engine), state, registry)
 
         followers = [knowledge.changed, hubble.applied, sweeper.changed, health.changed, lambda: routes.applied(engine)]
         followers += [status.changed] if status else []
@@ -203,7 +203,7 @@ async def run(config: Config) -> None:
             "translations": watch_translations(kernel.maps, knowledge, state, registry).run(),
         }
         jobs |= {"policy:status": status.run()} if status else {}
-        await _forever(jobs | routes.jobs() | _endpoint_jobs(ends))
+        await _forever(jobs | objects.jobs(config, ends.manager.ipam) | routes.jobs() | _endpoint_jobs(ends))
 
 
 def _status_writer(writer: StatusWriter | None, state: AgentState, registry: CollectorRegistry) -> StatusWriter | None:
@@ -286,21 +286,6 @@ async def _recall(config: Config, mailbox: Mailbox, ends: Endpoints) -> None:
 def _lapse(ends: Endpoints) -> None:
     ends.references.lapse()
     ends.registrar.lapse()
-
-
-async def _object_sources(
-    config: Config, stack: AsyncExitStack
-) -> tuple[Sequence[Source], Callable[[Engine], StatusWriter | None]]:
-    """The sources, and what writes policies' statuses back where there is somewhere to write them."""
-    if config.source == "folder":
-        return [FolderSource(Path(config.objects_dir), Path(config.place("", "kept-manifests")))], lambda engine: None
-    # An HTTP client is 21 MB that a node without an API server need not carry.
-    from services.agent.sources.kubernetes import KubernetesSource, resources_for
-    from services.common.kube.client import KubeClient
-
-    client = await stack.enter_async_context(KubeClient(config.kubeconfig))
-    sources = [KubernetesSource(client, resource) for resource in resources_for()]
-    return sources, lambda engine: StatusWriter(client, sources, engine.policy_verdicts)
 
 
 async def _kernel(config: Config, stack: AsyncExitStack) -> Kernel:

@@ -35,6 +35,12 @@ class Config(ExportOptions):
     )
     pod_cidr4: str = Field("", description="this node's IPv4 pod range; empty = no IPv4")
     pod_cidr6: str = Field("", description="this node's IPv6 pod range; empty = no IPv6")
+    pod_cidrs: list[str] = Field(default_factory=list, description="further pod ranges of this node")
+    ipam: Literal["static", "kubernetes", "cluster-pool"] = Field(
+        "static",
+        description="this node's pod ranges: out of this configuration, its Node (spec.podCIDRs), or its CiliateNode",
+    )
+    default_pool: str = Field("default", description="pool of pods that name none, with ipam: cluster-pool")
     cluster_pod_cidr: list[str] = Field(
         default_factory=list,
         description="pod ranges of the whole cluster, for the node's own routes; empty = a route per remote pod",
@@ -159,8 +165,10 @@ class Config(ExportOptions):
                 raise ValueError(f"{name} is needed")
         if self.source == "folder" and not self.objects_dir:
             raise ValueError("objects_dir is needed with source: folder")
-        if not self.pod_ranges:
-            raise ValueError("pod_cidr4 or pod_cidr6 is needed")
+        if self.ipam == "static" and not self.pod_ranges:
+            raise ValueError("pod_cidr4 or pod_cidr6 is needed with ipam: static")
+        if self.ipam != "static" and self.source != "kubernetes":
+            raise ValueError(f"ipam: {self.ipam} needs source: kubernetes; or write the ranges here with ipam: static")
         if self.auto_direct_node_routes and not self.native_routing:
             raise ValueError("auto_direct_node_routes needs routing_mode: native; remove it or set that")
         if self.mtu and not MIN_MTU <= self.mtu <= MAX_MTU:
@@ -175,7 +183,12 @@ class Config(ExportOptions):
 
     @property
     def pod_ranges(self) -> tuple[IPNetwork, ...]:
-        """The node's pod ranges, IPv4 first."""
+        """The node's pod ranges, as far as they are known."""
+        return self.static_ranges + parse_ranges(self.pod_cidrs, "pod_cidrs")
+
+    @property
+    def static_ranges(self) -> tuple[IPNetwork, ...]:
+        """Those that were configured, IPv4 first."""
         four = parse_ranges([self.pod_cidr4] if self.pod_cidr4 else [], "pod_cidr4")
         six = parse_ranges([self.pod_cidr6] if self.pod_cidr6 else [], "pod_cidr6")
         return four + six

@@ -15,6 +15,9 @@ from services.model.identity import Identity, NumericIdentity
 from services.model.keys import ObjectKey
 from services.model.services import EndpointSlice, HostPort, Service, ServicePort, SliceEndpoint
 
+POOL_ANNOTATION = "ipam.ciliate.io/pool"
+"""On a pod, or on a namespace for all of its pods: the CiliatePodIPPool that addresses come from."""
+
 
 @dataclass(frozen=True, slots=True)
 class ContainerPort:
@@ -56,6 +59,8 @@ class Namespace:
 
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    pool: str = ""
+    """Where its pods' addresses come from; '' = the default pool."""
 
     @property
     def key(self) -> ObjectKey:
@@ -235,6 +240,7 @@ Update = (
 """Everything that calc reacts to. Updates about one thing replace each other: only the latest counts."""
 
 __all__ = [
+    "POOL_ANNOTATION",
     "ContainerPort",
     "Deleted",
     "EndpointDeleted",

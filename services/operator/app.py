@@ -20,7 +20,6 @@ from services.common.errors import CiliateError
 from services.common.kube.client import KubeClient
 from services.common.log import get_logger
 from services.common.metrics import MetricsServer
-from services.common.probes import ProbeServer
 from services.common.retry import Backoff
 from services.operator.chores import Caches, chores, wire
 from services.operator.config import Config
@@ -42,8 +41,7 @@ async def run(config: Config) -> None:
         leader = Leader(hasty, config.namespace, config.lease_name, config.replica, config.timing)
         writer = Writer(hasty, leader)
         OperatorMetrics(registry, state, leader, writer)
-        await stack.enter_async_context(MetricsServer(config.metrics_address, registry))
-        await stack.enter_async_context(ProbeServer(config.health_address, state.problem_of(leader)))
+        await stack.enter_async_context(MetricsServer(config.metrics_address, registry, state.ready_with(leader)))
         log.info("started", replica=config.replica)
 
         async def lead() -> None:

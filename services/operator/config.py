@@ -23,7 +23,6 @@ class Config(BaseConfig):
     lease_seconds: float = Field(15.0, description="after so long a silent leader is replaced", ge=1)
     renew_seconds: float = Field(10.0, description="after so long without renewal a leader stops", gt=0)
     retry_seconds: float = Field(2.0, description="between attempts to get or renew the lease", gt=0)
-    health_address: str = Field("", description="host:port of /healthz and /readyz; empty = none")
     install_definitions: bool = Field(True, description="install and upgrade the kinds that are needed")
     ipam: Literal["cluster-pool", "kubernetes", "off"] = Field(
         "cluster-pool",

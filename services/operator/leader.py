@@ -8,6 +8,7 @@ which is earlier by more than a write may take: the last write of one is over be
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,6 +84,7 @@ class Leader:
         self._path = LEASES.object_path(name, namespace)
         self._name, self._namespace = name, namespace
         self._observed = Observed(identity, self._timing)
+        self._clock: Callable[[], float] = time.monotonic
         self._until = 0.0
         self.problem = ""
         self.changes = 0
@@ -91,7 +93,7 @@ class Leader:
     @property
     def leading(self) -> bool:
         """May act now."""
-        return asyncio.get_running_loop().time() < self._until
+        return self._clock() < self._until
 
     @property
     def holder(self) -> str:
@@ -105,6 +107,7 @@ class Leader:
 
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
         """For ever: wait for the lease, lead while it is kept. What `lead` raises ends it."""
+        self._clock = asyncio.get_running_loop().time  # which probes may ask from other threads
         try:
             while True:
                 await self._attempt()
@@ -132,8 +135,7 @@ class Leader:
 
     async def _attempt(self) -> None:
         """Take or renew the lease if that is possible."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = self._clock()
         try:
             async with asyncio.timeout(self._until - began if self.leading else self._timing.renew):
                 await self._take(began)
@@ -147,12 +149,12 @@ class Leader:
             lease = await self._client.list(self._path, {})
         except NotFound:
             lease = None
-        self._observed.observe(lease, asyncio.get_running_loop().time())
+        self._observed.observe(lease, self._clock())
         if lease is None:
             metadata = {"name": self._name, "namespace": self._namespace}
             document = {"apiVersion": LEASES.api_version, "kind": LEASES.kind, "metadata": metadata}
             await self._client.create(self._collection, document | {"spec": self._spec({}, held=True)})
-        elif not self._observed.may_take(asyncio.get_running_loop().time()):
+        elif not self._observed.may_take(self._clock()):
             self._until = 0.0  # somebody else has it
             return
         else:

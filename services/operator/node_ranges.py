@@ -13,13 +13,12 @@ from typing import Any
 
 from services.common.kube.resources import CILIATE_NODES, POD_POOLS
 from services.model.addresses import IPNetwork
+from services.model.objects import POOL_ANNOTATION
 from services.operator import pools as read
 from services.operator.conditions import condition, updated
 from services.operator.ranges import Claim, Pool, Share, assign, overlaps
 from services.operator.writes import Write
 
-POOL_ANNOTATION = "ipam.ciliate.io/pool"
-"""On a pod, or on a namespace for all of its pods."""
 HEADROOM = 8
 """Addresses that a node should have free: pods start faster than blocks come."""
 FINISHED = ("Succeeded", "Failed")

@@ -29,12 +29,6 @@ class State:
             found |= {f"definition:{name}": problem for name, problem in self.installer.problems.items()}
         return found
 
-    def problem_of(self, leader: Leader) -> Callable[[], str]:
+    def ready_with(self, leader: Leader) -> Callable[[], bool]:
         """For the readiness probe: a replica is ready that leads, or sees who does."""
-
-        def problem() -> str:
-            if leader.leading:
-                return ""
-            return "" if leader.holder and not leader.problem else leader.problem or "nobody leads yet"
-
-        return problem
+        return lambda: leader.leading or bool(leader.holder and not leader.problem)

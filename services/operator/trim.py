@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.operator.node_ranges import POOL_ANNOTATION
+from services.model.objects import POOL_ANNOTATION
 
 Document = dict[str, Any]
 _METADATA = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")

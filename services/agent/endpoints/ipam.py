@@ -7,7 +7,7 @@ old pod have time to go away.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from services.common.errors import Conflict, Exhausted
 from services.model.addresses import IPAddress, IPNetwork
@@ -30,6 +30,11 @@ class AddressPool:
     def used(self) -> int:
         """Addresses that are held."""
         return len(self._held)
+
+    @property
+    def held(self) -> frozenset[IPAddress]:
+        """Which ones."""
+        return frozenset(self._held)
 
     @property
     def gateway(self) -> IPAddress:
@@ -62,35 +67,70 @@ class AddressPool:
 
 
 class Ipam:
-    """One pool per address family; an endpoint gets one address of each."""
+    """Pools by name, '' is the one of pods that name none; an endpoint gets one address per IP version of its pool.
 
-    def __init__(self, ranges: Iterable[IPNetwork]) -> None:
-        self.pools = tuple(AddressPool(network) for network in ranges)
+    A pool may have several ranges, and gets more while the agent runs. A range that is no more the node's gives out
+    nothing new; what endpoints hold of it is theirs.
+    """
 
-    def allocate(self) -> tuple[IPAddress, ...]:
-        """One address of each range, or none at all: raises `Exhausted`."""
+    def __init__(
+        self, ranges: Iterable[IPNetwork] = (), pools: Mapping[str, Sequence[IPNetwork]] | None = None
+    ) -> None:
+        self._ranges: dict[IPNetwork, AddressPool] = {}
+        self._names: dict[str, tuple[AddressPool, ...]] = {}
+        self._loose: set[IPAddress] = set()
+        self.set({"": tuple(ranges)})
+
+    @property
+    def pools(self) -> tuple[AddressPool, ...]:
+        """All ranges that addresses are given out of."""
+        return tuple(pool for pools in self._names.values() for pool in pools)
+
+    def set(self, pools: Mapping[str, Sequence[IPNetwork]]) -> None:
+        """The node's ranges, by pool; those known already go on with what is held of them."""
+        known = self._ranges
+        wanted = dict.fromkeys(network for found in pools.values() for network in found)
+        self._ranges = {network: known.get(network) or AddressPool(network) for network in wanted}
+        self._names = {name: tuple(self._ranges[network] for network in found) for name, found in pools.items()}
+        gone = [pool for network, pool in known.items() if network not in wanted]
+        held, self._loose = self._loose.union(*(pool.held for pool in gone)), set()
+        self.hold(held)
+
+    def allocate(self, pool: str = "") -> tuple[IPAddress, ...]:
+        """One address of each IP version, IPv4 first, or none at all: raises `Exhausted`."""
+        ranges = self._names.get(pool)
+        if not ranges:
+            what = f"pool {pool!r} has no range on this node yet" if pool else "this node has no pod range yet"
+            raise Exhausted(f"{what}; the operator gives it one: see its CiliateNode")
         taken: list[IPAddress] = []
         try:
-            for pool in self.pools:
-                taken.append(pool.allocate())  # noqa: PERF401 - what was taken must be known when the next one fails
+            for version in sorted({each.network.version for each in ranges}):
+                family = [each for each in ranges if each.network.version == version]
+                roomy = next((each for each in family if each.used < each.size), family[-1])
+                taken.append(roomy.allocate())
         except Exhausted:
             self.release(taken)
             raise
         return tuple(taken)
 
     def hold(self, addresses: Iterable[IPAddress]) -> None:
-        """Take given addresses; those of ranges that are the node's no more are left to themselves."""
+        """Take given addresses; those of ranges that are not the node's (yet) are remembered."""
         for address in addresses:
-            for pool in self.pools:
-                if address in pool.network:
-                    pool.hold(address)
+            pool = self._of(address)
+            if pool:
+                pool.hold(address)
+            else:
+                self._loose.add(address)
 
     def release(self, addresses: Iterable[IPAddress]) -> None:
         """Give addresses back."""
         for address in addresses:
-            for pool in self.pools:
-                if address in pool.network:
-                    pool.release(address)
+            self._loose.discard(address)
+            if pool := self._of(address):
+                pool.release(address)
+
+    def _of(self, address: IPAddress) -> AddressPool | None:
+        return next((pool for network, pool in self._ranges.items() if address in network), None)
 
 
 def parse_ranges(texts: Iterable[str], field: str) -> tuple[IPNetwork, ...]:

@@ -165,16 +165,16 @@ class EndpointManager:
             labels = self._pods.labels(pod)
             identity = await self._references.acquire(labels)
             try:
-                return await self._build(request, identity)
+                return await self._build(request, identity, self._pods.pool(pod))
             except BaseException:
                 await self._references.release(labels)
                 raise
 
-    async def _build(self, request: AddRequest, identity: Identity) -> EndpointRecord:
+    async def _build(self, request: AddRequest, identity: Identity, pool: str) -> EndpointRecord:
         async with contextlib.AsyncExitStack() as undo:
             number = self._take_id()
             undo.callback(self._taken.discard, number)
-            addresses = self._ipam.allocate()
+            addresses = self._ipam.allocate(pool)
             undo.callback(self._ipam.release, addresses)
             # The cluster is told while the interface is made: neither needs the other.
             rows = self._rows(addresses, identity.id, request.namespace, request.pod)

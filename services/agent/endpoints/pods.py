@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from services.common.errors import Unavailable
 from services.model.label_filter import LabelFilter
 from services.model.labels import Labels, pod_identity_labels
-from services.model.objects import Deleted, Namespace, ObjectKey, Pod, Update, Upserted
+from services.model.objects import POOL_ANNOTATION, Deleted, Namespace, ObjectKey, Pod, Update, Upserted
 
 
 class PodDirectory:
@@ -63,6 +63,11 @@ class PodDirectory:
             self._cluster,
         )
         return self._filter.apply(found)
+
+    def pool(self, pod: Pod) -> str:
+        """The pool that its addresses come from: its own wish, else its namespace's; '' = the default one."""
+        namespace = self._namespaces.get(pod.namespace)
+        return pod.annotations.get(POOL_ANNOTATION) or (namespace.pool if namespace else "")
 
     async def wait_for(self, namespace: str, name: str, seconds: float) -> Pod:
         """The pod, as soon as it is known: the runtime may be faster than the watch. Raises `Unavailable`."""

@@ -13,6 +13,7 @@ from services.agent.sources.decode_services import endpoint_slice, service
 from services.agent.sources.fields import FieldError, Node
 from services.model.addresses import IPAddress
 from services.model.objects import (
+    POOL_ANNOTATION,
     ContainerPort,
     HostPort,
     KubeNode,
@@ -138,7 +139,8 @@ def _namespace_object(node: Node, _origin: str) -> Namespace:
     name = _name(node)
     labels = node.at("metadata", "labels").strings()
     # The API server sets this label on every namespace; a raw manifest does not have it yet.
-    return Namespace(name, labels | {NAMESPACE_NAME_LABEL: name})
+    annotations = node.at("metadata", "annotations").strings()
+    return Namespace(name, labels | {NAMESPACE_NAME_LABEL: name}, annotations.get(POOL_ANNOTATION, ""))
 
 
 def _kube_node(node: Node, _origin: str) -> KubeNode:

@@ -40,11 +40,50 @@ def test_held_addresses_are_skipped_and_held_once() -> None:
 
 
 def test_one_family_used_up_takes_nothing_of_the_other() -> None:
-    ipam = Ipam(parse_ranges(["10.0.0.0/24", "10.0.1.0/30"], "x"))
-    ipam.allocate()
+    ipam = Ipam(parse_ranges(["fd00::/120", "10.0.1.0/30"], "x"))
+    assert [address.version for address in ipam.allocate()] == [4, 6]
     with pytest.raises(Exhausted):
         ipam.allocate()
     assert [pool.used for pool in ipam.pools] == [1, 1]
+
+
+def test_a_pool_of_several_ranges_goes_on_with_the_next_one() -> None:
+    ipam = Ipam(parse_ranges(["10.0.0.0/30", "10.0.1.0/30"], "x"))
+    assert [str(ipam.allocate()[0]) for _ in range(2)] == ["10.0.0.2", "10.0.1.2"]
+    with pytest.raises(Exhausted, match="add a pod range"):
+        ipam.allocate()
+    ipam.set({"": parse_ranges(["10.0.0.0/30", "10.0.1.0/30", "10.0.2.0/30"], "x")})
+    assert str(ipam.allocate()[0]) == "10.0.2.2"
+
+
+def test_pools_by_name_and_one_that_is_not_there_yet() -> None:
+    ipam = Ipam(parse_ranges(["10.0.0.0/24"], "x"))
+    with pytest.raises(Exhausted, match="'gold' has no range on this node yet"):
+        ipam.allocate("gold")
+    ipam.set({"": parse_ranges(["10.0.0.0/24"], "x"), "gold": parse_ranges(["10.9.0.0/24"], "x")})
+    assert (str(ipam.allocate("gold")[0]), str(ipam.allocate()[0])) == ("10.9.0.2", "10.0.0.2")
+
+
+def test_a_range_that_changes_leaves_addresses_with_their_holders() -> None:
+    old, new = parse_ranges(["10.0.0.0/24"], "x"), parse_ranges(["10.0.0.0/25"], "x")
+    ipam = Ipam(old)
+    first = ipam.allocate()
+    ipam.set({"": new})
+    assert str(ipam.allocate()[0]) == "10.0.0.3", "what is held of the old range is held of the new one"
+    ipam.set({"": parse_ranges(["10.7.0.0/24"], "x")})
+    assert str(ipam.allocate()[0]) == "10.7.0.2"
+    ipam.set({"": old})
+    ipam.release(first)
+    assert [pool.used for pool in ipam.pools] == [1], "10.0.0.3 is held still"
+
+
+def test_what_a_restart_finds_counts_once_its_range_is_known() -> None:
+    ipam = Ipam()
+    ipam.hold([ipaddress.ip_address("10.0.0.2")])
+    with pytest.raises(Exhausted, match="no pod range yet"):
+        ipam.allocate()
+    ipam.set({"": parse_ranges(["10.0.0.0/24"], "x")})
+    assert str(ipam.allocate()[0]) == "10.0.0.3"
 
 
 def test_ranges_are_checked() -> None:
