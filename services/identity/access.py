@@ -18,6 +18,12 @@ def require_reader(peer: PeerIdentity | None) -> None:
         raise Denied(f"role {peer.role!r} may not read identities")
 
 
+def require_operator(peer: PeerIdentity | None) -> None:
+    """May `peer` tidy up after nodes?"""
+    if peer is not None and peer.role != "operator":
+        raise Denied(f"role {peer.role!r} may not do this; it is the operator's")
+
+
 def require_node(peer: PeerIdentity | None, node: str) -> None:
     """May `peer` change what belongs to `node`?"""
     if peer is None:

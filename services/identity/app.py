@@ -77,7 +77,9 @@ async def replica(config: Config) -> AsyncIterator[GrpcServer]:
         collector = Collector(store, keys, mirror, config.grace_seconds, collected)
         allocator = Allocator(store, keys, mirror, leases, numbers)
         endpoints = EndpointRegistry(store, keys, mirror, leases)
-        servicer = IdentityServicer(mirror, allocator, endpoints, leases, fanout, metrics, config.max_changes)
+        servicer = IdentityServicer(
+            mirror, allocator, endpoints, leases, collector, fanout, metrics, config.max_changes
+        )
         _bind_gauges(metrics, mirror, fanout)
         await stack.enter_async_context(MetricsServer(config.metrics_address, registry, mirror.loaded.is_set))
         server = await stack.enter_async_context(_server(config, servicer))

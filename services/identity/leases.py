@@ -66,6 +66,14 @@ class NodeLeases:
             self.forget(node, lease)
         raise Unavailable(f"node {node}: its lease expires as fast as it is made; is etcd's clock sound?")
 
+    async def end(self, node: str) -> None:
+        """The node is no more: its references and endpoints go with its lease. A node without one is no error."""
+        lease = self._find(node)
+        if lease:
+            await self._store.revoke(lease)
+            self.forget(node, lease)
+            log.info("a node was forgotten", node=node)
+
     def _find(self, node: str) -> int:
         known = self._known.get(node) or self._view.state.leases.get(node, 0)
         return 0 if known == self._gone.get(node) else known

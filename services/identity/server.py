@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,10 +11,11 @@ from services.common.errors import Exhausted, NotFound
 from services.common.pb.identity.v1 import identity_pb2 as pb
 from services.common.pb.identity.v1 import identity_pb2_grpc
 from services.common.tls import peer_identity
-from services.identity.access import require_node, require_reader
+from services.identity.access import require_node, require_operator, require_reader
 from services.identity.allocator import Allocator
 from services.identity.endpoints import EndpointRegistry
 from services.identity.fanout import Fanout
+from services.identity.gc import Collector
 from services.identity.leases import NodeLeases
 from services.identity.metrics import Metrics
 from services.identity.mirror import Mirror
@@ -48,12 +50,13 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         allocator: Allocator,
         registry: EndpointRegistry,
         leases: NodeLeases,
+        collector: Collector,
         fanout: Fanout,
         metrics: Metrics,
         max_changes: int,
     ) -> None:
         self._mirror, self._allocator, self._registry = mirror, allocator, registry
-        self._leases, self._fanout, self._metrics = leases, fanout, metrics
+        self._leases, self._collector, self._fanout, self._metrics = leases, collector, fanout, metrics
         self._max_changes, self._changes = max_changes, 0
 
     async def Allocate(self, request: pb.AllocateRequest, context: Any) -> pb.AllocateResponse:  # noqa: N802
@@ -140,6 +143,20 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
         self._read(context)
         async for message in self._fanout.stream(request.resume_revision, request.node, request.resume_history):
             yield message
+
+    async def ForgetNode(self, request: pb.ForgetNodeRequest, context: Any) -> pb.ForgetNodeResponse:  # noqa: N802
+        """A node's things go."""
+        require_operator(peer_identity(context))
+        self._mirror.require_loaded()
+        await self._leases.end(read_node(request.node))
+        return pb.ForgetNodeResponse()
+
+    async def Collect(self, request: pb.CollectRequest, context: Any) -> pb.CollectResponse:  # noqa: N802
+        """A sweep now."""
+        require_operator(peer_identity(context))
+        self._mirror.require_loaded()
+        collected = await self._collector.sweep(time.monotonic())
+        return pb.CollectResponse(unreferenced=len(self._mirror.state.unreferenced), collected=collected)
 
     def _read(self, context: Any) -> None:
         require_reader(peer_identity(context))

@@ -5,6 +5,7 @@
     API server ──list, watch──▶ Cache, one per kind ──▶ Chore ──▶ plan (pure) ──▶ Writer ──▶ API server
                                    ▲                      │                         │ asks the leader before each write
                                    └───── what was written is known at once ◀───────┘
+    identity service ──watch──▶ IdentityTable ──▶ Tidier ──▶ tidying (pure) ──▶ identity service: forget, collect
 
 Nothing is remembered from one reign to the next: a new leader lists everything anew before it decides anything.
 """
@@ -17,16 +18,20 @@ from contextlib import AsyncExitStack
 from prometheus_client import CollectorRegistry
 
 from services.common.errors import CiliateError
+from services.common.kube import resources
 from services.common.kube.client import KubeClient
 from services.common.log import get_logger
 from services.common.metrics import MetricsServer
 from services.common.retry import Backoff
+from services.common.tls import TlsFiles
 from services.operator.chores import Caches, chores, wire
 from services.operator.config import Config
 from services.operator.definitions import Installer
+from services.operator.identities import IdentityTable
 from services.operator.leader import WRITE_SECONDS, Leader
 from services.operator.metrics import OperatorMetrics
 from services.operator.state import State
+from services.operator.tidier import Tidier
 from services.operator.writes import Writer
 
 log = get_logger("app")
@@ -45,28 +50,48 @@ async def run(config: Config) -> None:
         log.info("started", replica=config.replica)
 
         async def lead() -> None:
-            await _lead(config, reader, writer, state)
+            await _lead(config, reader, writer, leader, state)
 
         await leader.run(lead)
 
 
-async def _lead(config: Config, reader: KubeClient, writer: Writer, state: State) -> None:
+async def _lead(config: Config, reader: KubeClient, writer: Writer, leader: Leader, state: State) -> None:
     """What the leader does, from nothing."""
     state.installer = Installer(reader, writer)
     if config.install_definitions:
         await _install(state.installer)
     caches = Caches(reader)
-    found = chores(config, caches, writer)
+    table = _identity_table(config)
+    found = chores(config, caches, writer, table)
+    state.tidier = _tidier(config, caches, table, leader) if table else None
     wire(found)
     state.chores, state.caches = found, caches.by_resource
     try:
         async with asyncio.TaskGroup() as tasks:
             for cache in caches.by_resource.values():
                 tasks.create_task(cache.run(), name=f"cache:{cache.resource.kind}")
+            if table and state.tidier:
+                tasks.create_task(table.run(), name="identities")
+                tasks.create_task(state.tidier.run(), name="tidier")
             for chore in found:
                 tasks.create_task(chore.run(), name=f"chore:{chore.name}")
     finally:
-        state.chores, state.caches = [], {}
+        state.chores, state.caches, state.tidier = [], {}, None
+
+
+def _identity_table(config: Config) -> IdentityTable | None:
+    files = None if config.insecure else TlsFiles(config.tls_ca, config.tls_cert, config.tls_key)
+    return IdentityTable(config.identity_target, files) if config.identity_target else None
+
+
+def _tidier(config: Config, caches: Caches, table: IdentityTable, leader: Leader) -> Tidier:
+    nodes = caches.of(resources.NODES)
+
+    def names() -> set[str] | None:
+        known = nodes.synced.is_set() and not nodes.problem
+        return {document["metadata"]["name"] for document in nodes.all()} if known else None
+
+    return Tidier(table, names, leader, config.node_grace_seconds, config.leak_seconds)
 
 
 async def _install(installer: Installer, attempts: int = 5) -> None:

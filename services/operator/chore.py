@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from services.common.log import get_logger
 from services.common.retry import Backoff
@@ -11,20 +12,31 @@ from services.operator.cache import Cache
 from services.operator.writes import Write, Writer
 
 
+class Followed(Protocol):
+    """Something that a chore looks at."""
+
+    synced: asyncio.Event
+    changed: Callable[[], None]
+
+
 class Chore:
-    """`plan` is a pure function of what the caches hold. A plan that was carried out must be empty the next time."""
+    """`plan` is a pure function of what the caches hold. A plan that was carried out must be empty the next time.
+
+    `pace`: writes per second at most; what is more than that waits, and what changes back meanwhile is never written.
+    """
 
     def __init__(
         self,
         name: str,
-        caches: Sequence[Cache],
+        caches: Sequence[Followed],
         writer: Writer,
         plan: Callable[[], Iterable[Write]],
         settle: float = 0.05,
+        pace: int = 0,
         backoff: Backoff | None = None,
     ) -> None:
         self.name, self.caches, self._writer, self._plan = name, caches, writer, plan
-        self._settle = settle
+        self._settle, self._pace = settle, pace
         self._backoff = backoff or Backoff(initial=0.5, maximum=30.0)
         self._moved = asyncio.Event()
         self._log = get_logger(name)
@@ -44,9 +56,15 @@ class Chore:
             await self._moved.wait()
             await asyncio.sleep(self._settle)  # changes come in flocks
             self._moved.clear()
-            self.failures = await self._writer.apply(list(self._plan()), self.caches)
+            writes = list(self._plan())
+            some = writes[: self._pace] if self._pace else writes
+            learners = [each for each in self.caches if isinstance(each, Cache)]
+            self.failures = await self._writer.apply(some, learners)
             self.rounds += 1
-            if self.failures:
+            if len(some) < len(writes):
+                self.touch()
+                await asyncio.sleep(1.0)
+            elif self.failures:
                 self.touch()
                 await self._backoff.wait()
             else:

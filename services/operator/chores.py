@@ -10,11 +10,12 @@ from typing import Any
 from services.common.kube import resources
 from services.common.kube.reflector import Client
 from services.common.kube.resources import Resource
-from services.operator import load_balancers, node_ranges, taints, trim
+from services.operator import endpoints, load_balancers, node_ranges, taints, trim
 from services.operator.cache import Cache
-from services.operator.chore import Chore
+from services.operator.chore import Chore, Followed
 from services.operator.config import Config
 from services.operator.events import Told
+from services.operator.identities import IdentityTable
 from services.operator.writes import Write, Writer
 
 Trim = Callable[[dict[str, Any]], dict[str, Any]]
@@ -43,7 +44,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def chores(config: Config, caches: Caches, writer: Writer) -> list[Chore]:
+def chores(config: Config, caches: Caches, writer: Writer, table: IdentityTable | None = None) -> list[Chore]:
     """All that the configuration asks for, wired to their caches."""
     found: list[Chore] = []
     if config.ipam == "cluster-pool":
@@ -54,12 +55,16 @@ def chores(config: Config, caches: Caches, writer: Writer) -> list[Chore]:
         found.append(_load_balancers(caches, writer))
     if config.remove_taints:
         found.append(_taints(config, caches, writer))
+    if table and config.endpoint_objects == "endpoints":
+        found.append(_endpoints(config, caches, writer, table))
+    if table and config.endpoint_objects == "slices":
+        found.append(_slices(config, caches, writer, table))
     return found
 
 
 def wire(found: list[Chore]) -> None:
     """Every change of a cache touches the chores that look at it."""
-    watchers: dict[Cache, list[Chore]] = {}
+    watchers: dict[Followed, list[Chore]] = {}
     for chore in found:
         for cache in chore.caches:
             watchers.setdefault(cache, []).append(chore)
@@ -119,3 +124,22 @@ def _taints(config: Config, caches: Caches, writer: Writer) -> Chore:
         return taints.plan(nodes.all(), taints.ready_nodes(agents.all()), _now())
 
     return Chore("taints", [nodes, agents], writer, plan)
+
+
+def _endpoints(config: Config, caches: Caches, writer: Writer, table: IdentityTable) -> Chore:
+    pods, present = caches.of(resources.PODS), caches.of(resources.CILIATE_ENDPOINTS)
+
+    def plan() -> list[Write]:
+        by_name = {(pod["metadata"].get("namespace") or "", pod["metadata"]["name"]): pod for pod in pods.all()}
+        return endpoints.plan_endpoints(table.rows, table.identities, by_name, present.all())
+
+    return Chore("endpoints", [table, pods, present], writer, plan, settle=0.5, pace=config.endpoint_writes)
+
+
+def _slices(config: Config, caches: Caches, writer: Writer, table: IdentityTable) -> Chore:
+    present = caches.of(resources.CILIATE_ENDPOINT_SLICES)
+
+    def plan() -> list[Write]:
+        return endpoints.plan_slices(table.rows, present.all())
+
+    return Chore("endpoints", [table, present], writer, plan, settle=0.5, pace=config.endpoint_writes)

@@ -27,6 +27,15 @@ class OperatorMetrics:
         yield GaugeMetricFamily(
             "ciliate_operator_problems", "Things that could not be read or written", value=len(self._state.problems())
         )
+        if tidier := self._state.tidier:
+            yield GaugeMetricFamily(
+                "ciliate_operator_leaked_references",
+                "References to identities that no pod explains",
+                value=len(tidier.leaked),
+            )
+            yield CounterMetricFamily(
+                "ciliate_operator_nodes_forgotten", "Nodes without a Node object", value=tidier.forgotten
+            )
         objects = GaugeMetricFamily("ciliate_operator_objects", "Objects known, by kind", labels=["kind"])
         for cache in self._state.caches.values():
             objects.add_metric([cache.resource.kind], len(cache))

@@ -10,6 +10,7 @@ from services.operator.cache import Cache
 from services.operator.chore import Chore
 from services.operator.definitions import Installer
 from services.operator.leader import Leader
+from services.operator.tidier import Tidier
 
 
 @dataclass(slots=True)
@@ -19,12 +20,15 @@ class State:
     chores: list[Chore] = field(default_factory=list)
     caches: Mapping[Resource, Cache] = field(default_factory=dict)
     installer: Installer | None = None
+    tidier: Tidier | None = None
 
     def problems(self) -> dict[str, str]:
         """What does not work, by component."""
         found = {f"cache:{each.resource.kind}": each.problem for each in self.caches.values() if each.problem}
         for chore in self.chores:
             found |= {f"{chore.name}: {where}": what for where, what in chore.failures.items()}
+        if self.tidier and self.tidier.problem:
+            found["tidier"] = self.tidier.problem
         if self.installer:
             found |= {f"definition:{name}": problem for name, problem in self.installer.problems.items()}
         return found

@@ -12,9 +12,12 @@ import pytest
 
 from services.operator import app
 from services.operator.config import Config
+from tests.integration.identity.conftest import etcd
+from tests.integration.identity.conftest import start as replicas
 from tests.kube.apiserver import ApiServer, Memory
 from tests.kube.store import Document, Store, place
 
+__all__ = ["etcd", "replicas"]
 Start = Callable[..., Awaitable[asyncio.Task[None]]]
 TIMES = {"lease_seconds": 7.0, "renew_seconds": 2.5, "retry_seconds": 0.3}
 
