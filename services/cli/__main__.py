@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from services.cli.app import app
+from services.cli.arguments import mark_negations
 from services.common.errors import CiliateError
-from services.flows.flags import mark_negations
 
 
 def main() -> None:

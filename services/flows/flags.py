@@ -138,6 +138,30 @@ def _workload(text: str, _flag: str) -> flow_pb2.Workload:
     return flow_pb2.Workload(kind=kind if slash else "", name=name)
 
 
+def _switch(text: str, flag: str) -> bool:
+    if text not in ("true", "false"):
+        raise Invalid(f"--{flag}: {text!r}: takes no value, or true or false")
+    return text == "true"
+
+
+def _ip_version(text: str, flag: str) -> int:
+    names = {"none": flow_pb2.IP_NOT_USED, "v4": flow_pb2.IPv4, "4": flow_pb2.IPv4, "v6": flow_pb2.IPv6}
+    found = (names | {"6": flow_pb2.IPv6}).get(text.lower().removeprefix("ip"))
+    if found is None:
+        raise Invalid(f"--{flag}: {text!r} is not known; use v4, v6 or none")
+    return int(found)
+
+
+def _positive(text: str, flag: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise Invalid(f"--{flag}: {text!r}: must be a number above 0")
+    return int(text)
+
+
+def _interface(text: str, _flag: str) -> flow_pb2.NetworkInterface:
+    return flow_pb2.NetworkInterface(name=text)
+
+
 FLAGS: tuple[Flag, ...] = (
     *_two_sided("pod", "pod", "pods whose [namespace/]name starts so"),
     *_two_sided("namespace", "namespace", "pods of a namespace", short="n"),
@@ -161,6 +185,17 @@ FLAGS: tuple[Flag, ...] = (
     Flag("tcp-flags", Side.FLOW, "tcp_flags", "all of syn,ack,...", _tcp_flags),
     Flag("node-name", Side.FLOW, "node_name", "nodes ('*' matches any part)"),
     Flag("uuid", Side.FLOW, "uuid", "one flow"),
+    *_two_sided("cluster", "cluster_name", "a cluster"),
+    *_two_sided("all-namespaces", "all_namespaces", "pods or Services of whatever namespace", _switch, short="A"),
+    Flag("node-label", Side.FLOW, "node_labels", "nodes with a label selector"),
+    Flag("ip-version", Side.FLOW, "ip_version", "v4, v6 or none; also -4, -6", _ip_version),
+    Flag("snat-ip", Side.FLOW, "source_ip_xlated", "an address that the source was translated to, or a CIDR"),
+    Flag("reply", Side.FLOW, "reply", "replies; --not-reply for what is none", _switch),
+    Flag("encrypted", Side.FLOW, "encrypted", "encrypted on the way; --unencrypted for what is not", _switch),
+    Flag("interface", Side.FLOW, "interface", "a network interface", _interface),
+    Flag("trace-id", Side.FLOW, "trace_id", "a W3C trace"),
+    Flag("ip-trace-id", Side.FLOW, "ip_trace_id", "a trace in an IP option", _positive),
+    Flag("cel-expression", Side.FLOW, "experimental.cel_expression", "a CEL expression on _flow, of type flow.Flow"),
 )
 BY_NAME = {flag.name: flag for flag in FLAGS}
 
@@ -203,14 +238,20 @@ def _pair(values: Mapping[str, Sequence[str]]) -> tuple[flow_pb2.FlowFilter, ...
 
 
 def _add(to: flow_pb2.FlowFilter, field: str, value: Any) -> None:
-    getattr(to, field).append(value)
+    outer, _, inner = field.rpartition(".")
+    getattr(getattr(to, outer) if outer else to, inner).append(value)
 
 
 def _with_namespaces(values: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """A namespace is a prefix of pod and Service names; alone it means every pod in it."""
+    """A namespace is a prefix of pod and Service names; alone it means every pod in it. All namespaces are the empty
+    prefix."""
     found = {name: list(texts) for name, texts in values.items() if texts}
     for side in ("", "from-", "to-"):
         namespaces = found.pop(f"{side}namespace", [])
+        if "true" in found.pop(f"{side}all-namespaces", []):
+            if namespaces:
+                raise Invalid(f"--{side}namespace: cannot be combined with --{side}all-namespaces")
+            namespaces = [""]
         if len(namespaces) > 1 and any(found.get(f"{side}{kind}") for kind in ("pod", "service")):
             raise Invalid(f"--{side}namespace: give one namespace together with --{side}pod or --{side}service")
         named = False
@@ -221,25 +262,4 @@ def _with_namespaces(values: Mapping[str, Sequence[str]]) -> dict[str, list[str]
                 named = True
         if namespaces and not named:
             found.setdefault(f"{side}pod", []).extend(f"{namespace}/" for namespace in namespaces)
-    return found
-
-
-def mark_negations(arguments: Sequence[str]) -> list[str]:
-    """Rewrite `--not --flag value` into `--flag NOT+value`, which a parser without order can read."""
-    found: list[str] = []
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            return [*found, word, *rest]
-        if word != "--not":
-            found.append(word)
-            continue
-        flag = rest.pop(0) if rest else ""
-        name, equals, value = flag.partition("=")
-        if not name.startswith("-"):
-            raise Invalid("--not: stands in front of the filter flag that it turns around: --not --verdict FORWARDED")
-        if not equals:
-            value = rest.pop(0) if rest else ""
-        found += [name, NOT + value]
     return found

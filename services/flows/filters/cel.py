@@ -7,7 +7,7 @@ the library's), and regular expressions are RE2's: no expression takes for ever.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -32,9 +32,18 @@ log = get_logger("filters")
 def build(given: flow_pb2.FlowFilter) -> list[Condition]:
     """Conditions for the fields that are set; raises `FilterError` with the place in the expression."""
     texts = list(given.experimental.cel_expression)
+    return [_Expressions(_all_compiled(texts))] if texts else []
+
+
+def holds(texts: Sequence[str]) -> Callable[[flow_pb2.Flow], bool]:
+    """The same on one message; raises `FilterError`."""
+    return _Expressions(_all_compiled(texts)).holds
+
+
+def _all_compiled(texts: Sequence[str]) -> list[Any]:
     if len(texts) > MAX_EXPRESSIONS:
         raise FilterError(f"{FIELD}: {len(texts)} expressions, at most {MAX_EXPRESSIONS}; join them with ||")
-    return [_Expressions([_compiled(text) for text in texts])] if texts else []
+    return [_compiled(text) for text in texts]
 
 
 def _compiled(text: str) -> Any:
@@ -74,7 +83,7 @@ class _Expressions:
         columns: Columns = {name: rows[name] for name in STORED}
         facets = np.full(len(rows), rows.facet, np.uint8)
         responses = self._renderer(rows.dictionaries).responses(columns, facets)
-        return np.array([self._holds(each.flow) for each in responses], np.bool_)
+        return np.array([self.holds(each.flow) for each in responses], np.bool_)
 
     def _renderer(self, dictionaries: Dictionaries) -> Renderer:
         known = self._renderers.get(id(dictionaries))
@@ -82,7 +91,8 @@ class _Expressions:
             known = self._renderers[id(dictionaries)] = Renderer(dictionaries, services.__version__, details=True)
         return known
 
-    def _holds(self, flow: flow_pb2.Flow) -> bool:
+    def holds(self, flow: flow_pb2.Flow) -> bool:
+        """Is any of them true of a flow?"""
         for expression in self._expressions:
             try:
                 result = expression.eval(data={"_flow": flow}).value()

@@ -10,6 +10,7 @@ from services.common.pb.flow import flow_pb2 as pb
 from services.flows.columns import Kind
 from services.flows.entries import HttpRequest, NodeRef, ServiceRef
 from services.flows.filters import FilterError, Filters
+from services.flows.message_filter import MessageFilters
 
 EAST = NodeRef("b1", "east", ("kubernetes.io/hostname=b1", "zone=z"))
 
@@ -173,6 +174,21 @@ def test_filter(mixed: Any, given: pb.FlowFilter, expected: list[int]) -> None:
     assert mixed.matching(given) == expected
 
 
+@pytest.mark.parametrize(("given", "expected"), TABLE, ids=lambda value: str(value).replace("\n", " ").strip()[:60])
+def test_filter_on_messages(mixed: Any, given: pb.FlowFilter, expected: list[int]) -> None:
+    """Files of flows are filtered as the store is; a message has one event type, that of the facet it was shown as."""
+    shown = mixed.responses(*([given] if given.event_type else []))
+    number = {each.time.ToNanoseconds(): place for place, each in enumerate(_flows(mixed.responses()))}
+    if "extensions" in str(given):
+        expected = []  # of our own client's alone
+    found = [number[each.time.ToNanoseconds()] for each in _flows(shown) if MessageFilters([given]).match(each.flow)]
+    assert found == expected
+
+
+def _flows(responses: Any) -> Any:
+    return [each for each in responses if each.HasField("flow")]
+
+
 def test_every_field_of_the_schema_is_decided_here() -> None:
     decided = {field.name for given, _ in TABLE for field, _ in given.ListFields()} | {
         "experimental",
@@ -224,6 +240,8 @@ def test_a_filter_that_cannot_be_built_names_its_field(given: pb.FlowFilter, fie
         Filters([given])
     with pytest.raises(FilterError, match=field):
         Filters([], [given])
+    with pytest.raises(FilterError, match=field):
+        MessageFilters([given])
 
 
 def test_http_filters_go_with_l7_among_others(mixed: Any) -> None:
