@@ -55,7 +55,7 @@ def settings(
 
 app.command("status")(status.status)
 app.command("preflight")(preflight.preflight)
-app.command("observe")(observe.command())
+app.command("observe")(observe.command)
 app.add_typer(history.app, name="flows")
 app.add_typer(inspection.endpoints, name="endpoint")
 app.add_typer(identity_commands.identities, name="identity")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from services.cli import observe_options
 from services.common.errors import Invalid
 from services.flows.flags import NOT
 
@@ -22,8 +23,14 @@ SWITCHES: dict[str, tuple[str, str]] = {
 """Flags that people give without a value -> flag and value."""
 
 
-def _spelled_out(word: str) -> str:
-    return "=".join(SWITCHES[word]) if word in SWITCHES else word
+def _spelled_out(word: str) -> list[str]:
+    """A word as the parser takes it: switches with values get them, values of switches go."""
+    if word in SWITCHES:
+        return ["=".join(SWITCHES[word])]
+    name, equals, value = word.partition("=")
+    if equals and name in observe_options.SWITCHES and value in ("true", "false"):
+        return [word for word in [name if value == "true" else observe_options.SWITCHES[name]] if word]
+    return [word]
 
 
 def mark_negations(arguments: Sequence[str]) -> list[str]:
@@ -34,7 +41,7 @@ def mark_negations(arguments: Sequence[str]) -> list[str]:
     if "observe" not in arguments:
         return list(arguments)
     found: list[str] = []
-    rest = [_spelled_out(word) for word in arguments]
+    rest = [part for word in arguments for part in _spelled_out(word)]
     while rest:
         word = rest.pop(0)
         if word == "--":

@@ -5,16 +5,18 @@ compact: `<time>: <source> <identity> -> <destination> <identity> <type> <verdic
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass
 
+from services.cli import time_formats
 from services.cli.drop_texts import DROP_TEXTS
 from services.common.pb.flow import flow_pb2
 from services.common.pb.observer import observer_pb2
+from services.common.pb.relay import relay_pb2
 from services.flows.flags import TRACE_POINTS
 from services.model.identity import Reserved
 
 _MATCHES = ("none", "L3-Only", "L3-L4", "L4-Only", "all", "L3-Proto", "Proto-Only")
+_XLATE_POINTS = {1: "pre-xlate-fwd", 2: "post-xlate-fwd", 3: "pre-xlate-rev", 4: "post-xlate-rev"}
 _VERDICTS_OF_POLICY = {
     flow_pb2.FORWARDED: "ALLOWED",
     flow_pb2.REDIRECTED: "ALLOWED",
@@ -22,6 +24,17 @@ _VERDICTS_OF_POLICY = {
     flow_pb2.ERROR: "DENIED",
     flow_pb2.AUDIT: "AUDITED",
 }
+
+
+RED, GREEN, YELLOW, MAGENTA, CYAN = 31, 32, 33, 35, 36
+NAMES_WIDTH = 50
+
+Timed = (
+    observer_pb2.GetFlowsResponse
+    | observer_pb2.GetAgentEventsResponse
+    | observer_pb2.GetDebugEventsResponse
+    | flow_pb2.Flow
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +45,9 @@ class Style:
     policy_names: bool = True
     numeric: bool = False
     color: bool = False
+    time_format: str = time_formats.STAMP
+    debug: bool = False
+    """Also which nodes an answer comes from."""
 
 
 def clean(text: str) -> str:
@@ -39,12 +55,11 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else "^[" if c == "\x1b" else f"\\x{ord(c):02x}" for c in text)
 
 
-def timestamp(message: observer_pb2.GetFlowsResponse | flow_pb2.Flow) -> str:
-    """`Nov 23 05:01:42.123`, UTC."""
+def timestamp(message: Timed, style: Style) -> str:
+    """`Nov 23 05:01:42.123`, UTC, or as the style says."""
     if not message.HasField("time"):
         return "N/A"
-    moment = message.time.ToDatetime(tzinfo=datetime.UTC)
-    return f"{moment:%b} {moment.day:2d} {moment:%H:%M:%S}.{moment.microsecond // 1000:03d}"
+    return time_formats.text(message.time.seconds, message.time.nanos, style.time_format)
 
 
 def host(flow: flow_pb2.Flow, side: str, *, numeric: bool = False) -> str:
@@ -94,7 +109,7 @@ def event_type(flow: flow_pb2.Flow) -> str:
     number, sub = flow.event_type.type, flow.event_type.sub_type
     match number:
         case 1:
-            return DROP_TEXTS.get(sub, str(sub))
+            return DROP_TEXTS.get(sub, f"{sub}, 0")
         case 3:
             return flow_pb2.DebugCapturePoint.Name(flow.debug_capture_point)
         case 4:
@@ -103,8 +118,17 @@ def event_type(flow: flow_pb2.Flow) -> str:
             matched = flow.policy_match_type
             how = _MATCHES[matched] if matched < len(_MATCHES) else "unknown"
             return f"policy-verdict:{how} {flow_pb2.TrafficDirection.Name(flow.traffic_direction)}"
+        case 7:
+            return _XLATE_POINTS.get(flow.sock_xlate_point, "UNKNOWN")
         case _:
             return "UNKNOWN"
+
+
+def summary(flow: flow_pb2.Flow) -> str:
+    """The last column: what the flow says of itself, its trace and its authentication."""
+    trace = f"IP Trace ID: {flow.ip_trace_id.trace_id}; " if flow.ip_trace_id.trace_id else ""
+    auth = f"; Auth: {flow_pb2.AuthType.Name(flow.auth_type)}" if flow.auth_type else ""
+    return clean(f"{trace}{flow.Summary}{auth}")
 
 
 def verdict(flow: flow_pb2.Flow, *, policy_names: bool = False) -> str:
@@ -130,23 +154,40 @@ def compact(flow: flow_pb2.Flow, style: Style = Style()) -> str:
     near, far = ("destination", "source") if flow.is_reply.value else ("source", "destination")
     arrow = "<>" if not flow.HasField("is_reply") else "<-" if flow.is_reply.value else "->"
     node = f" [{clean(flow.node_name)}]" if style.node_names else ""
-    ends = [f"{host(flow, side, numeric=style.numeric)} {identity(getattr(flow, side))}" for side in (near, far)]
-    summary = f" ({clean(flow.Summary)})" if flow.Summary else ""
+    ends = [_end(flow, side, style) for side in (near, far)]
+    more = f" ({text})" if (text := summary(flow)) else ""
     what = verdict(flow, policy_names=style.policy_names)
-    if style.color:
-        what = f"\x1b[{_color(flow)}m{what}\x1b[0m"
-    return f"{timestamp(flow)}{node}: {ends[0]} {arrow} {ends[1]} {clean(event_type(flow))} {what}{summary}"
+    what = painted(what, _color(flow), style)
+    return f"{timestamp(flow, style)}{node}: {ends[0]} {arrow} {ends[1]} {clean(event_type(flow))} {what}{more}"
+
+
+def _end(flow: flow_pb2.Flow, side: str, style: Style) -> str:
+    number = painted(identity(getattr(flow, side)), MAGENTA, style)
+    return f"{_painted_host(flow, side, style)} {number}"
+
+
+def _painted_host(flow: flow_pb2.Flow, side: str, style: Style) -> str:
+    text = host(flow, side, numeric=style.numeric)
+    port = str(_port(flow, side) or "")
+    if not port or not style.color:
+        return painted(text, CYAN, style)
+    return painted(text.removesuffix(port), CYAN, style) + painted(port, YELLOW, style)
+
+
+def painted(text: str, color: int, style: Style) -> str:
+    """Text in a colour, where the style has colours."""
+    return f"\x1b[{color}m{text}\x1b[0m" if style.color else text
 
 
 def _color(flow: flow_pb2.Flow) -> int:
     if flow.verdict in (flow_pb2.DROPPED, flow_pb2.ERROR):
-        return 31
-    return 33 if flow.verdict == flow_pb2.AUDIT else 32
+        return RED
+    return YELLOW if flow.verdict == flow_pb2.AUDIT else GREEN
 
 
 def row(flow: flow_pb2.Flow, style: Style = Style()) -> dict[str, str]:
     """The fields of the table and dict formats."""
-    found = {"TIMESTAMP": timestamp(flow)}
+    found = {"TIMESTAMP": timestamp(flow, style)}
     if style.node_names:
         found["NODE"] = clean(flow.node_name)
     return found | {
@@ -154,27 +195,64 @@ def row(flow: flow_pb2.Flow, style: Style = Style()) -> dict[str, str]:
         "DESTINATION": host(flow, "destination", numeric=style.numeric),
         "TYPE": clean(event_type(flow)),
         "VERDICT": verdict(flow, policy_names=style.policy_names),
-        "SUMMARY": clean(flow.Summary),
+        "SUMMARY": summary(flow),
     }
 
 
-def lost(message: observer_pb2.GetFlowsResponse) -> str:
+def _lost_text(event: flow_pb2.LostEvent, style: Style) -> str:
+    text = f"{flow_pb2.LostEventSource.Name(event.source)} CPU({event.cpu.value}) {event.num_events_lost}"
+    if not event.HasField("first") or not event.HasField("last"):
+        return text
+    first, last = (
+        time_formats.text(stamp.seconds, stamp.nanos, style.time_format) for stamp in (event.first, event.last)
+    )
+    return f"{text} (first: {first}, last: {last})"
+
+
+def lost(message: observer_pb2.GetFlowsResponse, style: Style = Style()) -> str:
     """The line for events that were lost: never hidden."""
-    event = message.lost_events
-    source = flow_pb2.LostEventSource.Name(event.source)
-    return f"{timestamp(message)} EVENTS LOST: {source} CPU({event.cpu.value}) {event.num_events_lost}"
+    node = f" [{clean(message.node_name)}]" if style.node_names else ""
+    title = painted("EVENTS LOST", RED, style)
+    return f"{timestamp(message, style)}{node} {title}: {_lost_text(message.lost_events, style)}"
 
 
-def node_status(message: observer_pb2.GetFlowsResponse) -> str:
+def lost_row(message: observer_pb2.GetFlowsResponse, style: Style = Style()) -> dict[str, str]:
+    """The same for the table and dict formats."""
+    found = {"TIMESTAMP": timestamp(message, style)}
+    if style.node_names:
+        found["NODE"] = clean(message.node_name)
+    return found | {
+        "SOURCE": "",
+        "DESTINATION": "",
+        "TYPE": "EVENTS LOST",
+        "VERDICT": "-",
+        "SUMMARY": _lost_text(message.lost_events, style),
+    }
+
+
+def node_status(message: observer_pb2.GetFlowsResponse, style: Style = Style()) -> str:
     """The line for a change of the nodes that the answer comes from; empty for those of no interest."""
     status = message.node_status
-    names = ", ".join(status.node_names)
+    count, names = len(status.node_names), _some(list(status.node_names))
     match status.state_change:
-        case 2:
-            return (
-                f"{timestamp(message)} [{message.node_name}]: {len(status.node_names)} nodes are unavailable: {names}"
-            )
-        case 4:
-            return f"{timestamp(message)} [{message.node_name}]: error {status.message!r} on: {names}"
+        case relay_pb2.NODE_CONNECTED if style.debug:
+            text = f"Receiving flows from {count} nodes: {names}"
+        case relay_pb2.NODE_UNAVAILABLE:
+            text = f"{count} nodes are unavailable: {names}"
+        case relay_pb2.NODE_GONE if style.debug:
+            text = f"{count} nodes removed from cluster: {names}"
+        case relay_pb2.NODE_ERROR:
+            text = f'Error "{clean(status.message)}" on {count} nodes: {names}'
         case _:
             return ""
+    return f"{timestamp(message, style)} [{clean(message.node_name)}]: {text}"
+
+
+def _some(names: list[str]) -> str:
+    """As many names as fit."""
+    shown: list[str] = []
+    for name in names:
+        if shown and len(", ".join([*shown, name])) > NAMES_WIDTH:
+            return f"{', '.join(map(clean, shown))} (and {len(names) - len(shown)} more)"
+        shown.append(name)
+    return ", ".join(map(clean, shown))

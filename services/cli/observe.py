@@ -1,23 +1,27 @@
-"""`ciliate observe`: flows from the relay (or a node), by the Observer API, in the formats of the field's tool."""
+"""`ciliate observe`: flows from the relay or from a file, by the Observer API, as the field's tool prints them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
-import inspect
+import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from typing import Any
 
 import grpc.aio
 import typer
 import yaml
-from google.protobuf.json_format import MessageToDict, MessageToJson
+from google.protobuf.json_format import MessageToDict, Parse, ParseError
 
-from services.cli import connect, flowtext, output, times
-from services.cli.aggregate import KEYS, Groups
+from services.cli import connect, explanation, flowfile, flowtext, node_events, observe_options, output, times
+from services.cli.aggregate import Groups
+from services.cli.observe_options import FORMATS, KINDS
+from services.cli.time_formats import check
 from services.common.errors import Invalid
 from services.common.pb.details.v1 import details_pb2
+from services.common.pb.flow import flow_pb2
 from services.common.pb.observer import observer_pb2, observer_pb2_grpc
 from services.common.tls import channel
 from services.flows.flags import FLAGS, Filters, build
@@ -25,7 +29,45 @@ from services.flows.flags import FLAGS, Filters, build
 DEFAULT_LAST = 20
 ALL = (1 << 64) - 1
 GROUP_FORMATS = ("table", "json", "yaml")
-FORMATS = ("compact", "dict", "table", "json", "jsonpb", "yaml")
+JSON = frozenset({"json", "jsonpb"})
+COLORS = {"auto": None, "always": True, "never": False}
+DEFAULT_FIELDS = (
+    "time",
+    "verdict",
+    "ethernet",
+    "IP",
+    "l4",
+    "source.identity",
+    "source.namespace",
+    "source.pod_name",
+    "destination.identity",
+    "destination.namespace",
+    "destination.pod_name",
+    "Type",
+    "node_name",
+    "l7",
+    "event_type",
+    "source_service",
+    "destination_service",
+    "is_reply",
+    "Summary",
+    "ip_trace_id",
+    "source_names",
+    "destination_names",
+    "traffic_direction",
+    "policy_match_type",
+    "auth_type",
+    "drop_reason_desc",
+    "sock_xlate_point",
+    "egress_allowed_by",
+    "ingress_allowed_by",
+    "egress_denied_by",
+    "ingress_denied_by",
+    "extensions",
+)
+"""What the text formats show."""
+
+Answers = AsyncIterator[observer_pb2.GetFlowsResponse]
 
 
 def request(
@@ -58,26 +100,7 @@ def request(
     return found
 
 
-def lines(message: observer_pb2.GetFlowsResponse, style: flowtext.Style, how: str) -> Iterable[str]:
-    """The text for one answer; `table` is made of rows by the caller."""
-    kind = message.WhichOneof("response_types")
-    if how in {"json", "jsonpb"}:
-        yield MessageToJson(message, preserving_proto_field_name=True, indent=None)
-    elif how == "yaml":
-        document = MessageToDict(message, preserving_proto_field_name=True)
-        yield "---\n" + yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip("\n")
-    elif kind == "lost_events":
-        yield flowtext.lost(message)
-    elif kind == "flow" and how == "dict":
-        pairs = flowtext.row(message.flow, style).items()
-        yield "\n".join(f"{title:>11}: {value}" for title, value in pairs) + "\n" + "-" * 12
-    elif kind == "flow":
-        yield flowtext.compact(message.flow, style)
-
-
-async def flows(
-    target: str, servers: connect.Servers, role: str, call: observer_pb2.GetFlowsRequest
-) -> AsyncIterator[observer_pb2.GetFlowsResponse]:
+async def flows(target: str, servers: connect.Servers, role: str, call: observer_pb2.GetFlowsRequest) -> Answers:
     """Answers as they come; an error of the call is raised with who failed."""
     async with channel(target, servers.tls, role) as there:
         stub = observer_pb2_grpc.ObserverStub(there)  # type: ignore[no-untyped-call]
@@ -88,15 +111,40 @@ async def flows(
             raise connect.explain(role, target, error) from error
 
 
-async def show_groups(servers: connect.Servers, call: observer_pb2.GetFlowsRequest, groups: Groups, how: str) -> None:
+def lines(
+    message: observer_pb2.GetFlowsResponse, style: flowtext.Style, how: str, *, explain: bool = False
+) -> Iterable[str]:
+    """The text for one answer; `table` is made of rows by the caller."""
+    kind = message.WhichOneof("response_types")
+    if how in JSON:
+        bare = os.environ.get("HUBBLE_COMPAT") == "legacy-json-output" and how == "json" and kind == "flow"
+        shown = message.flow if bare else message
+        yield output.json_line(shown)
+    elif how == "yaml":
+        document = MessageToDict(message, preserving_proto_field_name=True)
+        yield "---\n" + yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip("\n")
+    elif how == "dict":
+        pairs = (flowtext.row if kind == "flow" else flowtext.lost_row)(
+            message.flow if kind == "flow" else message,  # type: ignore[arg-type]
+            style,
+        )
+        yield "\n".join(f"{title:>11}: {value}" for title, value in pairs.items())
+    elif kind == "lost_events":
+        yield flowtext.lost(message, style)
+    elif kind == "flow":
+        yield flowtext.compact(message.flow, style)
+    if explain and kind == "flow" and how in ("compact", "dict"):
+        yield from explanation.lines(message.flow)
+
+
+async def show_groups(answers: Answers, groups: Groups, style: flowtext.Style, how: str) -> None:
     """Count flows by what they have in common; printed when the call ends or is interrupted."""
-    call.extensions.Pack(details_pb2.WantDetails())
     try:
-        async for message in flows(servers.relay, servers, "relay", call):
+        async for message in answers:
             if message.WhichOneof("response_types") == "flow":
                 groups.add(message.flow)
             elif message.WhichOneof("response_types") == "lost_events":
-                print(flowtext.lost(message), file=sys.stderr)
+                print(flowtext.lost(message, style), file=sys.stderr)
     except asyncio.CancelledError:
         pass  # a follower that is interrupted shows what it has
     items = groups.items()
@@ -104,21 +152,44 @@ async def show_groups(servers: connect.Servers, call: observer_pb2.GetFlowsReque
     output.say(output.render(items, [(title, title) for title in titles], output.Output(how), "no flows"))
 
 
-async def show(servers: connect.Servers, call: observer_pb2.GetFlowsRequest, style: flowtext.Style, how: str) -> None:
-    """Print flows until the call ends."""
-    rows = []
-    async for message in flows(servers.relay, servers, "relay", call):
-        if message.WhichOneof("response_types") == "node_status":
-            if text := flowtext.node_status(message):
-                print(text, file=sys.stderr)
-        elif how == "table" and message.WhichOneof("response_types") == "flow":
-            rows.append(flowtext.row(message.flow, style))
-        else:
-            for line in lines(message, style, how):
-                output.say(line)
+async def show(
+    answers: Answers, style: flowtext.Style, how: str, *, explain: bool = False, silent: bool = False
+) -> None:
+    """Print flows until the call ends; what was lost is summed up at the end."""
+    rows, lost, begun = [], 0, False
+    with _told(lambda: lost):
+        async for message in answers:
+            kind = message.WhichOneof("response_types")
+            lost += message.lost_events.num_events_lost
+            if kind == "node_status":
+                _say_status(message, style, how, silent=silent)
+            elif how == "table" and kind in ("flow", "lost_events"):
+                rows.append(flowtext.row(message.flow, style) if kind == "flow" else flowtext.lost_row(message, style))
+            elif kind is not None:
+                if begun and how == "dict":
+                    output.say("-" * 12)
+                for line in lines(message, style, how, explain=explain):
+                    output.say(line)
+                begun = True
     if how == "table":
         titles = list(rows[0]) if rows else []
         output.say(output.render(rows, [(title, title) for title in titles], output.Output.TABLE, "no flows"))
+
+
+def _say_status(message: observer_pb2.GetFlowsResponse, style: flowtext.Style, how: str, *, silent: bool) -> None:
+    text = flowtext.node_status(message, style)
+    if text and not silent:
+        print(next(iter(lines(message, style, how))) if how in JSON else text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _told(lost: Any) -> Iterator[None]:
+    """At the end, however it comes: how much of the truth is missing."""
+    try:
+        yield
+    finally:
+        if lost():
+            print(f"{lost()} events were lost; see above where", file=sys.stderr)
 
 
 def observe(context: typer.Context, **options: Any) -> None:
@@ -126,88 +197,96 @@ def observe(context: typer.Context, **options: Any) -> None:
 
     `--not` in front of a filter turns it around: `ciliate observe --not --verdict FORWARDED`.
     """
-    how = options["output"]
+    kind, by = options["kind"], options["aggregate_by"]
+    if kind not in KINDS:
+        raise Invalid(f"{kind!r} cannot be observed; use one of {', '.join(KINDS)}")
+    how, style = _how(options), _style(options)
+    filters = _filters(options)
+    if by and not any(options[name] for name in ("last", "first", "follow")):
+        options["everything"] = True
+    if options["input_file"] and not any(options[name] for name in ("last", "first", "everything")):
+        options["everything"], options["follow"] = True, False
+    names = ("last", "first", "everything", "follow", "since", "until")
+    call = request(filters, datetime.datetime.now(datetime.UTC), **{name: options[name] for name in names})
+    call.field_mask.paths.extend(_fields(options, how))
+    if by or options["explain"]:
+        call.extensions.Pack(details_pb2.WantDetails())
+    if options["raw"]:
+        output.say(raw_filters(filters))
+    elif kind != "flows":
+        connect.run(node_events.show(connect.find(context.obj), kind, call, options["node"], style, how))
+    elif by:
+        connect.run(show_groups(_answers(context, options, call), Groups(by.split(",")), style, how))
+    else:
+        explain, silent = options["explain"], options["silent"]
+        connect.run(show(_answers(context, options, call), style, how, explain=explain, silent=silent))
+
+
+def _answers(context: typer.Context, options: dict[str, Any], call: observer_pb2.GetFlowsRequest) -> Answers:
+    if options["input_file"]:
+        return flowfile.read(options["input_file"], call)
+    servers = connect.find(context.obj)
+    return flows(servers.relay, servers, "relay", call)
+
+
+def _how(options: dict[str, Any]) -> str:
+    how = "json" if options["json"] else str(options["output"])
     if how not in FORMATS:
         raise Invalid(f"--output: {how!r} is not known; use one of {', '.join(FORMATS)}")
-    by = options["aggregate_by"]
-    if by and how not in GROUP_FORMATS:
+    if options["aggregate_by"] and how not in GROUP_FORMATS:
         how = "table" if how == "compact" else how
         if how not in GROUP_FORMATS:
             raise Invalid(f"--output: groups are printed as {', '.join(GROUP_FORMATS)}")
-    if how == "table" and options["follow"] and not by:
+    if how == "table" and options["follow"] and not options["aggregate_by"]:
         raise Invalid("--output: a table cannot follow; use compact")
-    filters = build({flag.name: options[flag.name.replace("-", "_")] or [] for flag in FLAGS})
-    if options["aggregate_by"] and not any(options[name] for name in ("last", "first", "follow")):
-        options["everything"] = True
-    names = ("last", "first", "everything", "follow", "since", "until")
-    call = request(filters, datetime.datetime.now(datetime.UTC), **{name: options[name] for name in names})
-    if options["raw"]:
-        output.say(raw_filters(filters))
-        return
-    if by:
-        connect.run(show_groups(connect.find(context.obj), call, Groups(by.split(",")), how))
-        return
-    style = flowtext.Style(
+    return how
+
+
+def _style(options: dict[str, Any]) -> flowtext.Style:
+    if options["color"] not in COLORS:
+        raise Invalid(f"--color: {options['color']!r} is not known; use one of {', '.join(COLORS)}")
+    wanted = COLORS[options["color"]]
+    return flowtext.Style(
         node_names=options["node_names"],
         policy_names=options["policy_names"],
-        numeric=options["numeric"],
-        color=sys.stdout.isatty(),
+        numeric=options["numeric"] or not options["ip_translation"],
+        color=sys.stdout.isatty() if wanted is None else wanted,
+        time_format=check(options["time_format"]),
+        debug=options["debug"],
     )
-    connect.run(show(connect.find(context.obj), call, style, how))
+
+
+def _filters(options: dict[str, Any]) -> Filters:
+    found = build({flag.name: options[flag.name.replace("-", "_")] or [] for flag in FLAGS})
+    return Filters(
+        (*found.allow, *_given("--allowlist", options["allowlist"])),
+        (*found.deny, *_given("--denylist", options["denylist"])),
+    )
+
+
+def _given(flag: str, texts: Sequence[str] | None) -> Iterator[flow_pb2.FlowFilter]:
+    for text in texts or ():
+        try:
+            yield Parse(text, flow_pb2.FlowFilter())
+        except ParseError as error:
+            raise Invalid(f"{flag}: {text!r} is no FlowFilter in JSON: {error}") from error
+
+
+def _fields(options: dict[str, Any], how: str) -> Sequence[str]:
+    asked = [path for text in options["field_mask"] or () for path in text.split(",") if path]
+    if asked and how not in JSON:
+        raise Invalid("--field-mask: goes with --output json alone")
+    return asked or (DEFAULT_FIELDS if options["default_masks"] and how not in JSON else ())
 
 
 def raw_filters(filters: Filters) -> str:
     """The filters as they go over the wire."""
     text = {
-        name: [MessageToJson(each, preserving_proto_field_name=True, indent=None) for each in found]
+        name: [output.json_line(each) for each in found]
         for name, found in (("allowlist", filters.allow), ("denylist", filters.deny))
         if found
     }
     return output.as_yaml(text)
 
 
-_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "last": (Annotated[int, typer.Option("--last", help="the newest N flows (20 when nothing else is said)")], 0),
-    "first": (Annotated[int, typer.Option("--first", help="the oldest N flows")], 0),
-    "everything": (Annotated[bool, typer.Option("--all", help="every flow that is stored")], False),
-    "follow": (Annotated[bool, typer.Option("--follow", "-f", help="go on as flows come")], False),
-    "since": (Annotated[str, typer.Option("--since", help="from then on: 5m, 2026-11-23T05:00:00Z")], ""),
-    "until": (Annotated[str, typer.Option("--until", help="up to then")], ""),
-    "output": (Annotated[str, typer.Option("--output", "-o", help=", ".join(FORMATS))], "compact"),
-    "node_names": (Annotated[bool, typer.Option("--print-node-name", help="show which node saw it")], False),
-    "policy_names": (
-        Annotated[bool, typer.Option("--print-policy-names/--no-policy-names", help="show which policies decided")],
-        True,
-    ),
-    "numeric": (Annotated[bool, typer.Option("--numeric", help="addresses instead of names")], False),
-    "aggregate_by": (
-        Annotated[
-            str,
-            typer.Option(
-                "--aggregate-by", help=f"count flows by a list of: {', '.join(KEYS)}; every one unless --last"
-            ),
-        ],
-        "",
-    ),
-    "raw": (Annotated[bool, typer.Option("--print-raw-filters", help="show the filters; ask nobody")], False),
-}
-
-
-def command() -> Callable[..., None]:
-    """`observe` with its signature made of the table of flags: typer reads signatures."""
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
-    for name, (annotation, default) in _OPTIONS.items():
-        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=annotation))
-    for flag in FLAGS:
-        spellings = [f"--{flag.name}", *([f"-{flag.short}"] if flag.short else [])]
-        annotation = Annotated[list[str] | None, typer.Option(*spellings, help=flag.help, rich_help_panel="Filters")]
-        parameters.append(inspect.Parameter(flag.name.replace("-", "_"), keyword, default=None, annotation=annotation))
-
-    def wrapper(context: typer.Context, **options: Any) -> None:
-        observe(context, **options)
-
-    wrapper.__doc__ = observe.__doc__
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
-    return wrapper
+command = observe_options.command(observe)

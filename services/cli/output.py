@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -38,6 +40,12 @@ Column = tuple[str, str | Callable[[Item], object]]
 def as_json(value: object) -> str:
     """Indented JSON text, in the order of the keys as they are."""
     return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def json_line(message: Message) -> str:
+    """A message on one line, without blanks, with the contract's own field names."""
+    document = MessageToDict(message, preserving_proto_field_name=True)
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False)
 
 
 def as_yaml(value: object) -> str:

@@ -123,7 +123,7 @@ class Renderer:
             self._policies(flow, row, decision)
         self._summarise(flow, row, decision, ipv6=ipv6)
         if self._details:
-            flow.extensions.Pack(_details(row))
+            flow.extensions.Pack(_details(row, decision))
         if self._fields is not None:
             mask.apply(self._fields, flow)
         return response
@@ -274,6 +274,12 @@ def set_time(target: Any, time_ns: int) -> None:
     target.seconds, target.nanos = divmod(time_ns, NANOSECONDS)
 
 
-def _details(row: Row) -> details_pb2.FlowDetails:
-    """What the record counted."""
-    return details_pb2.FlowDetails(kind=row.kind, **{name: getattr(row, name) for name in _COUNTERS})
+def _details(row: Row, decision: Decision | None) -> details_pb2.FlowDetails:
+    """What the record counted, and what the decision lacked."""
+    found = details_pb2.FlowDetails(kind=row.kind, **{name: getattr(row, name) for name in _COUNTERS})
+    if decision is not None and not decision.matched:
+        found.default_deny = True
+        if decision.nearest is not None:
+            found.nearest_rule = decision.nearest.rule.place
+            found.nearest_failed.extend(decision.nearest.failed)
+    return found

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from google.protobuf.json_format import MessageToJson
+from google.protobuf.json_format import MessageToDict
 
 import services
 from services.common.errors import Invalid
@@ -151,4 +152,5 @@ class Exporter:
 
 def line(event: pb.GetFlowsResponse) -> bytes:
     """A line of the file. `ExportEvent` has the same fields as the answer of `GetFlows`."""
-    return MessageToJson(event, preserving_proto_field_name=True, indent=None).encode() + b"\n"
+    document = MessageToDict(event, preserving_proto_field_name=True)
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
