@@ -73,6 +73,7 @@ from services.agent.socket_lb import SocketBalancing
 from services.agent.sources.base import Mailbox, pump
 from services.agent.sources.identities import IdentityClient
 from services.agent.sources.kubernetes_status import StatusWriter
+from services.agent.trust import establish
 from services.common.log import get_logger
 from services.common.metrics import MetricsServer
 from services.common.pb.agent.v1 import agent_pb2_grpc
@@ -122,7 +123,8 @@ async def run(config: Config) -> None:
     files = None if config.insecure else TlsFiles(config.tls_ca, config.tls_cert, config.tls_key)
     registry = CollectorRegistry()
     async with AsyncExitStack() as stack:
-        identities = await stack.enter_async_context(IdentityClient(config.identity_target, files, config.node_name))
+        trust = await establish(config, stack, files)
+        identities = trust.identities
         objects, config = await object_sources.build(config, stack)
         kernel = await _kernel(config, stack)
         sources = [identities, *objects.sources]
@@ -146,8 +148,9 @@ async def run(config: Config) -> None:
             mailbox, engine, sink, HostAddresses(config.node_name, config.addresses, identities.entries.get)
         )
         ends = await _endpoints(config, stack, kernel, identities, driver)
-        devices, local = _devices(kernel), ends.manager.local
-        routes = await routing.build(config, stack, devices, kernel.settings, ends.links, local, mailbox.put)
+        routes = await routing.build(
+            config, stack, _devices(kernel), kernel.settings, ends.links, ends.manager.local, mailbox.put
+        )
         knowledge = Knowledge(engine, ends.manager, ends.pods, identities, LearnedNames(kernel.maps), driver.realised)
         hubble = HubbleApi(config, engine, driver, sink)
         pipeline = _pipeline(config, files, kernel, knowledge, registry, hubble.events)
@@ -202,8 +205,8 @@ async def run(config: Config) -> None:
             ).run(),
             "translations": watch_translations(kernel.maps, knowledge, state, registry).run(),
         }
-        jobs |= {"policy:status": status.run()} if status else {}
-        await _forever(jobs | objects.jobs(config, ends.manager.ipam) | routes.jobs() | _endpoint_jobs(ends))
+        jobs |= trust.jobs() | objects.jobs(config, ends.manager.ipam) | routes.jobs() | _endpoint_jobs(ends)
+        await _forever(jobs | ({"policy:status": status.run()} if status else {}))
 
 
 def _status_writer(writer: StatusWriter | None, state: AgentState, registry: CollectorRegistry) -> StatusWriter | None:
@@ -378,7 +381,9 @@ async def _listen(
 
     agent_socket = f"unix://{config.place(config.agent_socket, 'agent.sock')}"
     hubble_socket = f"unix://{config.place(config.hubble_socket, 'hubble.sock')}"
-    await stack.enter_async_context(MetricsServer(config.metrics_address, registry, lambda: state.ready))
+    await stack.enter_async_context(
+        MetricsServer(config.metrics_address, registry, lambda: "" if state.ready else "maps are not whole yet")
+    )
     await stack.enter_async_context(GrpcServer([agent_socket], credentials, introspection, [SERVICE_NAME]))
     await stack.enter_async_context(GrpcServer([hubble_socket], None, observer, SERVICE_NAMES, [HEALTH_NAME]))
     if config.hubble_address:

@@ -79,8 +79,15 @@ class Config(ExportOptions):
         "32768-65535", description="ports that connections get which share the node's address, first-last"
     )
     nat_max: int = Field(131_072, description="entries of the translation table, two per connection", ge=1024)
-    identity_target: str = Field("", description="identity service: host:port or unix:///path; needed")
+    identity_target: str = Field(
+        "", description="identity service: host:port, unix:///path or k8s://namespace/service:port; needed"
+    )
     relay_target: str = Field("", description="relay: host:port or unix:///path; empty = flows stay on the node")
+    tls_from: Literal["files", "kubernetes"] = Field(
+        "files",
+        description="who makes the certificate: somebody who put the tls_ files there, or this agent asks the "
+        "cluster's operator by a CertificateSigningRequest and writes them",
+    )
     source: Literal["folder", "kubernetes"] = Field("kubernetes", description="where objects come from")
     objects_dir: str = Field("", description="folder of manifests, for source folder")
     kubeconfig: str = Field("", description="kubeconfig file, for source kubernetes; empty = the service account")

@@ -31,6 +31,9 @@ class Target:
 
     address: str
     tls: TlsFiles | None = None
+    find: Callable[[], Awaitable[str]] | None = None
+    """Where the server is now, asked at every reconnect; `address` is then only a name for people. Raises errors of the
+    tree."""
 
 
 class Connection:
@@ -55,7 +58,11 @@ class Connection:
         raise NotImplementedError
 
     async def __aenter__(self) -> Self:
-        await self.reconnect()
+        try:
+            await self.reconnect()
+        except Unavailable:
+            if self.target.find is None:
+                raise
         return self
 
     async def __aexit__(
@@ -66,14 +73,20 @@ class Connection:
 
     async def reconnect(self) -> None:
         """A fresh channel, which reads the certificates again: they may be others now. Calls under way may finish."""
+        address = await self.target.find() if self.target.find else self.target.address
         old = self._channel
-        self._channel = channel(self.target.address, self.target.tls, self.role)
+        self._channel = channel(address, self.target.tls, self.role)
         self._stub = self.stub(self._channel)
         if old:
             await old.close(grace=self.deadline)
 
+    def _connected(self) -> None:
+        if self._stub is None:
+            raise Unavailable(f"{self.target.address}: not found yet")
+
     async def call(self, make: Callable[[Any, float], Awaitable[T]]) -> T:
         """`make(stub, deadline)`'s answer."""
+        self._connected()
         try:
             return await make(self._stub, self.deadline)
         except grpc.aio.AioRpcError as error:
@@ -83,6 +96,7 @@ class Connection:
 
     async def stream(self, make: Callable[[Any], AsyncIterable[T]]) -> AsyncIterator[T]:
         """`make(stub)`'s answers, until the server ends the stream; leaving the loop cancels the call."""
+        self._connected()
         call = make(self._stub)
         try:
             async for answer in call:

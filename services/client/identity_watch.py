@@ -80,7 +80,10 @@ class IdentityWatch:
                 problem = error
             self._on_problem(problem)
             await self._backoff.wait()
-            await self._connection.reconnect()
+            try:
+                await self._connection.reconnect()
+            except Unavailable as error:  # not found: the old channel may come back
+                self._on_problem(error)
 
     async def _once(self) -> AsyncIterator[Change | InSync]:
         """One Watch call, from the last revision on."""

@@ -28,7 +28,7 @@ class BaseConfig(BaseModel):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe level logged")
     log_format: Literal["console", "json"] = Field("console", description="log lines for people or for machines")
-    metrics_address: str = Field("", description="host:port of the Prometheus endpoint; empty = none")
+    metrics_address: str = Field("", description="host:port of /metrics, /healthz and /readyz; empty = none")
     tls_ca: str = Field("", description="file with the certificate authority that peers must be signed by (PEM)")
     tls_cert: str = Field("", description="file with this process's certificate chain (PEM)")
     tls_key: str = Field("", description="file with the certificate's private key (PEM)")

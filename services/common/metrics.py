@@ -55,14 +55,14 @@ class _Silent(WSGIRequestHandler):
 
 
 class MetricsServer:
-    """While the context is open: `/metrics` (a registry), `/healthz` (the event loop turns) and `/readyz` (`ready`
-    says so). An empty address serves nothing.
+    """While the context is open: `/metrics` (a registry), `/healthz` (the event loop turns) and `/readyz` (`problem`
+    says why not). An empty address serves nothing.
 
     It answers from threads, so that a process that hangs can still be seen to.
     """
 
-    def __init__(self, address: str, registry: CollectorRegistry, ready: Callable[[], bool] = lambda: True) -> None:
-        self._address, self._registry, self._ready = address, registry, ready
+    def __init__(self, address: str, registry: CollectorRegistry, problem: Callable[[], str] = str) -> None:
+        self._address, self._registry, self._problem = address, registry, problem
         self._server: WSGIServer | None = None
         self._heart: asyncio.Task[None] | None = None
         self._beat = time.monotonic()
@@ -106,9 +106,10 @@ class MetricsServer:
         def application(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
             match environ.get("PATH_INFO"):
                 case "/healthz":
-                    return _answer(start, time.monotonic() - self._beat < STUCK_SECONDS)
+                    stuck = time.monotonic() - self._beat >= STUCK_SECONDS
+                    return _answer(start, "the event loop does not turn" if stuck else "")
                 case "/readyz":
-                    return _answer(start, self._ready())
+                    return _answer(start, self._problem())
                 case _:
                     answer: Iterable[bytes] = metrics(environ, start)
                     return answer
@@ -116,6 +117,7 @@ class MetricsServer:
         return application
 
 
-def _answer(start: Callable[..., Any], good: bool) -> Iterable[bytes]:
-    start("200 OK" if good else "503 Service Unavailable", [("Content-Type", "text/plain; charset=utf-8")])
-    return [b"ok\n" if good else b"not ready\n"]
+def _answer(start: Callable[..., Any], problem: str) -> Iterable[bytes]:
+    status = "503 Service Unavailable" if problem else "200 OK"
+    start(status, [("Content-Type", "text/plain; charset=utf-8")])
+    return [f"{problem or 'ok'}\n".encode()]

@@ -18,7 +18,7 @@ from services.common.errors import Denied, Invalid
 
 STOCK_READERS = ".hubble-relay.cilium.io"
 """Hubble's own relay and its clients have certificates for names under this domain: readers of flows."""
-ROLES = frozenset({"identity", "agent", "relay", "operator", "client"})
+ROLES = frozenset({"identity", "agent", "relay", "operator", "client", "etcd"})
 
 _CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 20_000),

@@ -81,7 +81,11 @@ async def replica(config: Config) -> AsyncIterator[GrpcServer]:
             mirror, allocator, endpoints, leases, collector, fanout, metrics, config.max_changes
         )
         _bind_gauges(metrics, mirror, fanout)
-        await stack.enter_async_context(MetricsServer(config.metrics_address, registry, mirror.loaded.is_set))
+        await stack.enter_async_context(
+            MetricsServer(
+                config.metrics_address, registry, lambda: "" if mirror.loaded.is_set() else "etcd is not read yet"
+            )
+        )
         server = await stack.enter_async_context(_server(config, servicer))
         group = await stack.enter_async_context(asyncio.TaskGroup())
         tasks = [

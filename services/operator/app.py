@@ -46,7 +46,7 @@ async def run(config: Config) -> None:
         leader = Leader(hasty, config.namespace, config.lease_name, config.replica, config.timing)
         writer = Writer(hasty, leader)
         OperatorMetrics(registry, state, leader, writer)
-        await stack.enter_async_context(MetricsServer(config.metrics_address, registry, state.ready_with(leader)))
+        await stack.enter_async_context(MetricsServer(config.metrics_address, registry, state.problem_of(leader)))
         log.info("started", replica=config.replica)
 
         async def lead() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -34,7 +35,10 @@ class Chore:
         settle: float = 0.05,
         pace: int = 0,
         backoff: Backoff | None = None,
+        period: float | None = None,
     ) -> None:
+        """`period`: seconds after which a plan is made although nothing moved, where time itself is looked at."""
+        self._period = period
         self.name, self.caches, self._writer, self._plan = name, caches, writer, plan
         self._settle, self._pace = settle, pace
         self._backoff = backoff or Backoff(initial=0.5, maximum=30.0)
@@ -53,7 +57,9 @@ class Chore:
             await cache.synced.wait()
         self.touch()
         while True:
-            await self._moved.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._period):
+                    await self._moved.wait()
             await asyncio.sleep(self._settle)  # changes come in flocks
             self._moved.clear()
             writes = list(self._plan())

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from services.common.kube import resources
 from services.common.kube.reflector import Client
 from services.common.kube.resources import Resource
-from services.operator import endpoints, load_balancers, node_ranges, taints, trim
+from services.common.log import get_logger
+from services.operator import certificates, endpoints, load_balancers, node_ranges, taints, trim
 from services.operator.cache import Cache
 from services.operator.chore import Chore, Followed
 from services.operator.config import Config
 from services.operator.events import Told
 from services.operator.identities import IdentityTable
 from services.operator.writes import Write, Writer
+
+CERTIFICATES_SECONDS = 600.0
+"""How often certificates are looked at whose time runs out."""
 
 Trim = Callable[[dict[str, Any]], dict[str, Any]]
 _TRIMS: dict[Resource, Trim] = {
@@ -59,6 +63,8 @@ def chores(config: Config, caches: Caches, writer: Writer, table: IdentityTable 
         found.append(_endpoints(config, caches, writer, table))
     if table and config.endpoint_objects == "slices":
         found.append(_slices(config, caches, writer, table))
+    if config.certificates != "off":
+        found.append(_certificates(config, caches, writer))
     return found
 
 
@@ -143,3 +149,21 @@ def _slices(config: Config, caches: Caches, writer: Writer, table: IdentityTable
         return endpoints.plan_slices(table.rows, present.all())
 
     return Chore("endpoints", [table, present], writer, plan, settle=0.5, pace=config.endpoint_writes)
+
+
+def _certificates(config: Config, caches: Caches, writer: Writer) -> Chore:
+    roles: dict[str, list[str]] = {role: [] for role in ("identity", "relay", "operator", "client")}
+    if config.etcd_addresses:
+        roles["etcd"] = config.etcd_addresses
+    days = timedelta(days=config.certificate_days)
+    options = certificates.Options(config.namespace, roles, config.certificates == "authority", days)
+    secrets, requests = caches.of(options.secrets), caches.of(resources.SIGNING_REQUESTS)
+    log = get_logger("certificates")
+
+    def plan() -> list[Write]:
+        writes, problems = certificates.plan(options, _named(secrets), requests.all(), _now())
+        for where, problem in problems.items():
+            log.warning("nothing can be signed", object=where, problem=problem)
+        return writes
+
+    return Chore("certificates", [secrets, requests], writer, plan, period=CERTIFICATES_SECONDS)

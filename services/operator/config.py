@@ -36,8 +36,15 @@ class Config(BaseConfig):
     default_pool: str = Field("default", description="pool of pods that name none", min_length=1)
     load_balancers: bool = Field(True, description="addresses for Services out of CiliumLoadBalancerIPPools")
     remove_taints: bool = Field(True, description="take the taint from nodes whose agent is ready")
-    agent_labels: str = Field(
-        "app.kubernetes.io/name=ciliate,app.kubernetes.io/component=agent", description="labels of the agents' pods"
+    agent_labels: str = Field("app.kubernetes.io/name=ciliate-agent", description="labels of the agents' pods")
+    certificates: Literal["authority", "requests", "off"] = Field(
+        "off",
+        description="certificates of our own processes: keep an authority in Secrets and sign with it; sign agents' "
+        "requests with a Secret ciliate-ca that somebody else keeps; nothing",
+    )
+    certificate_days: int = Field(90, description="how long a certificate lasts", ge=1, le=3650)
+    etcd_addresses: list[str] = Field(
+        default_factory=list, description="addresses of our own etcd's members, for its certificate; empty = none"
     )
     identity_target: str = Field("", description="identity service: host:port or unix:///path; empty = none")
     endpoint_objects: Literal["endpoints", "slices", "off"] = Field(

@@ -106,7 +106,7 @@ def _given_back(service: Document) -> Write:
 
 def _status(service: Document, metadata: Mapping[str, Any], status: Mapping[str, Any]) -> Write:
     document = {"metadata": {"resourceVersion": metadata.get("resourceVersion")}, "status": dict(status)}
-    return Write("patch", SERVICES, metadata["name"], metadata.get("namespace") or "", document, status=True)
+    return Write("patch", SERVICES, metadata["name"], metadata.get("namespace") or "", document, subresource="status")
 
 
 def _pool_write(
@@ -133,4 +133,6 @@ def _pool_write(
     if conditions is None:
         return []
     version = {"metadata": {"resourceVersion": document["metadata"].get("resourceVersion")}}
-    return [Write("patch", LB_POOLS, name, document=version | {"status": {"conditions": conditions}}, status=True)]
+    return [
+        Write("patch", LB_POOLS, name, document=version | {"status": {"conditions": conditions}}, subresource="status")
+    ]

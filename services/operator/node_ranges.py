@@ -136,7 +136,7 @@ def _node_writes(node: Document, claim: Document | None, share: Share, now: date
     conditions = updated(claim, [wish], now)
     if conditions is not None:
         document = version | {"status": {"conditions": conditions}}
-        writes.append(Write("patch", CILIATE_NODES, name, document=document, status=True))
+        writes.append(Write("patch", CILIATE_NODES, name, document=document, subresource="status"))
     return writes
 
 
@@ -160,7 +160,7 @@ def _pool_writes(
                 status["blocks"] = blocks
         if status:
             version = {"metadata": {"resourceVersion": document["metadata"].get("resourceVersion")}}
-            writes.append(Write("patch", POD_POOLS, name, document=version | {"status": status}, status=True))
+            writes.append(Write("patch", POD_POOLS, name, document=version | {"status": status}, subresource="status"))
     return writes
 
 

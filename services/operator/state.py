@@ -33,6 +33,12 @@ class State:
             found |= {f"definition:{name}": problem for name, problem in self.installer.problems.items()}
         return found
 
-    def ready_with(self, leader: Leader) -> Callable[[], bool]:
+    def problem_of(self, leader: Leader) -> Callable[[], str]:
         """For the readiness probe: a replica is ready that leads, or sees who does."""
-        return lambda: leader.leading or bool(leader.holder and not leader.problem)
+
+        def problem() -> str:
+            if leader.leading or (leader.holder and not leader.problem):
+                return ""
+            return leader.problem or "nobody leads yet"
+
+        return problem

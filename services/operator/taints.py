@@ -51,5 +51,5 @@ def plan(nodes: Iterable[Document], ready: frozenset[str], now: datetime) -> lis
         conditions = updated(node, [wish], now)
         if conditions is not None:
             document = version | {"status": {"conditions": conditions}}
-            writes.append(Write("patch", NODES, name, document=document, status=True))
+            writes.append(Write("patch", NODES, name, document=document, subresource="status"))
     return writes

@@ -24,12 +24,12 @@ class Write:
     name: str
     namespace: str = ""
     document: Document | None = None
-    status: bool = False
-    """The object's status alone."""
+    subresource: Literal["", "status", "approval"] = ""
+    """A part of the object that is written on its own."""
 
     def __str__(self) -> str:
         name = f"{self.namespace}/{self.name}" if self.namespace else self.name
-        return f"{self.verb} {self.resource.kind} {name}{' status' if self.status else ''}"
+        return f"{self.verb} {self.resource.kind} {name}{f' {self.subresource}' if self.subresource else ''}"
 
 
 class Client(Protocol):
@@ -90,7 +90,9 @@ class Writer:
         return failures
 
     async def _one(self, write: Write) -> dict[str, Any] | None:
-        path = write.resource.object_path(write.name, write.namespace) + ("/status" if write.status else "")
+        path = write.resource.object_path(write.name, write.namespace) + (
+            f"/{write.subresource}" if write.subresource else ""
+        )
         match write.verb:
             case "create":
                 return await self._client.create(write.resource.collection_path(write.namespace), write.document or {})

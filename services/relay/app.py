@@ -122,6 +122,9 @@ async def run(config: Config) -> None:
     """Serve until cancelled."""
     registry = CollectorRegistry()
     serves = asyncio.Event()
-    async with MetricsServer(config.metrics_address, registry, serves.is_set), serving(config, registry):
+    async with (
+        MetricsServer(config.metrics_address, registry, lambda: "" if serves.is_set() else "not serving yet"),
+        serving(config, registry),
+    ):
         serves.set()
         await asyncio.get_running_loop().create_future()

@@ -24,11 +24,14 @@ _BUILT_IN = {
     "/api/v1/nodes": ("Node", False),
     "/api/v1/services": ("Service", True),
     "/api/v1/events": ("Event", True),
+    "/api/v1/secrets": ("Secret", True),
+    "/apis/certificates.k8s.io/v1/certificatesigningrequests": ("CertificateSigningRequest", False),
     "/apis/discovery.k8s.io/v1/endpointslices": ("EndpointSlice", True),
     "/apis/networking.k8s.io/v1/networkpolicies": ("NetworkPolicy", True),
     "/apis/coordination.k8s.io/v1/leases": ("Lease", True),
     "/apis/apiextensions.k8s.io/v1/customresourcedefinitions": ("CustomResourceDefinition", False),
 }
+SIGNING_REQUESTS = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
@@ -60,7 +63,7 @@ class Place:
         return f"{plural}/{self.part}" if self.part else plural
 
 
-_PATH = re.compile(r"^(/api/v1|/apis/[^/]+/[^/]+)(?:/namespaces/([^/]+))?/([^/]+)(?:/([^/]+))?(?:/(status))?$")
+_PATH = re.compile(r"^(/api/v1|/apis/[^/]+/[^/]+)(?:/namespaces/([^/]+))?/([^/]+)(?:/([^/]+))?(?:/(status|approval))?$")
 
 
 def place(path: str) -> Place:
@@ -78,6 +81,8 @@ class Store:
     """All objects, and what happened to them."""
 
     def __init__(self) -> None:
+        self.requester: Document = {"username": "test", "extra": {}}
+        """Who makes certificate signing requests."""
         self.version = 1000
         self.compacted = 0
         self.kinds: dict[str, tuple[str, bool]] = dict(_BUILT_IN)
@@ -162,8 +167,11 @@ class Store:
         metadata.setdefault("creationTimestamp", "2026-01-01T00:00:00Z")
         document.setdefault("apiVersion", at.collection.strip("/").rpartition("/")[0].partition("/")[2])
         document.setdefault("kind", self.kinds[at.collection][0])
-        if at.collection in self.schemas:
+        if at.collection in self.schemas or at.collection == SIGNING_REQUESTS:
             document.pop("status", None)
+        if at.collection == SIGNING_REQUESTS:
+            # Who asks is what the server knows, whatever the request says.
+            document["spec"] = {**document["spec"], **self.requester}
         return self._keep(at.collection, "ADDED", document)
 
     def write(self, at: Place, document: Document, *, merge: bool) -> Document:
@@ -177,6 +185,9 @@ class Store:
         after = _merged(before, document) if merge else copy.deepcopy(document)
         if at.part == "status":
             after = {**before, "status": after.get("status")}
+        elif at.part == "approval":
+            conditions = (after.get("status") or {}).get("conditions")
+            after = {**before, "status": {**(before.get("status") or {}), "conditions": conditions}}
         elif at.collection in self.schemas or at.collection in ("/api/v1/nodes", "/api/v1/services"):
             after = {**after, "status": before["status"]} if "status" in before else _without_status(after)
         after["metadata"] = {**after["metadata"], "uid": before["metadata"]["uid"]}

@@ -6,7 +6,7 @@ tree.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -26,9 +26,16 @@ from services.model.objects import IpEntry, Synced, Update
 class IdentityClient:
     """A `Source` named "identities", and the calls of one node. Use as a context manager."""
 
-    def __init__(self, target: str, files: tls.TlsFiles | None, node: str, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        files: tls.TlsFiles | None,
+        node: str,
+        backoff: Backoff | None = None,
+        find: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
         self._node = node
-        self._service = Identities(Target(target, files), backoff=backoff)
+        self._service = Identities(Target(target, files, find), backoff=backoff)
         self._watch = self._service.watch(node, self._note)
         self._errors: dict[str, str] = {}
         self._log = get_logger("source.identities")

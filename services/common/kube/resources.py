@@ -42,6 +42,12 @@ SERVICES = Resource("/api/v1/services", "Service", "v1")
 EVENTS = Resource("/api/v1/events", "Event", "v1")
 SLICES = Resource("/apis/discovery.k8s.io/v1/endpointslices", "EndpointSlice", "discovery.k8s.io/v1")
 LEASES = Resource("/apis/coordination.k8s.io/v1/leases", "Lease", "coordination.k8s.io/v1")
+SIGNING_REQUESTS = Resource(
+    "/apis/certificates.k8s.io/v1/certificatesigningrequests",
+    "CertificateSigningRequest",
+    "certificates.k8s.io/v1",
+    field_selector="spec.signerName=ciliate.io/agent",
+)
 DEFINITIONS = Resource(
     "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", "CustomResourceDefinition", "apiextensions.k8s.io/v1"
 )

@@ -26,15 +26,15 @@ def get(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
 
 @pytest.mark.parametrize(("address", "host"), [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "[::1]")])
 async def test_metrics_and_probes(address: str, host: str) -> None:
-    registry, ready = CollectorRegistry(), False
+    registry, problem = CollectorRegistry(), "not yet"
     Counter("things", "Of this test", registry=registry).inc(3)
-    async with MetricsServer(address, registry, lambda: ready) as server:
+    async with MetricsServer(address, registry, lambda: problem) as server:
         status, text = await asyncio.to_thread(get, server.port, "/metrics", host)
         assert status == 200
         assert "things_total 3.0" in text
         assert await asyncio.to_thread(get, server.port, "/healthz", host) == (200, "ok\n")
-        assert await asyncio.to_thread(get, server.port, "/readyz", host) == (503, "not ready\n")
-        ready = True
+        assert await asyncio.to_thread(get, server.port, "/readyz", host) == (503, "not yet\n")
+        problem = ""
         assert (await asyncio.to_thread(get, server.port, "/readyz", host))[0] == 200
         port = server.port
     with pytest.raises(OSError):

@@ -202,3 +202,22 @@ async def test_a_lost_lease_is_noticed(service: Service, client: IdentityClient)
     keeping = asyncio.create_task(client.keep_alive(lapsed.set))
     await asyncio.wait_for(lapsed.wait(), 5)
     keeping.cancel()
+
+
+async def test_a_service_that_moves_is_found_again(service: Service, tmp_path: Path) -> None:
+    async def find() -> str:
+        if not there:
+            raise Unavailable("no ready endpoint")
+        return f"unix://{tmp_path}/identity.sock"
+
+    there = False
+    service.scripts = [[*SNAPSHOT, ...]]
+    async with IdentityClient("k8s://ns/identity:4250", None, "n1", Backoff(0.01, 0.05), find) as client:
+        reading = asyncio.create_task(read(client, bool))
+        async with asyncio.timeout(10):
+            while not client.errors:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        with pytest.raises(Unavailable, match="not found yet"):
+            await client.allocate(Labels.parse(["k8s:a=b"]))
+        there = True
+        assert await asyncio.wait_for(reading, 10)
