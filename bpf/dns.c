@@ -109,6 +109,8 @@ INLINE int dns_match_answer(struct pkt_ctx *ctx, struct dns_work *w, const struc
 	w->records = bpf_ntohs(header->answers);
 	w->question_end = w->at;
 	w->addresses = 0;
+	w->aliases = 0;
+	w->aliases_len = 0;
 	w->skipped = 0;
 	w->ttl = ~0U;
 	return 0;

@@ -4,11 +4,12 @@
  * dns_records (tail call of dns_answer): addresses and TTLs
  * dns_learn   (tail call of that):       learned, told, and only then delivered */
 #include "lib/deliver.h"
+#include "lib/dns_alias.h"
 #include "lib/dns_message.h"
 #include "lib/tailcall.h"
 
 /* One step: over a label of an owner's name, or through the fixed part and over the data. 0 or a drop reason. */
-INLINE int dns_step(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct dns_work *w)
+INLINE int dns_step(struct __sk_buff *skb, struct dns_work *w, const struct dns_kept *kept)
 {
 	u32 at = w->at, type, length, ttl;
 	u8 label;
@@ -16,7 +17,7 @@ INLINE int dns_step(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct dns
 	if (at + 1 > w->length || at > 0xffff)
 		return DROP_DNS_MALFORMED;
 	if (!w->skipped) {
-		if (bpf_skb_load_bytes(skb, w->base + at, &label, 1))
+		if (!dns_bytes(skb, w, kept, at, &label, 1))
 			return DROP_DNS_MALFORMED;
 		if (label >= 0xc0) {
 			w->at = at + 2;
@@ -31,7 +32,7 @@ INLINE int dns_step(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct dns
 			return 0;
 		at = w->at;
 	}
-	if (at + 10 > w->length || bpf_skb_load_bytes(skb, w->base + at, w->record, 10))
+	if (at + 10 > w->length || !dns_bytes(skb, w, kept, at, w->record, 10))
 		return DROP_DNS_MALFORMED;
 	type = dns_u16(w->record);
 	length = dns_u16(w->record + 8);
@@ -47,8 +48,13 @@ INLINE int dns_step(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct dns
 		ttl = 0; /* RFC 2181 */
 	if (ttl < w->ttl)
 		w->ttl = ttl;
-	if (type == DNS_CNAME)
+	if (type == DNS_CNAME) {
+		if (w->aliases < DNS_ALIASES) {
+			w->alias_at[BOUNDED(w->aliases, DNS_ALIASES - 1)] = at + 10;
+			w->aliases += 1;
+		}
 		return 0;
+	}
 	if (length != (type == DNS_A ? 4 : 16))
 		return DROP_DNS_MALFORMED;
 	if (w->addresses >= DNS_ADDRESSES) {
@@ -61,10 +67,10 @@ INLINE int dns_step(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct dns
 	if (type == DNS_A) {
 		u32 ip;
 
-		if (bpf_skb_load_bytes(skb, w->base + at + 10, &ip, 4))
+		if (!dns_bytes(skb, w, kept, at + 10, &ip, 4))
 			return DROP_DNS_MALFORMED;
 		addr_set_v4(found, ip);
-	} else if (bpf_skb_load_bytes(skb, w->base + at + 10, found, 16)) {
+	} else if (!dns_bytes(skb, w, kept, at + 10, found, 16)) {
 		return DROP_DNS_MALFORMED;
 	}
 	w->addresses = place + 1;
@@ -191,6 +197,8 @@ INLINE int dns_learn_and_deliver(struct __sk_buff *skb, struct pkt_ctx *ctx, str
 
 	if (w->ttl == ~0U)
 		w->ttl = 0;
+	if (w->aliases)
+		dns_read_aliases(skb, ctx, w);
 	dns_emit(ctx, w, EVENT_DNS_ANSWER, reason, false);
 	if (reason) {
 		count_packet(DIR_INGRESS, reason, ctx->ip_len);
@@ -234,14 +242,17 @@ INLINE int dns_cut(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *
 
 INLINE int dns_read_records(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *w)
 {
+	struct dns_kept *kept = w->kept ? dns_kept.lookup(&ctx->key) : NULL;
 	int i, reason = 0;
 
+	if (w->kept && !kept)
+		return -DROP_DNS_NO_STATE;
 #pragma clang loop unroll(disable)
 	for (i = 0; i < DNS_STEPS; i++) {
 		asm volatile("" ::: "memory");
 		if (!w->records)
 			break;
-		reason = dns_step(skb, ctx, w);
+		reason = dns_step(skb, w, kept);
 		if (reason)
 			break;
 	}

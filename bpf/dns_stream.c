@@ -2,14 +2,13 @@
 /* DNS over TCP: the same questions and answers, each behind two bytes of length.
  *
  * dns_stream_ask  (tail call of dns_query):  the pod's bytes, kept until the server has them, a message a run
- * dns_stream_hear (tail call of dns_answer): the server's bytes, whole messages within a segment */
+ * dns_stream_hear (tail call of dns_answer): the server's bytes, an answer a run, in one segment or several */
 #include "lib/deliver.h"
 #include "lib/dns.h"
 #include "lib/tailcall.h"
 #include "lib/tls.h"
 
 enum {
-	DNS_PREFIX = 2,
 	DNS_STREAM_QUESTION = 600, /* bytes of a question, what EDNS adds included */
 };
 
@@ -135,49 +134,126 @@ int dns_stream_ask(struct __sk_buff *skb)
 }
 
 /* The segment is done: what comes next, and on to the pod. */
-INLINE int dns_stream_pass(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *d, struct dns_stream *stream, u32 skip)
+INLINE int dns_stream_pass(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_stream *stream, u32 skip, u32 kept)
 {
 	stream->next = ctx->tcp_seq + ctx->payload_len;
 	stream->skip = skip;
+	stream->kept = kept;
 	return deliver(skb, ctx);
 }
 
-/* One answer, from d->at_segment on. */
-INLINE int dns_stream_answer(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *d, struct dns_stream *stream)
+/* The rest of the segment is the beginning of an answer: keep it. */
+INLINE int dns_stream_begin(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *d, struct dns_stream *stream)
 {
-	struct names_config *cfg = names_configuration();
-	struct name_table *table = name_table_of(cfg);
-	u32 rest = ctx->payload_len - d->position;
+	struct dns_kept *kept;
+	u32 zero = 0;
+
+	d->left = ctx->payload_len - d->position;
+	kept = dns_kept_fresh.lookup(&zero);
+	if (!kept || d->left > DNS_KEPT)
+		return -DROP_DNS_TOO_LARGE;
+	if (!stream_keep(skb, ctx->payload_off + d->position, kept->bytes, 0, &d->left, DNS_KEPT - 1) ||
+	    dns_kept.update(&ctx->key, kept))
+		return -DROP_DNS_NO_STATE;
+	return dns_stream_pass(skb, ctx, stream, 0, d->left);
+}
+
+/* Nobody waits for the addresses of the answer at hand, which ends `rest` bytes further on in the stream: it passes unread. */
+INLINE int dns_stream_unread(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *d, struct dns_stream *stream, u32 rest)
+{
+	u32 there = ctx->payload_len - d->position;
+
+	d->ttl = 0;
+	dns_emit(ctx, d, EVENT_DNS_ANSWER, 0, false);
+	if (rest > there)
+		return dns_stream_pass(skb, ctx, stream, rest - there, 0);
+	d->position += rest;
+	tailcalls.call(skb, TAIL_DNS_STREAM_HEAR);
+	return -DROP_MISSED_TAIL_CALL;
+}
+
+INLINE bool dns_awaited(const struct dns_work *d)
+{
+	return d->identity && !d->rcode && d->records;
+}
+
+/* One answer that begins in this segment, at d->position. */
+INLINE int dns_stream_answer(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *d, struct dns_stream *stream,
+			     const struct name_table *table, u64 seed)
+{
+	u32 rest = ctx->payload_len - d->position, needed;
 	u8 prefix[DNS_PREFIX];
 	int reason;
 
-	if (!table)
-		return -DROP_EP_NOT_READY;
-	if (rest < DNS_PREFIX + DNS_HEADER || bpf_skb_load_bytes(skb, ctx->payload_off + d->position, prefix, DNS_PREFIX))
+	if (rest < DNS_PREFIX)
+		return dns_stream_begin(skb, ctx, d, stream);
+	if (bpf_skb_load_bytes(skb, ctx->payload_off + d->position, prefix, DNS_PREFIX))
 		return -DROP_DNS_NO_STATE;
 	d->length = dns_u16(prefix);
 	d->base = ctx->payload_off + d->position + DNS_PREFIX;
-	reason = dns_load_at(skb, d, rest - DNS_PREFIX < d->length ? rest - DNS_PREFIX : d->length);
+	needed = DNS_PREFIX + (d->length < DNS_LOADED ? d->length : DNS_LOADED);
+	if (rest < needed)
+		return dns_stream_begin(skb, ctx, d, stream); /* not enough of it to know what it answers */
+	reason = dns_load_at(skb, d, d->length);
 	if (!reason)
-		reason = dns_match_answer(ctx, d, table, cfg->seed);
+		reason = dns_match_answer(ctx, d, table, seed);
 	if (reason)
 		return -reason;
 	if (DNS_PREFIX + d->length > rest) {
-		/* The rest is in segments to come. Where nobody waits for its addresses it passes unread. */
-		if (d->identity && !d->rcode && d->records)
+		if (!dns_awaited(d))
+			return dns_stream_unread(skb, ctx, d, stream, DNS_PREFIX + d->length);
+		if (DNS_PREFIX + d->length > DNS_KEPT)
 			return -DROP_DNS_TOO_LARGE;
-		d->ttl = 0;
-		dns_emit(ctx, d, EVENT_DNS_ANSWER, 0, false);
-		return dns_stream_pass(skb, ctx, d, stream, DNS_PREFIX + d->length - rest);
+		return dns_stream_begin(skb, ctx, d, stream);
 	}
 	d->position += DNS_PREFIX + d->length;
 	tailcalls.call(skb, TAIL_DNS_RECORDS);
 	return -DROP_MISSED_TAIL_CALL;
 }
 
+/* More of an answer that began in an earlier segment. What is kept counts only when the segment has passed: if it does not,
+ * it comes again and is taken again. */
+INLINE int dns_stream_more(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *d, struct dns_stream *stream,
+			   const struct name_table *table, u64 seed)
+{
+	struct dns_kept *kept = dns_kept.lookup(&ctx->key);
+	u32 before = stream->kept, have, needed;
+	int reason;
+
+	if (!kept || before >= DNS_KEPT)
+		return -DROP_DNS_NO_STATE;
+	d->left = ctx->payload_len < DNS_KEPT - before ? ctx->payload_len : DNS_KEPT - before;
+	if (!stream_keep(skb, ctx->payload_off, kept->bytes, before, &d->left, DNS_KEPT - 1))
+		return -DROP_DNS_NO_STATE;
+	have = before + d->left;
+	d->length = dns_u16(kept->bytes);
+	needed = DNS_PREFIX + (d->length < DNS_LOADED ? d->length : DNS_LOADED);
+	if (have < needed)
+		return dns_stream_pass(skb, ctx, stream, 0, have);
+	if (d->length < DNS_HEADER || bpf_probe_read_kernel(d->message, DNS_LOADED, kept->bytes + DNS_PREFIX))
+		return -DROP_DNS_MALFORMED;
+	d->have = needed - DNS_PREFIX;
+	d->kept = 1;
+	reason = dns_match_answer(ctx, d, table, seed);
+	if (reason)
+		return -reason;
+	needed = DNS_PREFIX + d->length;
+	if (have >= needed) {
+		d->position = needed - before;
+		tailcalls.call(skb, TAIL_DNS_RECORDS);
+		return -DROP_MISSED_TAIL_CALL;
+	}
+	if (!dns_awaited(d))
+		return dns_stream_unread(skb, ctx, d, stream, needed - before);
+	return needed > DNS_KEPT ? -DROP_DNS_TOO_LARGE : dns_stream_pass(skb, ctx, stream, 0, have);
+}
+
 INLINE int dns_stream_heard(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *d)
 {
+	struct names_config *cfg = names_configuration();
+	struct name_table *table = name_table_of(cfg);
 	struct dns_stream *stream, fresh = {};
+	bool more;
 
 	if (!d->continuing) {
 		tls_heard(ctx);
@@ -201,10 +277,14 @@ INLINE int dns_stream_heard(struct __sk_buff *skb, struct pkt_ctx *ctx, struct d
 		d->position = stream->skip < ctx->payload_len ? stream->skip : ctx->payload_len;
 	}
 	if (d->position >= ctx->payload_len)
-		return dns_stream_pass(skb, ctx, d, stream,
-				       stream->skip > ctx->payload_len ? stream->skip - ctx->payload_len : 0);
+		return dns_stream_pass(skb, ctx, stream,
+				       stream->skip > ctx->payload_len ? stream->skip - ctx->payload_len : 0, 0);
+	if (!table)
+		return -DROP_EP_NOT_READY;
+	more = !d->continuing && stream->kept;
 	d->continuing = 1;
-	return dns_stream_answer(skb, ctx, d, stream);
+	return more ? dns_stream_more(skb, ctx, d, stream, table, cfg->seed) :
+		      dns_stream_answer(skb, ctx, d, stream, table, cfg->seed);
 }
 
 int dns_stream_hear(struct __sk_buff *skb)

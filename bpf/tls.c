@@ -102,7 +102,6 @@ INLINE bool tls_same(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct tl
 INLINE int tls_take(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct tls_work *w, struct tls_conn *conn, u32 offset)
 {
 	u32 known = conn->have - offset, fresh = ctx->payload_len - known;
-	u64 place = BOUNDED(conn->have, TLS_WINDOW - 1), length;
 
 	if (offset > conn->have)
 		return DROP_TLS_OUT_OF_ORDER;
@@ -110,11 +109,10 @@ INLINE int tls_take(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct tls
 		return DROP_TLS_MALFORMED;
 	if (known >= ctx->payload_len || conn->have >= TLS_WINDOW)
 		return 0;
-	length = (fresh > TLS_WINDOW ? TLS_WINDOW : fresh) - 1;
-	asm volatile("%0 &= %1" : "+r"(length) : "i"(TLS_WINDOW - 1));
-	if (bpf_skb_load_bytes(skb, ctx->payload_off + known, &conn->bytes[place], length + 1))
+	w->left = conn->have + fresh > TLS_WINDOW ? TLS_WINDOW - conn->have : fresh;
+	if (!stream_keep(skb, ctx->payload_off + known, conn->bytes, conn->have, &w->left, TLS_WINDOW - 1))
 		return DROP_INVALID_PACKET_DROPPED;
-	conn->have = conn->have + fresh > TLS_WINDOW ? TLS_WINDOW : conn->have + fresh;
+	conn->have += w->left;
 	return 0;
 }
 

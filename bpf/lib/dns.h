@@ -18,6 +18,9 @@ enum {
 	DNS_ADDRESSES = 64,   /* of one answer that can be learned */
 	DNS_RECORDS = 512,    /* of one answer */
 	DNS_STEPS = 48,       /* labels and records in one run */
+	DNS_PREFIX = 2,       /* TCP: the length, before each message */
+	DNS_KEPT = 4096,      /* TCP: bytes of an answer in pieces that can be learned; a power of two */
+	DNS_ALIASES = 4,      /* of one answer that are told */
 	DNS_A = 1,
 	DNS_CNAME = 5,
 	DNS_AAAA = 28,
@@ -72,8 +75,18 @@ BPF_F_TABLE("lru_hash", struct dns_asked_key, struct dns_asked, dns_asked, 16384
 struct dns_stream {
 	u32 next; /* sequence number */
 	u32 skip; /* bytes of an answer that nobody waits for, still to come */
+	u32 kept; /* bytes of an answer that came so far, in dns_kept */
+	u32 pad;
 };
 BPF_F_TABLE("lru_hash", struct ct_key, struct dns_stream, dns_streams, 8192, 0);
+
+/* An answer that comes in several segments, with its length in front. They are passed on as they come: the last one makes
+ * it an answer, and that passes only when all of it was learned. */
+struct dns_kept {
+	u8 bytes[DNS_KEPT + STREAM_PIECE];
+};
+BPF_F_TABLE("lru_hash", struct ct_key, struct dns_kept, dns_kept, 256, 0);
+PERCPU_MAP(dns_kept_fresh, struct dns_kept, 1);
 
 /* What the programs hand to one another about the message at hand. */
 struct dns_work {
@@ -101,10 +114,15 @@ struct dns_work {
 	u8 rcode;
 	u8 skipped; /* of the record at hand: its owner's name is behind us */
 	u8 continuing; /* TCP: not the first message of the segment */
-	u8 pad[3];
+	u8 kept;       /* TCP: the message is in dns_kept, not in the packet */
+	u8 aliases;
+	u8 pad;
+	u32 aliases_len;
+	u32 alias_at[DNS_ALIASES]; /* where the records' names are in the message */
 	u8 name[NAME_BYTES];
 	u8 message[512]; /* the verifier sees offsets up to 511 */
 	u8 record[16];   /* a record's fixed part */
+	u8 alias_names[NAME_BYTES + STREAM_PIECE]; /* each with a final dot and a zero */
 	struct addr found[DNS_ADDRESSES];
 	struct own_packet own;
 };
@@ -112,6 +130,14 @@ struct dns_work {
 PERCPU_MAP(dns_scratch, struct dns_work, 1);
 PERCPU_MAP(fqdn_fresh, struct fqdn_name, 1);
 PERCPU_MAP(fqdn_ip_fresh, struct fqdn_ip, 1);
+
+/* `size` bytes at `at` of the message at hand. */
+INLINE bool dns_bytes(struct __sk_buff *skb, const struct dns_work *w, const struct dns_kept *kept, u32 at, void *to, u32 size)
+{
+	if (kept)
+		return !bpf_probe_read_kernel(to, size, &kept->bytes[BOUNDED(DNS_PREFIX + at, DNS_KEPT - 1)]);
+	return !bpf_skb_load_bytes(skb, w->base + at, to, size);
+}
 
 INLINE struct dns_work *dns_working(void)
 {

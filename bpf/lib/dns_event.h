@@ -36,7 +36,7 @@ INLINE struct name_event *name_event_begin(struct pkt_ctx *ctx, u8 type, u8 reas
 		count_lost(type);
 		return NULL;
 	}
-	__builtin_memset((void *)e, 0, sizeof(*e) - sizeof(e->name));
+	__builtin_memset((void *)e, 0, __builtin_offsetof(struct name_event, name));
 	event_header_at(&e->header, type, endpoint, precise_now(ctx));
 	e->header.flags = audited ? EVENT_F_AUDIT : 0;
 	name_event_connection(&e->connection, ctx);

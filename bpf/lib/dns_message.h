@@ -33,6 +33,7 @@ INLINE int dns_load_at(struct __sk_buff *skb, struct dns_work *w, u64 length)
 	asm volatile("%0 &= 511" : "+r"(length));
 	length += 1;
 	w->have = length;
+	w->kept = 0;
 	if (length > sizeof(w->message) || bpf_skb_load_bytes(skb, w->base, w->message, length))
 		return DROP_DNS_MALFORMED;
 	return 0;
@@ -89,6 +90,9 @@ INLINE void dns_emit(struct pkt_ctx *ctx, struct dns_work *w, u8 type, u8 reason
 		e->ttl = w->ttl;
 		e->answers = w->addresses;
 		e->latency_us = (precise_now(ctx) - w->asked_ns) / 1000;
+		e->aliases_len = w->aliases_len;
+		if (w->aliases_len)
+			__builtin_memcpy(e->aliases, w->alias_names, sizeof(e->aliases));
 #pragma unroll
 		for (i = 0; i < NAME_EVENT_ADDRESSES; i++)
 			if (i < w->addresses)

@@ -102,11 +102,13 @@ struct name_event {
 	u16 answers; /* addresses in the answer; more than 8: the rest is left out here */
 	u8 rcode;
 	u8 name_len;
-	u8 pad1[20];
+	u16 aliases_len; /* 0: `aliases` was not written */
+	u8 pad1[18];
 	struct addr addresses[NAME_EVENT_ADDRESSES];
 	char name[256];
+	char aliases[256]; /* that the answer leads over: names, each with a final dot and a zero */
 };
-_Static_assert(sizeof(struct name_event) == 504, "name_event");
+_Static_assert(sizeof(struct name_event) == 760, "name_event");
 
 /* Connection events: a lane of records per CPU, written without locks or barriers and read from memory. The kernel's ring
  * buffer costs 80 ns more per event, and makes the CPU wait until all that it wrote before has arrived. Places 2 * cpu of

@@ -38,8 +38,8 @@ struct fqdn_name {
 };
 _Static_assert(sizeof(struct fqdn_name) == 288, "fqdn_name");
 
-BPF_F_TABLE("lru_hash", struct addr, struct fqdn_ip, fqdn_ips, 65536, 0);
-BPF_F_TABLE("lru_hash", u64, struct fqdn_name, fqdn_names, 32768, 0);
+BPF_F_TABLE("lru_hash", struct addr, struct fqdn_ip, fqdn_ips, 32768, 0);
+BPF_F_TABLE("lru_hash", u64, struct fqdn_name, fqdn_names, 16384, 0);
 
 /* toFQDNs are about the outside world: never about pods and nodes, even if DNS names them. */
 INLINE bool fqdn_concerns(u32 identity)

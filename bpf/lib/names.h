@@ -9,14 +9,7 @@
  * waits until no program still runs with it. A packet is looked at with one generation. */
 #pragma once
 #include "l7.h"
-
-/* An index whose bound the verifier shall see, whatever the compiler knows. `mask` is a constant 2^n - 1. */
-#define BOUNDED(index, mask)                                                \
-	({                                                                  \
-		u64 bounded = (index);                                      \
-		asm volatile("%0 &= %1" : "+r"(bounded) : "i"(mask));       \
-		bounded;                                                    \
-	})
+#include "stream.h"
 
 #define NAME_BYTES 256 /* 254 at most, and zeros */
 #define NAME_RULESETS 1024

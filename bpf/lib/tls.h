@@ -12,6 +12,7 @@
 
 enum {
 	TLS_WINDOW = 2048,   /* bytes of the first message that are read; the server's name must be within */
+	TLS_BEYOND = 288,    /* bytes that may be read or written behind them: a question of DNS_LOADED, or a piece */
 	TLS_EXTENSIONS = 64, /* of it that are looked at */
 };
 
@@ -29,7 +30,7 @@ struct tls_conn {
 	u32 decided; /* bytes that the verdict rests on */
 	u32 ruleset; /* that decided */
 	u32 mode;    /* enum tls_mode */
-	u8 bytes[2 * TLS_WINDOW]; /* the second half takes what lies beyond and is never looked at */
+	u8 bytes[TLS_WINDOW + TLS_BEYOND]; /* what lies beyond the window is never looked at */
 };
 
 /* The server that an open connection named. */
@@ -41,7 +42,7 @@ struct tls_server {
 _Static_assert(sizeof(struct tls_server) == 264, "tls_server");
 
 BPF_F_TABLE("lru_hash", struct ct_key, struct tls_conn, tls_conns, 2048, 0);
-BPF_F_TABLE("lru_hash", struct ct_key, struct tls_server, tls_servers, 65536, 0);
+BPF_F_TABLE("lru_hash", struct ct_key, struct tls_server, tls_servers, 16384, 0);
 PERCPU_MAP(tls_fresh, struct tls_conn, 1);
 
 /* The server's packets: its SYN-ACK begins a connection, its acknowledgements say what it has. */

@@ -122,6 +122,8 @@ class Config(ExportOptions):
     )
     fqdn_min_ttl: float = Field(0, description="seconds that addresses of DNS names count at least", ge=0)
     fqdn_grace: float = Field(10, description="seconds that they count beyond their TTL", ge=0)
+    fqdn_max: int = Field(32_768, description="addresses that DNS names are known for; half as many names", ge=1024)
+    tls_max: int = Field(16_384, description="TLS connections under serverNames rules that are remembered", ge=1024)
     policy_max: int = Field(262_144, description="entries of the policy map", ge=1024)
     ct_max: int = Field(262_144, description="entries of the connection table", ge=1024)
     ct_quota: int = Field(

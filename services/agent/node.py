@@ -157,6 +157,9 @@ async def load_programs(config: Config) -> loader_client.Loaded:
                 "revnat": config.lb_frontends_max,
                 "nat_table": config.nat_max,
                 "sockets": config.socket_lb_max,
+                "fqdn_ips": config.fqdn_max,
+                "fqdn_names": config.fqdn_max // 2,
+                "tls_servers": config.tls_max,
             },
         )
     )

@@ -108,6 +108,8 @@ class NameRecord:
     addresses: tuple[str, ...] = ()
     answers: int = 0
     """Addresses in the answer; more than `addresses` has = cut."""
+    aliases: tuple[str, ...] = ()
+    """Names that the answer leads over (CNAME), in its order, up to four."""
 
 
 L7Record = HttpRequest | NameRecord

@@ -251,7 +251,9 @@ def _name(flow: pb.Flow, row: Row, record: NameRecord) -> str:
     flow.l7.latency_ns = row.duration_us * 1000
     dns.rcode, dns.ttl = record.rcode, record.ttl
     dns.ips.extend(record.addresses)
-    dns.rrtypes.extend(sorted({"AAAA" if ":" in address else "A" for address in record.addresses}))
+    dns.cnames.extend(record.aliases)
+    types = {"AAAA" if ":" in address else "A" for address in record.addresses}
+    dns.rrtypes.extend(sorted(types | ({"CNAME"} if record.aliases else set())))
     return summary.dns_answer(record)
 
 

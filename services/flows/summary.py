@@ -139,6 +139,8 @@ def dns_answer(record: NameRecord) -> str:
     else:
         more = f",… {record.answers} in all" if record.answers > len(record.addresses) else ""
         answer = f'"{",".join(record.addresses)}{more}"'
+        if record.aliases:
+            answer += f' CNAMEs: "{",".join(record.aliases)}"'
     return f"DNS Answer {answer} TTL: {record.ttl} (Query {record.query} {record_type(record.qtype)})"
 
 

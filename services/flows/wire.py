@@ -85,6 +85,7 @@ def put_entry(batch: pb.Batch, number: int, content: Content) -> None:
             entry.name.query, entry.name.qtype, entry.name.rcode = content.query, content.qtype, content.rcode
             entry.name.ttl, entry.name.answers = content.ttl, content.answers
             entry.name.addresses.extend(content.addresses)
+            entry.name.aliases.extend(content.aliases)
             entry.name.SetInParent()
 
 
@@ -125,7 +126,8 @@ def _party(given: pb.Party) -> Party:
 def _name(given: pb.Name) -> NameRecord:
     (query,) = _texts("name", (given.query,))
     addresses = _texts("name.addresses", given.addresses)
-    return NameRecord(query, given.qtype, given.rcode, given.ttl, addresses, given.answers)
+    aliases = _texts("name.aliases", given.aliases)
+    return NameRecord(query, given.qtype, given.rcode, given.ttl, addresses, given.answers, aliases)
 
 
 def _decision(given: pb.Decision) -> Decision:

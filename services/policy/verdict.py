@@ -15,6 +15,7 @@ from services.model.verdict import Direction
 from services.policy.l7 import L7
 from services.policy.peers import Party
 from services.policy.rules import Policy, Rule, Spec, Traffic, merged_l7
+from services.policy.server_names import asking_everywhere
 
 
 class Mode(Enum):
@@ -111,11 +112,11 @@ def decide(
         return Decision(Outcome.ALLOW)
     specs = list(specs)
     destination = subject if direction == Direction.INGRESS else peer
+    rules = ((policy, rule) for policy, spec in specs for rule in spec.rules if rule.direction == direction)
     found = [
         (Match(policy, rule), traffic)
-        for policy, spec in specs
-        for rule in spec.rules
-        if rule.direction == direction and any(one.matches(peer) for one in rule.peers)
+        for policy, rule in asking_everywhere(rules)
+        if any(one.matches(peer) for one in rule.peers)
         for traffic in rule.traffic
         if traffic_covers(traffic, destination, protocol, port)
     ]

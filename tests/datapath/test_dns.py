@@ -182,6 +182,29 @@ def test_an_address_opens_with_the_answer_and_not_before(node: Node, open_names:
     assert told[0]["addresses"][1].tobytes()[12:] == bytes([203, 0, 113, 11])
 
 
+def test_flows_say_which_names_an_answer_leads_over(node: Node, open_names: Names) -> None:
+    asker = Asker(node, open_names)
+    pointed = struct.pack(">BBBB", 3, *b"cdn") + b"\xc0\x10"  # cdn, and what is behind api of the question
+    for records, expected in (
+        ([alias("a.b.test"), record("203.0.113.8")], ["a.b.test."]),
+        (
+            [b"\xc0\x0c" + struct.pack(">HHIH", 5, 1, 9, 6) + pointed[:6], alias("z.test")],
+            ["cdn.example.com.", "z.test."],
+        ),
+        ([alias(f"n{i}.test") for i in range(6)], ["n0.test.", "n1.test.", "n2.test.", "n3.test."]),
+        ([alias("ok.test"), b"\xc0\x0c" + struct.pack(">HHIH", 5, 1, 9, 2) + b"\xc0\x42"], ["ok.test."]),
+        ([alias(".".join(["x" * 60] * 3)), alias(".".join(["y" * 60] * 3))], [".".join(["x" * 60] * 3) + "."]),
+        ([record("203.0.113.8")], []),
+    ):
+        asked = question("api.example.com")
+        asker.ask(asked)
+        open_names.events()
+        assert asker.hear(answer(asked, records)).verdict == TC_ACT_OK
+        (event,) = open_names.events()
+        told = event["aliases"].tobytes()[: int(event["aliases_len"])].decode("latin-1")
+        assert told.split("\0")[:-1] == expected, records
+
+
 def test_ipv6_addresses_are_learned(node: Node, open_names: Names) -> None:
     pod = Asker(node, open_names)
     pod.allow({"*.example.com"})

@@ -14,7 +14,7 @@ from scapy.all import TCP
 
 from services.agent.abi.events import EventType
 from services.model.verdict import DropReason
-from tests.datapath.dns_node import RULESET, Asker, Names, answer, question, record
+from tests.datapath.dns_node import RULESET, Asker, Names, alias, answer, question, record
 from tests.datapath.node import TC_ACT_OK, TC_ACT_SHOT, Node, sh
 from tests.datapath.packets import checksums_hold, from_pod, parse, tcp, to_pod
 
@@ -144,16 +144,60 @@ def test_answers_that_nobody_asked_for_teach_nothing(node: Node, names: Names) -
     assert list(node.map("fqdn_ips").items())
 
 
-def test_a_divided_answer_passes_only_if_nobody_waits_for_it(node: Node, names: Names) -> None:
-    asker = Asker(node, names)
-    for name, fine in (("api.example.com", False), ("www.example.com", True)):
-        stream = Stream(node, asker)
-        asked = question(name)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(0, 64), min_size=1, max_size=3),
+    awaited=st.booleans(),
+    cuts=st.lists(st.integers(1, 1500) | st.integers(1, 40), max_size=8),
+    again=st.booleans(),
+)
+def test_an_answer_in_pieces_opens_its_addresses_before_its_last_piece(
+    node: Node, names: Names, sizes: list[int], awaited: bool, cuts: list[int], again: bool
+) -> None:
+    node.map("fqdn_ips").delete_batch([key for key, _ in node.map("fqdn_ips").items()])
+    stream, name = Stream(node, Asker(node, names)), "api.example.com" if awaited else "www.example.com"
+    replies = []
+    for number, size in enumerate(sizes):
+        asked = question(name, number=number)
+        assert stream.send(framed(asked), sum(len(framed(question(name))) for _ in range(number))).verdict == TC_ACT_OK
+        replies.append(framed(answer(asked, [record(f"203.0.{113 + number}.{i}") for i in range(size)])))
+    whole = b"".join(replies)
+    ends = list(itertools.accumulate(map(len, replies)))
+    places = [0, *sorted({cut for cut in cuts if cut < len(whole)}), len(whole)]
+    for at, end in itertools.pairwise(places):
+        assert passes(stream.hear(whole[at:end], at), whole[at:end])
+        if again:
+            assert passes(stream.hear(whole[at:end], at), whole[at:end])  # a repetition
+        known = set(names.addresses().get(f"{name}.", ()))
+        complete = [number for number, bound in enumerate(ends) if bound <= end]
+        there = {f"203.0.{113 + number}.{i}" for number in complete for i in range(sizes[number])}
+        assert there <= known if awaited else True, "the pod has the answer, and an address is not open"
+
+
+def test_an_answer_in_pieces_that_cannot_be_kept_is_not_passed(node: Node, names: Names) -> None:
+    stream, asked = Stream(node, Asker(node, names)), question("api.example.com")
+    stream.send(framed(asked))
+    reply = framed(answer(asked, [record("203.0.113.9")] + [alias(f"{'x' * 60}.{'y' * 60}.test")] * 40))
+    assert len(reply) > 4096
+    assert passes(stream.hear(reply[:100]), reply[:100])
+    assert stream.hear(reply[100:1000], 100).verdict == TC_ACT_SHOT
+    # Another one that was not asked for, and one whose connection's bytes were forgotten.
+    for forget in (False, True):
+        stream = Stream(node, Asker(node, names))
         stream.send(framed(asked))
-        reply = framed(answer(asked, [record(f"203.0.113.{i}") for i in range(1, 60)])) + framed(
-            answer(asked, [record("203.0.113.99")])
-        )
-        first = stream.hear(reply[:500])
-        assert (first.verdict == TC_ACT_OK) == fine
-        if fine:
-            assert passes(stream.hear(reply[500:], 500), reply[500:])
+        reply = framed(answer(asked, [record("203.0.113.9")] * 30, number=77 if forget else 78))
+        assert passes(stream.hear(reply[:100]), reply[:100])
+        if forget:
+            node.map("dns_kept").delete_batch([key for key, _ in node.map("dns_kept").items()])
+        assert stream.hear(reply[100:], 100).verdict == TC_ACT_SHOT
+    assert not list(node.map("fqdn_ips").items())
+
+
+def test_a_long_answer_in_pieces_passes_unread_if_nobody_waits_for_it(node: Node, names: Names) -> None:
+    asker = Asker(node, names)
+    stream = Stream(node, asker)
+    asked = question("www.example.com")
+    stream.send(framed(asked))
+    reply = framed(answer(asked, [alias("x" * 60 + ".test")] * 100)) + framed(answer(asked, [record("203.0.113.99")]))
+    for at, end in itertools.pairwise((0, 100, 500, *range(1400, len(reply), 1400), len(reply))):
+        assert passes(stream.hear(reply[at:end], at), reply[at:end])

@@ -62,10 +62,13 @@ class Servers:
         while True:
             try:
                 connection, _ = self._tcp[0].accept()
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 with connection, connection.makefile("rb") as stream:
                     while head := stream.read(2):
                         reply = self._reply(stream.read(struct.unpack(">H", head)[0]))
-                        connection.sendall(struct.pack(">H", len(reply)) + reply)
+                        whole = struct.pack(">H", len(reply)) + reply
+                        for piece in (whole[:1], whole[1:30], whole[30:-3], whole[-3:]):  # a segment each
+                            connection.sendall(piece)
             except ConnectionError:
                 continue
             except OSError:
@@ -143,12 +146,16 @@ def test_a_super_packet_carries_no_questions(place: tuple[WiredNode, Servers]) -
 @pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
 def test_streams(place: tuple[WiredNode, Servers], v6: bool) -> None:
     node, servers = place
-    with client_socket(node, socket.SOCK_STREAM, v6, 53) as sock:
+    with client_socket(node, socket.SOCK_STREAM, v6, 53) as sock, sock.makefile("rb") as stream:
         for number in range(5):
             asked = question(GOOD, number=number)
             sock.send(struct.pack(">H", len(asked)))
             sock.send(asked)
-            assert struct.unpack_from(">H4H", sock.recv(512))[1] == number
+            reply = stream.read(struct.unpack(">H", stream.read(2))[0])
+            assert struct.unpack_from(">H", reply)[0] == number
+            assert any(
+                key == b"\0" * 10 + b"\xff\xff" + bytes([203, 0, 113, 5]) for key, _ in node.map("fqdn_ips").items()
+            )
         asked = question(BAD)
         sock.send(struct.pack(">H", len(asked)) + asked)
         with pytest.raises(ConnectionResetError):

@@ -140,16 +140,18 @@ NAME_EVENT = np.dtype(
         ("answers", "<u2"),  # addresses in the answer; more than 8: the rest is left out here
         ("rcode", "u1"),
         ("name_len", "u1"),
-        ("pad1", "u1", (20,)),
+        ("aliases_len", "<u2"),  # 0: `aliases` was not written
+        ("pad1", "u1", (18,)),
         ("addresses", "u1", (8, 16)),
         ("name", "S256"),
+        ("aliases", "V256"),  # that the answer leads over: names, each with a final dot and a zero
     ]
 )
-"""`struct name_event`, 504 bytes: the connection in its original direction, whoever speaks."""
+"""`struct name_event`, 760 bytes: the connection in its original direction, whoever speaks."""
 
 assert FLOW_EVENT.itemsize == 120, FLOW_EVENT.itemsize
 assert HTTP_EVENT.itemsize == 248, HTTP_EVENT.itemsize
-assert NAME_EVENT.itemsize == 504, NAME_EVENT.itemsize
+assert NAME_EVENT.itemsize == 760, NAME_EVENT.itemsize
 
 EVENT_LANE = np.dtype(
     [

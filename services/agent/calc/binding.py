@@ -16,6 +16,7 @@ from services.policy.l7 import HTTP, L7, ORIGINATING
 from services.policy.peers import ANYONE, FqdnPeer, IpBlockPeer, Peer, PortHolder, PortNames, reserved
 from services.policy.problems import Problem
 from services.policy.rules import Policy, Rule, Traffic
+from services.policy.server_names import asking_everywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ def bind(
     """Bind the rules of one direction, given with their numbers and in a fixed order, to a subject with these ports."""
     anyone: list[Piece] = []
     bound: list[Bound] = []
-    for _, rule, number in rules:
+    for number, rule in asking_everywhere((number, rule) for _, rule, number in rules):
         pieces, named = _pieces(rule, number, capabilities)
         if direction == Direction.INGRESS:
             pieces, named = (*pieces, *resolve_names(named, ports)), ()

@@ -5,8 +5,10 @@ Known things are found for whole columns at once (`FastIndex`); only what is new
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +27,8 @@ SECOND_NS = 1_000_000_000
 EXPLAINED_PER_SECOND = 200
 """Nearest rules looked for: each looks at all rules of an endpoint, a tenth of a millisecond or so."""
 
-MESSAGE_WORDS = 51
-"""64-bit words that a name, eight addresses and the numbers of a message take."""
+MESSAGE_WORDS = 52
+"""64-bit words that a name, eight addresses, the numbers of a message and a digest of its aliases take."""
 
 PartyKey = tuple[bytes, int]
 
@@ -207,6 +209,9 @@ class Enricher:
         words[:, 48] = records["qtype"].astype(np.uint64) << np.uint64(32) | records["ttl"]
         words[:, 49] = records["answers"].astype(np.uint64) << np.uint64(16) | records["rcode"]
         words[:, 50] = records["name_len"].astype(np.uint64)
+        for row in np.flatnonzero(records["aliases_len"]):
+            digest = hashlib.blake2b(_aliases(records[row]), digest_size=8).digest()
+            words[row, 51] = int.from_bytes(digest, "little")
 
         def resolve(row: int) -> int:
             record = records[row]
@@ -218,10 +223,16 @@ class Enricher:
                 int(record["ttl"]),
                 tuple(str(from_bytes(address.tobytes())) for address in record["addresses"][:shown]),
                 int(record["answers"]),
+                tuple(_text(alias) for alias in _aliases(record).split(b"\0") if alias),
             )
             return self._dictionaries.requests.intern(message)
 
         return _through(self._messages, [words[:, place].copy() for place in range(MESSAGE_WORDS)], resolve)
+
+
+def _aliases(record: Any) -> bytes:
+    """The names that an answer leads over, with a zero behind each."""
+    return bytes(record["aliases"].tobytes()[: int(record["aliases_len"])])
 
 
 def _text(raw: bytes) -> str:

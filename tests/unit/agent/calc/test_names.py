@@ -168,3 +168,23 @@ def test_what_is_said_of_names_is_what_is_enforced() -> None:
     assert found is not None
     assert found.l7_ruleset >> 16 == L7Kind.TLS
     assert all(not each.warnings for each in engine.policy_status())
+
+
+def test_a_plain_allow_beside_server_names_opens_nothing_for_the_same_selector() -> None:
+    def to(name: str, peers: Any, **more: Any) -> State:
+        return cnp(name, egress=[{"toEndpoints": peers, "toPorts": ports("443", **more)}])
+
+    names = to("names", labels(app="db"), serverNames=["a.test"]) + to(
+        "names2", labels(app="db"), serverNames=["b.test"]
+    )
+    same = to("same", [*labels(app="db"), *labels(app="api")])
+    wider = cnp("wider", egress=[{"toEndpoints": labels(app="db")}])
+    other = to("other", [{}])
+    for more, asked in ((same, True), (wider, False), (other, False)):
+        engine, kernel, _ = engine_at(PLACE + names + more)
+        found = entry(kernel, DB, 6, 443)
+        assert bool(found and found.l7_ruleset) == asked, more
+        parties = engine.parties()
+        answer = engine.world().answer(Question(parties[WEB], parties[DB], 6, 443), Direction.EGRESS)
+        assert answer.requests == (("tls a.test", "tls b.test") if asked else ()), answer
+        assert answer.fate is (Fate.REQUESTS if asked else Fate.ALLOWED)

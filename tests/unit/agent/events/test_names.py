@@ -65,6 +65,26 @@ def test_a_question_and_its_answer(store: FlowStore, names: Any) -> None:
     assert told.Summary == f'DNS Answer "{SITE}" TTL: 30 (Query api.example.com. A)'
 
 
+def test_an_answer_says_which_names_it_leads_over(store: FlowStore, names: Any) -> None:
+    text = b"www.cdn.test.\0e\x1b.test.\0"
+    one = answer(aliases=text.ljust(256, b"x"), aliases_len=len(text))
+    two = answer(aliases=b"other.test.\0".ljust(256, b"\0"), aliases_len=12)
+    untouched = answer(aliases=b"y" * 256)  # the ring's memory, not an alias
+    told = flows(store, np.concatenate([one, two, untouched, one]), names)
+    assert [list(flow.l7.dns.cnames) for flow in told] == [
+        ["www.cdn.test.", "e%1B.test."],
+        ["other.test."],
+        [],
+        ["www.cdn.test.", "e%1B.test."],
+    ]
+    assert list(told[0].l7.dns.rrtypes) == ["A", "CNAME"]
+    assert 'CNAMEs: "www.cdn.test.,e%1B.test."' in told[0].Summary
+    leading = NameRecord("a.", 1, 0, 30, (SITE,), 1, ("b.", "c."))
+    batch = ingest_pb2.Batch()
+    put_entry(batch, 3, leading)
+    assert get_entry(batch.entries[0]) == ("requests", 3, leading)
+
+
 def test_a_refused_question_says_so(store: FlowStore, names: Any) -> None:
     denied = record(EventType.DNS_QUERY, drop_reason=DropReason.DNS_DENIED, rule_id=900)
     (flow,) = flows(store, denied, names)
