@@ -7,7 +7,8 @@ from pathlib import Path
 PATH = "/api/v1/users"
 BODY = 1 << 20
 WEB, HAPROXY, NGINX, SINK = 80, 8080, 9080, 79
-"""First ports of the servers; that many rules are enforced on the ports that follow."""
+"""First ports of the servers; that many rules are enforced on the ports that follow. SINK answers uploads when the web
+server has read them to their end: one that answers first measures something else."""
 SIZES = (1, 100, 1000)
 
 
@@ -29,10 +30,14 @@ http {{
 }}
 """
 WEB_SERVER = """
+  server {{ listen 127.0.0.1:{sink}; location / {{ return 200 "thanks\\n"; }} }}
   server {{
     {listen}
     location / {{ return 200 "hello from the web app\\n"; }}
-    location /up {{ client_body_in_single_buffer on; return 200 "thanks\\n"; }}
+    location /up {{
+      proxy_pass http://127.0.0.1:{sink}; proxy_pass_request_body off; proxy_set_header Content-Length "";
+      proxy_http_version 1.1; proxy_set_header Connection "";
+    }}
     location /down {{ root {folder}; }}
   }}
 """
@@ -76,7 +81,7 @@ frontend web{port}
 def write_configurations(folder: Path) -> None:
     """nginx as the web server and as a proxy, and haproxy, with the same rules on one port per number of rules."""
     listen = " ".join(f"listen {WEB + i};" for i in range(len(SIZES)))
-    web = WEB_SERVER.format(listen=f"{listen} listen {SINK};", folder=folder, sink=SINK)
+    web = WEB_SERVER.format(listen=listen, folder=folder, sink=SINK)
     (folder / "web.conf").write_text(WEB_CONF.format(folder=folder, name="web", servers=web))
     proxies, frontends = ["upstream app { server 127.0.0.1:80; keepalive 128; }"], []
     for i, count in enumerate(SIZES):

@@ -6,8 +6,10 @@ same rules.
     head4k_ratio_..._c16       the same with request heads of 4 KiB
     rules100_..., rules1000_...        with so many rules, of which the last one allows
     short_...                  a connection per request
-    up_..., down_...           bodies of 1 MiB
+    varied_...                 every request has a number of its own, so that no head comes twice
+    up_..., down_...           bodies of 1 MiB, read to their end before they are answered
     direct_cN, kernel_cN, ...  requests/s
+    p99_us_direct_cN, ...      latency that one request in a hundred exceeds
 
 Medians over interleaved rounds; each round compares neighbours in time. Client and servers share one core, so that the
 figures measure work and not wake-ups; the other core reads the events, as an agent does. The last line is one JSON
@@ -56,12 +58,20 @@ class Case:
     script: str = ""
 
 
+VARIED = """
+local number = 0
+request = function()
+  number = number + 1
+  return wrk.format("GET", nil, {["X-Request-Id"] = string.format("%016x", number)})
+end
+"""
 UPLOAD = f'wrk.method = "POST"\nwrk.body = string.rep("x", {BODY})\n'
 CASES = (
     Case("", 1),
     Case("", 16),
     Case("", 64),
     Case("head4k_", 16, options=("-H", f"X-Padding: {'x' * 4000}")),
+    Case("varied_", 16, script=VARIED),
     Case("rules100_", 16, rules=100),
     Case("rules1000_", 16, rules=1000),
     Case("short_", 16, options=("-H", "Connection: close")),
@@ -132,10 +142,13 @@ def targets(folder: Path) -> Iterator[dict[str, Target]]:
         }
 
 
-def requests_per_second(target: Target, case: Case, folder: Path, seconds: int) -> float:
-    """One run of wrk; fails on answers other than 200."""
+MICROSECONDS = {"us": 1.0, "ms": 1e3, "s": 1e6}
+
+
+def run(target: Target, case: Case, folder: Path, seconds: int) -> tuple[float, float]:
+    """One run of wrk: (requests/s, p99 in microseconds); fails on answers other than 200."""
     port = target.port + SIZES.index(case.rules)
-    command = ["wrk", "-t", "1", "-c", str(case.connections), "-d", f"{seconds}s", *case.options]
+    command = ["wrk", "--latency", "-t", "1", "-c", str(case.connections), "-d", f"{seconds}s", *case.options]
     if case.script:
         (folder / "case.lua").write_text(case.script)
         command += ["-s", str(folder / "case.lua")]
@@ -145,10 +158,10 @@ def requests_per_second(target: Target, case: Case, folder: Path, seconds: int) 
     # A server's close counts as a read error in wrk, also where it follows a whole answer.
     if "Non-2xx" in out or (errors and (errors[1] != "0" or errors[4] != "0")):
         raise SystemExit(f"not every answer was 200:\n{out}")
-    found = re.search(r"Requests/sec:\s*([\d.]+)", out)
-    if not found:
+    found, slow = re.search(r"Requests/sec:\s*([\d.]+)", out), re.search(r"99%\s+([\d.]+)(us|ms|s)\b", out)
+    if not found or not slow:
         raise SystemExit(f"wrk says nothing:\n{out}")
-    return float(found[1])
+    return float(found[1]), float(slow[1]) * MICROSECONDS[slow[2]]
 
 
 def check_policy(where: dict[str, Target]) -> None:
@@ -168,9 +181,11 @@ def measure(where: dict[str, Target], folder: Path, rounds: int, seconds: int) -
     for number in range(rounds):
         for case in CASES:
             order = list(where) if number % 2 else list(reversed(where))
-            rate = {name: requests_per_second(where[name], case, folder, seconds) for name in order}
+            done = {name: run(where[name], case, folder, seconds) for name in order}
+            rate = {name: per_second for name, (per_second, _) in done.items()}
             for name in order:
                 figures.setdefault(f"{case.name}{name}_c{case.connections}", []).append(rate[name])
+                figures.setdefault(f"{case.name}p99_us_{name}_c{case.connections}", []).append(done[name][1])
                 if name != "kernel":
                     ratio = rate["kernel"] / rate[name]
                     figures.setdefault(f"{case.name}ratio_{name}_c{case.connections}", []).append(ratio)

@@ -110,9 +110,9 @@ struct name_event {
 };
 _Static_assert(sizeof(struct name_event) == 760, "name_event");
 
-/* Connection events: a lane of records per CPU, written without locks or barriers and read from memory. The kernel's ring
- * buffer costs 80 ns more per event, and makes the CPU wait until all that it wrote before has arrived. Places 2 * cpu of
- * the map are the lanes' heads; the lanes follow. The loader makes the map as large as the node needs, and says in the
+/* Events of connections and of requests: a lane of records per CPU, written without locks or barriers and read from memory.
+ * The kernel's ring buffer costs 80 ns more per event, and makes the CPU wait until all that it wrote before has arrived.
+ * Places 2 * cpu of the map are the lanes' heads; the lanes follow. The loader makes the map as large as the node needs, and says in the
  * heads where the lanes are. */
 struct event_lane {
 	u64 written; /* records ever: the last thing that an event writes */
@@ -122,12 +122,12 @@ struct event_lane {
 	u64 taken; /* of these, by the reader; on a cache line of its own */
 	u64 pad2[6];
 };
-_Static_assert(sizeof(struct event_lane) == sizeof(struct flow_event), "event_lane");
+_Static_assert(sizeof(struct event_lane) == sizeof(struct flow_event), "event_lane"); /* the smallest record */
 
 BPF_F_TABLE("array", u32, struct flow_event, events, 65536, 1024 /* MMAPABLE */);
+BPF_F_TABLE("array", u32, struct http_event, http_events, 65536, 1024);
 
 /* Pages of ring; powers of two. */
-BPF_RINGBUF_OUTPUT(http_events, 1024);
 BPF_RINGBUF_OUTPUT(name_events, 1024);
 /* struct flow_event of calls that sock.c refuses. Such a program may be interrupted by those that write the lanes. */
 BPF_RINGBUF_OUTPUT(sock_events, 16);
@@ -146,37 +146,59 @@ INLINE void count_lost(u32 type)
 		*count += 1;
 }
 
-INLINE struct event_lane *event_lane(void)
+INLINE u32 lane_head(void)
 {
-	u32 index = 2 * bpf_get_smp_processor_id();
-
-	return (struct event_lane *)events.lookup(&index);
+	return 2 * bpf_get_smp_processor_id();
 }
 
-/* Room for a connection event, or NULL. What was there before is still there. */
-INLINE struct flow_event *flow_event_reserve(void)
+/* Where the next record goes; no record has number 0. */
+INLINE u32 lane_place(const struct event_lane *lane)
 {
-	struct event_lane *lane = event_lane();
 	u64 written;
-	u32 index;
 
 	if (!lane)
-		return NULL;
+		return 0;
 	written = lane->written;
 	if (unlikely(written - *(volatile u64 *)&lane->taken > lane->mask) || unlikely(!lane->mask))
-		return NULL;
-	index = lane->first + (written & lane->mask);
-	return events.lookup(&index);
+		return 0;
+	return lane->first + (written & lane->mask);
 }
 
-/* The event is complete. Programs of one CPU do not interrupt one another, so it is the one that was reserved last. */
-INLINE void flow_event_submit(void)
+/* The record is complete. Programs of one CPU do not interrupt one another, so it is the one that was reserved last. */
+INLINE void lane_advance(struct event_lane *lane)
 {
-	struct event_lane *lane = event_lane();
-
 	asm volatile("" ::: "memory");
 	if (lane)
 		*(volatile u64 *)&lane->written = lane->written + 1;
+}
+
+/* Room for an event, or NULL. What was there before is still there. */
+INLINE struct flow_event *flow_event_reserve(void)
+{
+	u32 head = lane_head(), place = lane_place((struct event_lane *)events.lookup(&head));
+
+	return place ? events.lookup(&place) : NULL;
+}
+
+INLINE void flow_event_submit(void)
+{
+	u32 head = lane_head();
+
+	lane_advance((struct event_lane *)events.lookup(&head));
+}
+
+INLINE struct http_event *http_event_reserve(void)
+{
+	u32 head = lane_head(), place = lane_place((struct event_lane *)http_events.lookup(&head));
+
+	return place ? http_events.lookup(&place) : NULL;
+}
+
+INLINE void http_event_submit(void)
+{
+	u32 head = lane_head();
+
+	lane_advance((struct event_lane *)http_events.lookup(&head));
 }
 
 INLINE u64 wakeup_flags(struct pkt_ctx *ctx)

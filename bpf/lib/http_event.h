@@ -89,7 +89,7 @@ INLINE void http_emit(struct pkt_ctx *ctx, const struct http_asked *asked, const
 	bool egress = (ctx->direction == DIR_EGRESS) != from_server;
 	const struct ct_key *key = &ctx->key;
 	u64 age_us;
-	struct http_event *e = http_events.ringbuf_reserve(sizeof(*e));
+	struct http_event *e = http_event_reserve();
 
 	if (!e) {
 		count_lost(EVENT_HTTP_REQUEST);
@@ -125,7 +125,7 @@ INLINE void http_emit(struct pkt_ctx *ctx, const struct http_asked *asked, const
 	e->l7_ruleset = asked->ruleset;
 	__builtin_memcpy(e->method, method, HTTP_METHOD_MAX);
 	__builtin_memcpy(e->path, path, HTTP_PATH_MAX);
-	http_events.ringbuf_submit(e, wakeup_flags(ctx));
+	http_event_submit();
 }
 
 /* Report the request that the connection waits for an answer to, if there is one: status 0 says that there was none.

@@ -21,7 +21,7 @@ from services.agent.abi.events import HTTP_EVENT
 from services.agent.abi.http import HttpConn
 from services.agent.calc.http import HttpTables, compile_rulesets
 from services.agent.datapath.http_tables import HttpTableWriter
-from services.agent.events.reader import RingReader
+from services.agent.events.lanes import EventReader, open_events
 from services.model.verdict import Direction
 from tests.datapath.http_model import Rule
 from tests.datapath.node import TC_ACT_REDIRECT, TC_ACT_SHOT, Node, inside, sh
@@ -39,7 +39,7 @@ class HttpNode(Node):
         self.side = side
         """Whose rules: the server's, or the client's on egress."""
         self._sniffer: socket.socket | None = None
-        self._http_reader: RingReader | None = None
+        self._http_reader: EventReader | None = None
         super().__init__(cache_dir, links=2, **sizes)
         for link in ("host0", "host1", "pod0"):
             sh("ip", "link", "set", link, "up", netns=self.name)
@@ -97,7 +97,7 @@ class HttpNode(Node):
 
     def http_events(self) -> np.ndarray[Any, np.dtype[Any]]:
         if self._http_reader is None:
-            self._http_reader = RingReader.open(self.map("http_events").fd, HTTP_EVENT)
+            self._http_reader = open_events(self.map("http_events").fd, HTTP_EVENT)
         return self._http_reader.read(1 << 16)
 
     def states(self) -> list[HttpConn]:

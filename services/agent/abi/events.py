@@ -8,6 +8,7 @@ New fields go at the end into the padding, and `version` goes up.
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from typing import Any
 
 import numpy as np
 
@@ -163,20 +164,23 @@ EVENT_LANE = np.dtype(
         ("pad2", "<u8", (6,)),
     ]
 )
-"""`struct event_lane`: the head of a CPU's lane, as large as a record. It is at twice the CPU's number."""
+"""`struct event_lane`: the head of a CPU's lane, at the place of record number twice the CPU's."""
+
+LANES: dict[str, tuple[np.dtype[Any], int]] = {"events": (FLOW_EVENT, 8 << 20), "http_events": (HTTP_EVENT, 4 << 20)}
+"""Maps that hold lanes: their records, and how many bytes they have for all CPUs together unless told otherwise."""
 
 
-def lane_places(size: int, cpus: int) -> int:
+def lane_places(size: int, cpus: int, record: np.dtype[Any] = FLOW_EVENT) -> int:
     """Records of each CPU's lane in a buffer of `size` bytes, a power of two."""
-    share = max(size // cpus, LANE_BYTES_MIN) // FLOW_EVENT.itemsize
+    share = max(size // cpus, LANE_BYTES_MIN) // record.itemsize
     return 1 << (share.bit_length() - 1)
 
 
-def lane_heads(places: int, cpus: int) -> dict[int, bytes]:
+def lane_heads(places: int, cpus: int, record: np.dtype[Any] = FLOW_EVENT) -> dict[int, bytes]:
     """Index in the map -> the head of an empty lane."""
     heads = {}
     for cpu in range(cpus):
         head = np.zeros(1, EVENT_LANE)
         head["mask"], head["first"] = places - 1, 2 * cpus + cpu * places
-        heads[2 * cpu] = head.tobytes()
+        heads[2 * cpu] = head.tobytes().ljust(record.itemsize, b"\0")
     return heads

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from services.agent.abi.events import lane_heads, lane_places
+from services.agent.abi.events import LANES, lane_heads, lane_places
 from services.agent.abi.tailcall import TailCall
 from services.agent.datapath import syscall, units
 from services.agent.datapath.bpffs import ensure_bpffs, repin, retire
@@ -27,9 +27,6 @@ from services.agent.datapath.maps import possible_cpus
 from services.agent.datapath.objects import MapSpec, Program
 from services.agent.datapath.syscall import MapType
 from services.common.errors import CiliateError, Internal
-
-EVENTS, EVENTS_BYTES = "events", 8 << 20
-"""The map of connection events, whose size is given in bytes, for all CPUs together."""
 
 TAIL_CALLS: dict[str, type[TailCall]] = {"tailcalls": TailCall}
 """Program arrays, and which program goes where."""
@@ -113,8 +110,8 @@ class _Node:
             specs[spec.name] = spec
             sized = replace(spec, max_entries=self._size(spec))
             added[spec.name] = open_or_create(sized, self._root / "maps" / spec.name)
-            if spec.name == EVENTS and not added[spec.name][1]:
-                _set_up_lanes(added[spec.name][0], sized.max_entries)
+            if spec.name in LANES and not added[spec.name][1]:
+                _set_up_lanes(spec.name, added[spec.name][0], sized.max_entries)
         descriptors = self.maps | {name: fd for name, (fd, _) in added.items()}
         for prog in compiled.object.programs:
             if prog.name in self.programs:
@@ -129,10 +126,10 @@ class _Node:
         return {prog.name: fd for prog, fd in zip(compiled.object.programs, verified, strict=True)}, specs, added
 
     def _size(self, spec: MapSpec) -> int:
-        if spec.name != EVENTS:
+        if spec.name not in LANES:
             return self._max_entries.get(spec.name, spec.max_entries)
-        cpus = possible_cpus()
-        return cpus * (2 + lane_places(self._max_entries.get(EVENTS, EVENTS_BYTES), cpus))
+        cpus, (record, size) = possible_cpus(), LANES[spec.name]
+        return cpus * (2 + lane_places(self._max_entries.get(spec.name, size), cpus, record))
 
     def publish(self) -> None:
         """Everything is verified: fill the program arrays, replace the pins."""
@@ -154,10 +151,10 @@ class _Node:
                 pin.unlink()  # of an earlier version, or of a unit that this kernel refuses
 
 
-def _set_up_lanes(events: int, entries: int) -> None:
+def _set_up_lanes(name: str, fd: int, entries: int) -> None:
     cpus = possible_cpus()
-    for index, head in lane_heads(entries // cpus - 2, cpus).items():
-        syscall.map_update(events, struct.pack("I", index), head)
+    for index, head in lane_heads(entries // cpus - 2, cpus, LANES[name][0]).items():
+        syscall.map_update(fd, struct.pack("I", index), head)
 
 
 def _verify(name: str, code: bytes, kind: units.Kind) -> int:

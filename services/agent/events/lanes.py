@@ -1,4 +1,4 @@
-"""Reads the lanes of connection events: one per CPU in one mapped array (`bpf/lib/events.h`).
+"""Reads the lanes of connections' and requests' events: one per CPU in one mapped array (`bpf/lib/events.h`).
 
 The kernel writes a record, then counts it; we copy records, then count them as taken. Nobody locks and nobody is woken:
 whoever reads looks every few milliseconds.
@@ -35,8 +35,8 @@ class LaneReader:
         self._record = record
         self._pages = mmap.mmap(map_fd, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
         self._records = np.frombuffer(self._pages, record, entries)
-        heads = np.frombuffer(self._pages, EVENT_LANE, entries)
-        if EVENT_LANE.itemsize != record.itemsize or not heads[0]["mask"]:
+        heads = self._records.view(_head_in(record))["head"]
+        if not heads[0]["mask"]:
             raise RingLayoutError("the map of events has no lanes: it was loaded by another version")
         self._places = int(heads[0]["mask"]) + 1
         self._heads = heads[: 2 * (entries // (self._places + 2)) : 2]
@@ -94,6 +94,11 @@ class LaneReader:
         """Unmap; the descriptor stays the caller's."""
         del self._records, self._heads, self._written, self._taken
         self._pages.close()
+
+
+def _head_in(record: np.dtype[Any]) -> np.dtype[Any]:
+    """A lane's head at the place of a record."""
+    return np.dtype([("head", EVENT_LANE), ("rest", "u1", (record.itemsize - EVENT_LANE.itemsize,))])
 
 
 EventReader = RingReader | LaneReader

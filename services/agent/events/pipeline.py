@@ -84,7 +84,7 @@ class FlowPipeline:
         self.buffer = SendBuffer(self.store.dictionaries, config.buffer_bytes)
         self.pusher: RelayPusher | None = None
         self._flows = open_events(flow_ring_fd, FLOW_EVENT)
-        self._requests = RingReader.open(http_ring_fd, HTTP_EVENT)
+        self._requests = open_events(http_ring_fd, HTTP_EVENT)
         self._messages = RingReader.open(name_ring_fd, NAME_EVENT)
         self._lost = LostWatch(lost)
         self._clock = WallClock()
