@@ -19,8 +19,10 @@ enum config_flags {
 	CONFIG_F_TO_NETDEV = CONFIG_F_MASQUERADE | CONFIG_F_NORTH_SOUTH | CONFIG_F_EGRESS_GATEWAY,
 };
 
+enum { EVERY_PACKET_NS = 1 }; /* as update_interval_ns: an UPDATE event for every packet of a known connection */
+
 struct datapath_config {
-	u64 update_interval_ns; /* between UPDATE events of a live connection; 0 = none */
+	u64 update_interval_ns; /* between UPDATE events of a live connection; 0 = none, EVERY_PACKET_NS */
 	u32 overlay_ifindex;    /* 0 = no overlay */
 	u32 world_ipv4;         /* identity of unknown IPv4 addresses; 0 = reserved:world */
 	u32 world_ipv6;

@@ -226,7 +226,8 @@ INLINE void follow_connection(struct pkt_ctx *ctx, struct ct_entry *entry, bool 
 		return;
 	}
 	if (cfg && cfg->update_interval_ns &&
-	    (s32)(coarse_time(ctx->now_ns) - entry->last_event) > (s32)coarse_time(cfg->update_interval_ns)) {
+	    ((s32)(coarse_time(ctx->now_ns) - entry->last_event) > (s32)coarse_time(cfg->update_interval_ns) ||
+	     cfg->update_interval_ns == EVERY_PACKET_NS)) {
 		entry->last_event = coarse_time(ctx->now_ns);
 		report->event = EVENT_UPDATE;
 	}

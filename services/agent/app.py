@@ -346,6 +346,7 @@ def _pipeline(
             buffer_bytes=config.flow_buffer_bytes,
             relay_target=config.relay_target,
             tls=files,
+            aggregation=config.flow_aggregation,
             observer_address=config.hubble_address,
         ),
         knowledge,

@@ -11,6 +11,7 @@ from pydantic import Field
 from services.agent.calc.services.options import MAGLEV_SIZES, Algorithm, Forwarding, LbOptions
 from services.agent.datapath.xdp import Mode
 from services.agent.endpoints.ipam import parse_ranges
+from services.agent.events.aggregation import Aggregation
 from services.flows.export.options import ExportOptions
 from services.model.addresses import IPAddress, IPNetwork
 
@@ -157,6 +158,11 @@ class Config(ExportOptions):
     socket_lb_max: int = Field(131_072, description="sockets whose Service is remembered", ge=1024)
     flow_capacity: int = Field(131_072, description="flows kept on the node", ge=1024)
     flow_buffer_bytes: int = Field(32 << 20, description="bound of what waits for the relay", ge=1 << 20)
+    flow_aggregation: Aggregation = Field(
+        Aggregation.CONNECTIONS,
+        description="flows of a connection: packets = one per packet, connections = its opening, counters and end, "
+        "summaries = its end alone; drops, refusals and requests are always told",
+    )
     flow_interval: float = Field(10.0, description="seconds between records of a live connection", ge=0.1)
 
     @pydantic.field_validator("http_visibility_ports")

@@ -22,6 +22,7 @@ from services.agent.datapath.bpffs import drop_retired
 from services.agent.datapath.maps import PinnedMap, possible_cpus
 from services.agent.datapath.xdp import Mode as XdpMode
 from services.agent.datapath.xdp import XdpHooks
+from services.agent.events.aggregation import interval_s
 from services.common.errors import Denied, NotFound
 from services.common.log import get_logger
 from services.common.netns import netns_cookie
@@ -188,7 +189,7 @@ def datapath_settings(
     return settings.Settings(
         overlay_ifindex=overlay,
         tunnel_port=config.tunnel_port,
-        update_interval_s=config.flow_interval,
+        update_interval_s=interval_s(config.flow_aggregation, config.flow_interval),
         ct_queue_places=maps["ct_queue"].max_entries,
         path_mtu=mtu,
         tunnel_address=config.addresses[0],

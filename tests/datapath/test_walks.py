@@ -8,6 +8,7 @@ import pytest
 from scapy.all import ARP, ICMP, IP, TCP, Ether, ICMPv6DestUnreach, ICMPv6ND_NA, ICMPv6ND_NS, IPv6, fragment, raw
 
 from services.agent.abi.events import CtState, EventType
+from services.agent.events.aggregation import EVERY_PACKET_S
 from services.model.verdict import DropReason
 from tests.datapath.node import GATEWAY_MAC, HOST, TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT, Node, Pod
 from tests.datapath.packets import from_pod, parse, ping, received, tcp, to_pod, udp
@@ -289,6 +290,18 @@ def test_updates_report_a_living_connection(node: Node, pods: Pods) -> None:
     assert {int(e["type"]) for e in update} == {EventType.UPDATE}
     assert update[0]["packets"][0] > 1
     assert update[0]["ct_state"] == CtState.ESTABLISHED
+
+
+def test_every_packet_is_told_on_request(node: Node, pods: Pods) -> None:
+    frontend, webapp, _ = pods
+    node.settings(update_interval_s=EVERY_PACKET_S)
+    send(node, frontend, webapp.ipv4, tcp(1, 80))
+    seen(node)
+    for sequence in range(20):
+        send(node, frontend, webapp.ipv4, tcp(1, 80, "A", seq=sequence))
+    updates = [event for event in node.events() if event["endpoint_id"] == frontend.id]
+    assert [int(e["type"]) for e in updates] == [EventType.UPDATE] * 20
+    assert [int(e["packets"][0]) for e in updates] == list(range(2, 22))
 
 
 def test_retransmissions_are_counted(node: Node, pods: Pods) -> None:

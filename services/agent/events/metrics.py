@@ -30,6 +30,8 @@ class EventMetrics(Collector):
         self._store, self._buffer, self._rings = store, buffer, rings
         self._read = dict.fromkeys(RINGS, 0)
         self._lost: dict[int, int] = {}
+        self.aggregated = 0
+        """Flows that the level of aggregation leaves out."""
         self.pusher: RelayPusher | None = None
         registry.register(self)
 
@@ -54,6 +56,9 @@ class EventMetrics(Collector):
         for source, events in (self._lost | {pb.AGENT_BUFFER: self._buffer.dropped_rows}).items():
             lost.add_metric([pb.LostSource.Name(source).lower()], events)  # type: ignore[arg-type]
         yield from (read, fill, lost)
+        yield CounterMetricFamily(
+            "ciliate_flows_aggregated", "Flows left out by the level of aggregation", value=self.aggregated
+        )
         yield GaugeMetricFamily("ciliate_flows_stored", "Flows kept on this node", value=self._store.flows)
         yield GaugeMetricFamily(
             "ciliate_push_buffer_bytes", "Waiting for the relay's acknowledgement", value=self._buffer.bytes

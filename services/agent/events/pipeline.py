@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from services.agent.abi.events import FLOW_EVENT, HTTP_EVENT, NAME_EVENT, EventType
 from services.agent.events import decode
+from services.agent.events.aggregation import Aggregation, aggregate
 from services.agent.events.buffer import SendBuffer
 from services.agent.events.clock import WallClock
 from services.agent.events.enrich import Enricher
@@ -30,7 +31,7 @@ from services.agent.events.wake import RingWaker
 from services.common.pb.ingest.v1 import ingest_pb2 as pb
 from services.common.tls import TlsFiles, channel
 from services.flows.agent_events import AgentEvents
-from services.flows.columns import Array, Columns
+from services.flows.columns import Array, Columns, length
 from services.flows.entries import NodeRef
 from services.flows.observer import Observer
 from services.flows.store import FlowStore
@@ -57,6 +58,7 @@ class PipelineConfig:
     """"host:port" or "unix:///path"; empty = no relay."""
     tls: TlsFiles | None = None
     """None = plaintext."""
+    aggregation: Aggregation = Aggregation.CONNECTIONS
     observer_address: str = ""
     """Where the node's own Observer can be reached, told to the relay; empty = nowhere."""
 
@@ -162,7 +164,10 @@ class FlowPipeline:
             batches.append(decode.requests(requests, self._enricher, self._clock.convert))
         if not batches:
             return
-        columns = reduce(decode.by_time, batches)
+        columns, left_out = aggregate(reduce(decode.by_time, batches), self.config.aggregation)
+        self._metrics.aggregated += left_out
+        if not length(columns):
+            return
         self.store.append(columns, self._node)
         if self.pusher is not None:
             self.buffer.add(columns, self._clock.now())
