@@ -14,6 +14,7 @@ from services.agent.datapath.fake_map import FakeMap
 from services.agent.datapath.sink import DatapathSink
 from services.agent.driver import Driver
 from services.agent.happenings import Happenings
+from services.agent.host import HostAddresses
 from services.agent.sources.base import Mailbox
 from services.common.errors import Invalid
 from services.common.pb.flow import flow_pb2 as pb
@@ -67,7 +68,7 @@ class Node:
         self.engine = Engine("n1", sources={"objects"})
         self.maps = {name: FakeMap(name) for name in MAP_NAMES}
         self.sink = DatapathSink(self.maps)
-        self.driver = Driver(self.mailbox, self.engine, self.sink, [])
+        self.driver = Driver(self.mailbox, self.engine, self.sink, HostAddresses("n1", []))
         self.events = AgentEvents("n1", capacity)
         self.refusals: dict[str, str] = {}
         self.happenings = Happenings(self.events, self.engine, self.driver.realised, lambda: self.refusals)
