@@ -102,6 +102,8 @@ struct pkt_ctx {
 	u64 precise_ns; /* the exact one, read at most once per packet; 0: not yet */
 	u64 events; /* emitted by this CPU: every so many wake the reader */
 	u32 ct_queued; /* connections that this CPU has put into its queue (lib/ct_room.h) */
+	u32 ct_retired; /* connections that this CPU has seen end within the node, and ... */
+	u32 ct_reused;  /* ... of these, whose places have gone to others */
 	u32 pad2;
 };
 

@@ -6,6 +6,10 @@
  * each insertion takes the next place and removes whoever had it a lap ago, unless that one has settled. So a flood
  * of connections that nobody completes turns the queue and nothing else, also while no agent collects.
  *
+ * Between two pods of the node nothing loses the last packet of a connection. Once that has come, the entry only waits
+ * for CT_LINGER others to end, in case packets crossed, and then leaves its place and its memory to a new connection,
+ * both still warm: a stream of short connections costs no memory that the processor has to fetch from afar.
+ *
  * One queue per CPU: places need no locks. The table has room for all queues and as many settled connections. */
 #pragma once
 #include "config.h"
@@ -35,6 +39,12 @@ ARRAY_MAP(ct_usage, struct ct_usage, MAX_ENDPOINTS);
 /* `settled` at which an endpoint gets no new connections, written by the agent: its quota and what was collected. 0:
  * no quota. */
 ARRAY_MAP(ct_limit, u32, MAX_ENDPOINTS);
+
+/* The last connections that ended within the node. */
+PERCPU_MAP(ct_retired, struct ct_place, 128);
+
+#define CT_RETIRED_MASK 127
+#define CT_LINGER 64
 
 #define CT_QUEUE_MIN_MASK 1023
 #define CT_PLACES_TRIED 16
@@ -86,17 +96,27 @@ INLINE void ct_settle(struct ct_entry *entry)
 		__sync_fetch_and_add(&usage->settled, 1);
 }
 
-/* Remove whom the place was given to before, unless that one has settled or stands elsewhere by now. */
-INLINE bool ct_evict(struct ct_place *place)
+/* Whom the place was given to, unless that one has settled or stands elsewhere by now: then NULL. */
+INLINE struct ct_entry *ct_standing(const struct ct_place *place)
 {
-	struct ct_usage *usage;
 	struct ct_entry *entry;
 
 	if (!place->number)
-		return false;
-	entry = ct.lookup(&place->key);
+		return NULL;
+	entry = ct.lookup((struct ct_key *)&place->key);
 	if (!entry || entry->queue_number != place->number || entry->queue_cpu != bpf_get_smp_processor_id() ||
 	    (entry->flags & CT_F_SETTLED))
+		return NULL;
+	return entry;
+}
+
+/* Remove who stands there. */
+INLINE bool ct_evict(struct ct_place *place)
+{
+	struct ct_entry *entry = ct_standing(place);
+	struct ct_usage *usage;
+
+	if (!entry)
 		return false;
 	if (!(entry->flags & CT_F_CLOSING)) {
 		usage = ct_usage_of(entry->endpoint_id);
@@ -107,20 +127,39 @@ INLINE bool ct_evict(struct ct_place *place)
 	return true;
 }
 
+/* The place of a connection that ended within the node long enough ago, by the number of others or by its place. It
+ * leaves the table now. The place's number, or 0. */
+INLINE u32 ct_reuse(struct pkt_ctx *ctx)
+{
+	u32 index = ctx->ct_reused & CT_RETIRED_MASK, waiting = ctx->ct_retired - ctx->ct_reused;
+	struct ct_place *last = ct_retired.lookup(&index);
+
+	if (!last || !waiting || (waiting < CT_LINGER && ctx->ct_queued - last->number <= ct_queue_mask()))
+		return 0;
+	ctx->ct_reused += 1;
+	if (ct_standing(last))
+		ct.delete(&last->key);
+	return last->number;
+}
+
 /* A place in this CPU's queue for the connection ctx->key. */
 INLINE void ct_enqueue(struct pkt_ctx *ctx, struct ct_entry *entry)
 {
-	u32 index = (ctx->ct_queued + 1) & ct_queue_mask();
-	struct ct_place *place = ct_queue.lookup(&index);
+	u32 mask = ct_queue_mask(), number = ct_reuse(ctx), index;
+	struct ct_place *place;
 
-	ctx->ct_queued += 1;
-	entry->queue_number = ctx->ct_queued;
+	/* So recent a place is nearly as good as the next one. */
+	if (!number || ctx->ct_queued - number > mask / 4)
+		number = ++ctx->ct_queued;
+	index = number & mask;
+	place = ct_queue.lookup(&index);
+	entry->queue_number = number;
 	entry->queue_cpu = bpf_get_smp_processor_id();
 	if (!place)
 		return;
 	ct_evict(place);
 	place->key = ctx->key;
-	place->number = ctx->ct_queued;
+	place->number = number;
 }
 
 /* The table is full, of settled connections then: one of the places that are next has to be enough. */
@@ -163,6 +202,21 @@ INLINE void ct_leave(struct pkt_ctx *ctx, struct ct_entry *entry)
 	ct_unsettle(entry);
 	if (entry->queue_cpu != bpf_get_smp_processor_id() || ctx->ct_queued - entry->queue_number > ct_queue_mask())
 		ct_enqueue(ctx, entry);
+}
+
+/* A connection (the table's entry, under ctx->key) has said its last word, and its peer is a pod of this node. */
+INLINE void ct_retire(struct pkt_ctx *ctx, struct ct_entry *entry)
+{
+	u32 index = entry->queue_number & ct_queue_mask(), next = ctx->ct_retired & CT_RETIRED_MASK;
+	struct ct_place *place = ct_queue.lookup(&index), *last = ct_retired.lookup(&next);
+
+	if (!place || !last || place->number != entry->queue_number || entry->queue_cpu != bpf_get_smp_processor_id() ||
+	    ctx->ct_retired - ctx->ct_reused > CT_RETIRED_MASK)
+		return;
+	ctx->ct_retired += 1;
+	last->key = ctx->key;
+	last->number = place->number;
+	place->number = 0;
 }
 
 /* After a packet was counted: has the connection come to stay, or come to its end? The table's entry, under ctx->key.

@@ -336,6 +336,9 @@ INLINE int police(struct pkt_ctx *ctx, struct ct_entry *entry, const struct endp
 		police_reply(ctx, entry, direction, &report);
 	if (likely(entry && !reason))
 		ct_follow_room(ctx, entry, entry->direction == direction);
+	if (unlikely(report.event == EVENT_CLOSE && report.entry) && report.entry->peer_endpoint &&
+	    ct_both_fins(report.entry))
+		ct_retire(ctx, report.entry);
 	if (unlikely(report.event && report.entry))
 		emit_flow(ctx, report.entry, report.event, report.drop_reason);
 	return reason;

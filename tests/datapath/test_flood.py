@@ -93,6 +93,10 @@ def usage(node: Node, endpoint: int) -> CtUsage:
     return CtUsage.unpack(node.map("ct_usage").lookup(u32(endpoint)) or b"")
 
 
+def queue(node: Node) -> list[bytes]:
+    return [node.map("ct_queue").lookup_percpu(u32(place))[CPU] for place in range(PLACES)]
+
+
 def settled(node: Node) -> int:
     return sum(bool(entry.flags & CtFlags.SETTLED) for entry in node.conntrack().values())
 
@@ -135,6 +139,33 @@ def test_closed_connections_make_room_by_themselves(small: Node, trio: Pods) -> 
     assert small.map("ct").count() <= PLACES
     assert [usage(small, pod.id).settled for pod in trio] == [0, 0, 0]
     assert [usage(small, pod.id).evicted for pod in trio] == [0, 0, 0], "they were over: nobody was pushed out"
+
+
+def test_connections_that_end_within_the_node_leave_soon(small: Node, trio: Pods) -> None:
+    client = Client(small, trio)
+    before = queue(small)
+    for port in range(10_000, 10_300):
+        client.connect(port)
+        client.close(port)
+    assert sum(was != now for was, now in zip(before, queue(small), strict=True)) <= 128, "the same places again"
+    kept = {int.from_bytes(key.local_port.to_bytes(2, "little"), "big") for key in small.conntrack()}
+    assert small.map("ct").count() <= 128 < PLACES
+    assert kept - {80} == set(range(10_300 - len(kept) + 1, 10_300)) and len(kept) > 30, "the last ones"
+    drops = [event for event in small.events() if event["drop_reason"]]
+    assert client.hear(10_299, "A") == client.send(10_299, "A") == TC_ACT_REDIRECT, "packets that crossed"
+    assert not drops and not [event for event in small.events() if event["drop_reason"]]
+
+
+def test_a_port_that_is_used_again_at_once_keeps_its_entry(small: Node, trio: Pods) -> None:
+    client = Client(small, trio)
+    client.connect(10_000)
+    client.close(10_000)
+    client.connect(10_000)
+    for port in range(11_000, 11_200):
+        client.connect(port)
+        client.close(port)
+    assert settled(small) == 2, "what waited to leave was the one before"
+    assert client.send(10_000, "A") == client.hear(10_000, "A") == TC_ACT_REDIRECT
 
 
 def test_a_long_connection_that_closes_stands_in_the_queue_again(small: Node, trio: Pods) -> None:
