@@ -195,7 +195,7 @@ INLINE int handle_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 		return -reason;
 
 	ct_key_set(ctx, true);
-	entry = ct.lookup(&ctx->key);
+	entry = ctx->flags & CTX_F_SYN ? ct_lookup_opening(ctx, endpoint_by_addr(&ctx->daddr)) : ct.lookup(&ctx->key);
 	if (!is_settled(ctx, entry) && has_services(ctx->protocol)) {
 		hairpin = translate(ctx, src, &nat);
 		if (hairpin < 0)
