@@ -11,6 +11,7 @@ from services.cli import bpf, egress, fqdn, history, inspection, observe, policy
 from services.cli import identity as identity_commands
 from services.cli.connect import Settings
 from services.cli.connectivity import app as connectivity
+from services.cli.sysdump import app as sysdump
 
 app = typer.Typer(
     name="ciliate",
@@ -66,3 +67,4 @@ app.add_typer(fqdn.app, name="fqdn")
 app.add_typer(bpf.app, name="bpf")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(connectivity.app, name="connectivity")
+app.command("sysdump")(sysdump.sysdump)
