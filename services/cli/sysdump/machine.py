@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -82,7 +85,11 @@ async def _run(words: Sequence[str]) -> AsyncIterator[str]:
     """A command's output as it comes; ended when nobody wants more of it."""
     try:
         process = await asyncio.create_subprocess_exec(
-            *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
         )
     except FileNotFoundError as error:
         raise NotFound(f"{words[0]} is not installed here") from error
@@ -94,7 +101,8 @@ async def _run(words: Sequence[str]) -> AsyncIterator[str]:
             raise Unavailable(f"{' '.join(words)[:120]}: ended with status {process.returncode}")
     finally:
         if process.returncode is None:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with what a shell started
             await process.wait()
 
 

@@ -17,9 +17,10 @@ _PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIV
 _TOKEN = re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*")
 """A JSON Web Token: service accounts have them."""
 _BEARER = re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
-_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s:@]+:[^/\s@]+@")
+_USER = re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://)[^/\s:@]{1,256}:[^/\s@]{1,1024}@")
 _PAIR = re.compile(
-    rf"(?P<name>[\"']?[\w.-]*(?:{_WORDS})[\w.-]*[\"']?\s*[:=]\s*)(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s,;&\"'}}]+)",
+    # Begins where a name begins and is bounded: text is megabytes, and may be one word.
+    rf"(?<![\w.-])(?P<name>[\"']?[\w.-]{{0,96}}?(?:{_WORDS})[\w.-]{{0,96}}[\"']?\s{{0,8}}[:=]\s{{0,8}})(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s,;&\"'}}]+)",
     re.IGNORECASE,
 )
 _PATHS = ("/", "./", "unix:")

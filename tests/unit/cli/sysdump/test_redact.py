@@ -93,6 +93,12 @@ def test_whatever_the_secret_is(secret: str, name: str) -> None:
     assert secret not in json.dumps(redact.document({name: secret, "list": [{"name": name, "value": secret}]}))
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("piece", ["x", "a.", "token", "eyJ.", "-----BEGIN ", "a://b:", "secret= ", "'\"", "--token"])
+def test_it_takes_megabytes_of_anything(piece: str) -> None:
+    redact.text(piece * (1_000_000 // len(piece)))
+
+
 @given(st.text(max_size=300))
 def test_it_takes_any_text(text: str) -> None:
     redact.text(text)
