@@ -117,7 +117,8 @@ def usage(name: str, seconds: float) -> str:
     ]
     width = max(len(command) for command, _ in lines)
     steps = "\n".join(f"  {_program()} {command:<{width}}  # {what}" for command, what in lines)
-    return f"sandbox {name!r} is up after {seconds:.1f} s. From any shell:\n\n{steps}"
+    page = f"The service map: http://{state.load(name).web}/"
+    return f"sandbox {name!r} is up after {seconds:.1f} s. {page}\nFrom any shell:\n\n{steps}"
 
 
 def _program() -> str:
@@ -276,8 +277,16 @@ def show_list(output: OutputOption = Output.TABLE) -> None:
         try:
             each = state.load(name)
         except CiliateError as error:
-            found.append({"name": name, "state": str(error), "pid": 0, "relay": ""})
+            found.append({"name": name, "state": str(error), "pid": 0, "relay": "", "page": ""})
             continue
-        found.append({"name": name, "state": "up" if each.alive else "dead", "pid": each.pid, "relay": each.relay_tcp})
-    columns: tuple[Column, ...] = (("name", "name"), ("state", "state"), ("pid", "pid"), ("relay", "relay"))
+        found.append(
+            {
+                "name": name,
+                "state": "up" if each.alive else "dead",
+                "pid": each.pid,
+                "relay": each.relay_tcp,
+                "page": each.web,
+            }
+        )
+    columns: tuple[Column, ...] = tuple((title, title) for title in ("name", "state", "pid", "relay", "page"))
     say(render(found, columns, output, "no sandboxes"))

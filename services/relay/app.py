@@ -26,6 +26,7 @@ from services.common.runner import GrpcServer
 from services.common.tls import TlsFiles, peer_identity, server_credentials
 from services.flows.entries import NodeRef
 from services.flows.export.keeper import Keeper
+from services.flows.follow import NoArchive
 from services.flows.history.history import History, open_history
 from services.flows.metrics import config as metrics_config
 from services.flows.metrics.exporter import FlowMetrics
@@ -74,8 +75,29 @@ async def serving(config: Config, registry: CollectorRegistry) -> AsyncIterator[
         config.listen, credentials, register, [SERVICE_NAME, ingest.SERVICE_NAME], [HEALTH_NAME]
     ) as server:
         log.info("relay ready", addresses=config.listen, ports=server.ports)
-        async with background(exporter, keeper), writing(history, config.history_flush):
+        async with (
+            background(exporter, keeper),
+            writing(history, config.history_flush),
+            page(config, store, history, nodes),
+        ):
             yield server
+
+
+@contextlib.asynccontextmanager
+async def page(config: Config, store: FlowStore, history: History | None, nodes: NodeTable) -> AsyncIterator[None]:
+    """The page is there while the context is open, where one is wanted; its modules are loaded only then."""
+    if not config.web_address:
+        yield
+        return
+    from services.relay.web.api import Api
+    from services.relay.web.server import WebServer
+
+    tls = None if config.insecure else TlsFiles(config.tls_ca, config.tls_cert, config.tls_key)
+    api = Api(
+        store, history or NoArchive(), nodes, services.__version__, lambda: history.oldest_ns if history else None
+    )
+    async with WebServer(config.web_address, tls, api):
+        yield
 
 
 def make_exporter(config: Config, store: FlowStore, registry: CollectorRegistry) -> Exporter | None:

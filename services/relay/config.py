@@ -17,6 +17,11 @@ class Config(ExportOptions):
     listen: list[str] = Field(
         ["127.0.0.1:4245"], description="host:port or unix:///path of the gRPC services; may be given several times"
     )
+    web_address: str = Field(
+        "",
+        description="host:port of the page and its API, :port = loopback; elsewhere with TLS and client certificates;"
+        " empty = none",
+    )
     node_name: str = Field(
         default_factory=socket.gethostname, description="this relay's own name in node status messages"
     )

@@ -65,7 +65,7 @@ class Cluster:
         self._log = get_logger("cluster")
         self._client: TlsFiles | None = None
         self._parts: list[_Part] = []
-        self.relay_tcp = ""
+        self.relay_tcp, self.web = "", ""
 
     @property
     def identity_target(self) -> str:
@@ -113,13 +113,13 @@ class Cluster:
             ),
         )
 
-    async def start(self, relay_tcp: str, progress: Callable[[str], None]) -> None:
-        """Start everything, the relay on `relay_tcp` as well; returns when every agent enforces.
+    async def start(self, relay_tcp: str, web: str, progress: Callable[[str], None]) -> None:
+        """Start everything, the relay on `relay_tcp` and its page on `web`; returns when every agent enforces.
 
         Raises `Unavailable` with the last lines of the log of what did not come up.
         """
         await asyncio.to_thread(self._make_certificates)
-        self.relay_tcp = relay_tcp
+        self.relay_tcp, self.web = relay_tcp, web
         progress("etcd, identity service, relay")
         await self._etcd.start()
         self._processes.record(self._etcd.pid, "etcd")
@@ -169,6 +169,7 @@ class Cluster:
             **self._tls("relay"),
             "node_name": "relay",
             "listen": [self.relay_target, self.relay_tcp],
+            "web_address": self.web,
             "history_dir": str(self._paths.flows),
             "history_max_mb": 256,
             "history_flush": 2,

@@ -125,6 +125,8 @@ class SandboxState:
     identity: str = ""
     relay: str = ""
     relay_tcp: str = ""
+    web: str = ""
+    """host:port of the relay's page."""
     history: str = ""
     tls_ca: str = ""
     tls_cert: str = ""

@@ -79,7 +79,7 @@ class Sandbox:
         self._progress(f"network: {len(self.topology.nodes)} nodes and a switch between them")
         self.cgroups.create([node.name for node in self.topology.nodes])
         await netns.build(self.topology)
-        await self.cluster.start(claimed.relay_tcp, self._progress)
+        await self.cluster.start(claimed.relay_tcp, claimed.web, self._progress)
         self.cluster.state(claimed).save(self.paths.state)
         self._driver = asyncio.create_task(self._drive(), name="pods")
         self._progress("cluster DNS")

@@ -20,6 +20,8 @@ from services.sandbox.processes import end_recorded
 
 RELAY_PORT = 4245
 """What the stock `hubble` tries first; the first sandbox on a machine gets it, others a free one."""
+WEB_PORT = 4246
+"""Likewise for the relay's page."""
 _LOCK = Path("/run/ciliate/sandbox.lock")
 
 
@@ -63,12 +65,19 @@ async def claim(name: str) -> state.SandboxState:
         if paths.state.exists():
             raise Conflict(f"sandbox {name!r} is running already; end it with: ciliate sandbox down --name {name}")
         paths.root.mkdir(parents=True, mode=0o700)
-        pid, taken = os.getpid(), {state.load(other).relay_tcp for other in state.names() if _alive(other)}
-        # Chosen here, under the lock: another sandbox that starts now has not bound its port yet.
-        relay_tcp = f"127.0.0.1:{_free_port(RELAY_PORT if f'127.0.0.1:{RELAY_PORT}' not in taken else 0)}"
-        claimed = state.SandboxState(name, pid, state.start_time(pid) or 0, str(paths.control), relay_tcp=relay_tcp)
+        pid, others = os.getpid(), [state.load(other) for other in state.names() if _alive(other)]
+        # Chosen here, under the lock: another sandbox that starts now has not bound its ports yet.
+        relay_tcp = _address(RELAY_PORT, {other.relay_tcp for other in others})
+        web = _address(WEB_PORT, {other.web for other in others})
+        start = state.start_time(pid) or 0
+        claimed = state.SandboxState(name, pid, start, str(paths.control), relay_tcp=relay_tcp, web=web)
         claimed.save(paths.state)
         return claimed
+
+
+def _address(wanted: int, taken: set[str]) -> str:
+    """An address on loopback with the wanted port, where that is free and no other sandbox's."""
+    return f"127.0.0.1:{_free_port(0 if f'127.0.0.1:{wanted}' in taken else wanted)}"
 
 
 def _free_port(wanted: int) -> int:
