@@ -1,7 +1,8 @@
 """The service map: nodes and edges with verdicts, rates and latencies, from columns.
 
 A connection between two pods is seen where it leaves and where it arrives. What passed is therefore counted per
-direction, and the larger count is told; what was refused was refused in one place, so those counts are added.
+direction, and the larger count is told; what was refused was refused in one place, so those counts are added. What
+left and was refused on arrival did not pass.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from services.flows.columns import Array, Kind
 from services.flows.dictionary import Dictionaries
 from services.flows.facets import AUDIT, DROPPED, responses
-from services.model.verdict import Protocol
+from services.model.verdict import Direction, Protocol
 from services.relay.web.explain import explain
 from services.relay.web.groups import group_of
 from services.relay.web.params import NANOSECONDS
@@ -44,6 +45,8 @@ class _Edge:
     queries: Array = field(default_factory=lambda: np.zeros(DIRECTIONS, np.int64))
     octets: Array = field(default_factory=lambda: np.zeros(DIRECTIONS, np.int64))
     dropped: int = 0
+    stopped: int = 0
+    """Refused on arrival; its sender saw it pass. HTTP requests aside: their connections did pass."""
     refused_requests: int = 0
     audited: int = 0
     last_ns: int = 0
@@ -55,8 +58,14 @@ class _Edge:
     """(kind, verdict, drop reason, direction, decision) -> rows."""
 
     @property
+    def connections(self) -> int:
+        """That passed from end to end, as far as either end tells."""
+        left = int(self.passed[Direction.EGRESS]) - self.stopped
+        return max(left, int(self.passed[Direction.INGRESS]), int(self.passed[0]))
+
+    @property
     def weight(self) -> int:
-        return int(self.passed.max() + self.queries.max()) + self.dropped + self.audited
+        return self.connections + int(self.queries.max()) + self.dropped + self.audited
 
 
 class Graph:
@@ -136,7 +145,7 @@ class Graph:
 
     def _edge(self, source: str, destination: str, edge: _Edge) -> dict[str, Any]:
         seconds = max(1e-9, (self._until - self._since) / NANOSECONDS)
-        connections = int(edge.passed.max())
+        connections = edge.connections
         passed = connections + int(edge.queries.max()) + int(edge.requests.max())
         return {
             "id": f"{source}|{destination}",
@@ -200,6 +209,7 @@ def _count(rows: _Rows, edges: Sequence[_Edge]) -> None:
     }
     dropped, audited = rows.per_edge(rows.refused), rows.per_edge(rows.audited)
     refused_requests = rows.per_edge(rows.refused & (kind == Kind.HTTP))
+    stopped = rows.per_edge(rows.refused & (kind != Kind.HTTP) & (rows.direction == Direction.INGRESS))
     last = np.zeros(len(edges), np.int64)
     np.maximum.at(last, rows.where, rows["time_ns"])
     for place, edge in enumerate(edges):
@@ -207,6 +217,7 @@ def _count(rows: _Rows, edges: Sequence[_Edge]) -> None:
             setattr(edge, name, getattr(edge, name) + counts[place])
         edge.dropped += dropped[place]
         edge.audited += audited[place]
+        edge.stopped += stopped[place]
         edge.refused_requests += refused_requests[place]
         edge.last_ns = max(edge.last_ns, int(last[place]))
 

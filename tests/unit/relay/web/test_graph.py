@@ -95,6 +95,16 @@ async def test_an_edge_with_both_is_mixed_and_an_audited_one_says_what_would_hap
     assert audited["reasons"][0]["title"] == "Audit only: default deny"
 
 
+async def test_what_left_and_was_refused_on_arrival_did_not_pass() -> None:
+    shop = Shop()
+    for _ in range(3):
+        shop.add(VISITOR, REDIS, direction=2)
+        shop.refuse(VISITOR, REDIS)
+        shop.refuse(VISITOR, REDIS)  # tried again
+    edge = edges_of(await graph_of(shop))["visitor", "redis"]
+    assert (edge["verdict"], edge["connections"], edge["refused"]) == ("refused", 0, 6)
+
+
 async def test_filters_groups_and_time_narrow_the_map() -> None:
     shop = Shop()
     shop.day()

@@ -8,34 +8,25 @@ from services.flows.flags import FLAGS
 from services.relay.web.groups import By
 from services.relay.web.params import MAX_VALUES, InvalidParameter, parse
 
-EXAMPLES = {
-    "port": "80",
-    "identity": "world",
-    "ip": "10.0.0.0/8",
-    "label": "app=web",
-    "verdict": "DROPPED",
-    "drop-reason-desc": "POLICY_DENIED",
-    "type": "drop",
-    "protocol": "tcp",
-    "traffic-direction": "ingress",
-    "http-status": "404",
-    "http-header": "key:value",
-    "tcp-flags": "syn",
-    "uuid": "8eaab03b-ca93-81bb-9b47-9a2af704a852",
-    "workload": "Deployment/web",
-    "interface": "eth0",
-    "ip-version": "4",
-    "reply": "true",
-    "cel-expression": "true",
-    "trace-id": "4bf92f3577b34da6a3ce929d0e0e4736",
-}
+EXAMPLES = (
+    "name", "80", "tcp", "10.0.0.0/8", "app=web", "DROPPED", "POLICY_DENIED", "drop", "ingress", "404",
+    "key:value", "syn", "4", "IPv4",
+    "8eaab03b-ca93-81bb-9b47-9a2af704a852", "true", "4bf92f3577b34da6a3ce929d0e0e4736",
+)  # fmt: skip
+"""One of them is a value of every filter."""
 
 
 @pytest.mark.parametrize("flag", [flag.name for flag in FLAGS])
 @pytest.mark.parametrize("prefix", ["", "not."])
 def test_every_filter_of_the_command_line_is_taken(flag: str, prefix: str) -> None:
-    example = EXAMPLES.get(flag.removeprefix("from-").removeprefix("to-"), "name")
-    parse([(prefix + flag, example)])
+    def taken(example: str) -> bool:
+        try:
+            parse([(prefix + flag, example)])
+        except InvalidParameter:
+            return False
+        return True
+
+    assert any(map(taken, EXAMPLES))
 
 
 def test_times() -> None:

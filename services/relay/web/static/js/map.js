@@ -38,7 +38,7 @@ export function subtitle(node) {
   if (node.kind === "name") return "DNS name outside";
   if (node.kind === "cidr") return "network";
   if (node.kind === "reserved") return { world: "outside the cluster", host: "a node itself", "remote-node": "another node" }[node.name] ?? "reserved identity";
-  return node.kind;
+  return node.kind === "unknown" ? "not readable" : node.kind;
 }
 
 export function describe(node) {
