@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,9 +76,9 @@ class Programs:
         self._progs = Path(loaded.root) / "progs"
         self._maps = Path(loaded.root) / "maps"
 
-    async def attach(self, ifindex: int) -> None:
-        """Both hooks of an endpoint; replaced atomically where they are there already."""
-        await attach.attach_endpoint(ifindex, self._progs)
+    async def attach(self, ifindexes: Sequence[int]) -> None:
+        """Both hooks of endpoints; replaced atomically where they are there already."""
+        await attach.attach_endpoints(ifindexes, self._progs)
 
     async def attach_overlay(self, ifindex: int) -> None:
         """Both hooks of the overlay device."""

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from services.agent.datapath import syscall
 from services.agent.datapath.maps import translate
+from services.common import rtnetlink
 from services.common.errors import CiliateError, Conflict, Denied, Internal, NotFound
+from services.common.rtnetlink import Netlink, NetlinkRefused
 from services.model.addresses import IPAddress, IPNetwork
 
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
@@ -28,6 +30,8 @@ HANDLE = 1
 VXLAN = "ciliate_vxlan"
 OVERHEAD4, OVERHEAD6 = 50, 70
 """Bytes that VXLAN adds over IPv4 and IPv6."""
+_PER_CALL = 256
+"""Interfaces in one call: what is sent and answered stays below a socket's buffers."""
 _NOARP = 0x80
 _UP = 0x1
 _SCOPE_LINK = 253
@@ -51,80 +55,93 @@ async def netlink() -> AsyncIterator[Any]:
         yield ipr
 
 
-async def _clsact(ipr: Any, ifindex: int) -> None:
-    try:
-        await ipr.tc("add", "clsact", index=ifindex)
-    except NetlinkError as error:
-        if error.code != errno.EEXIST:
-            raise _netlink_error(error, f"clsact on interface {ifindex}") from error
+class Hooks:
+    """Puts pinned programs (`progs`: their folder) on interfaces of this network namespace, many in one call. Use as a
+    context manager."""
+
+    def __init__(self, progs: Path) -> None:
+        self._progs, self._open = progs, dict[str, int]()
+
+    def __enter__(self) -> Self:
+        self._netlink = Netlink()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._netlink.close()
+        for program in self._open.values():
+            os.close(program)
+
+    def put(self, ifindexes: Sequence[int], egress: str, ingress: str) -> None:
+        """Put, or replace in place, two programs by name. What comes in from an interface is hooked last: until both
+        are there, nothing enters that would not be checked."""
+        for at in range(0, len(ifindexes), _PER_CALL):
+            part = ifindexes[at : at + _PER_CALL]
+            messages = [m for index in part for m in self._messages(index, egress, ingress)]
+            try:
+                self._netlink.do(messages)
+            except NetlinkRefused as error:
+                raise _refused(error, f"hooks {egress}, {ingress} on interface {part[error.place // 3]}") from error
+
+    def _messages(self, index: int, egress: str, ingress: str) -> list[rtnetlink.Message]:
+        return [
+            rtnetlink.add_clsact(index),
+            rtnetlink.set_program(index, EGRESS, PRIORITY, HANDLE, self._program(egress), egress),
+            rtnetlink.set_program(index, INGRESS, PRIORITY, HANDLE, self._program(ingress), ingress),
+        ]
+
+    def _program(self, name: str) -> int:
+        if name not in self._open:
+            try:
+                self._open[name] = syscall.obj_get(self._progs / name)
+            except OSError as error:
+                raise translate(error, f"program {self._progs / name}") from error
+        return self._open[name]
+
+    def take(self, keep: Collection[int]) -> list[int]:
+        """Take those of the node's devices from every interface but those to `keep`; where they were. The qdisc and
+        others' filters stay."""
+        found = []
+        for link in list(self._netlink.links()):
+            if link.index in keep:
+                continue
+            for parent, name in ((INGRESS, "from_netdev"), (EGRESS, "to_netdev")):
+                if name in rtnetlink.programs(self._netlink, link.index, parent):
+                    self._netlink.do([rtnetlink.delete_program(link.index, parent, PRIORITY, HANDLE)])
+                    found.append(link.index)
+        return sorted(set(found))
 
 
-async def _replace_filter(ipr: Any, ifindex: int, parent: int, program: Path) -> None:
-    try:
-        fd = syscall.obj_get(program)
-    except OSError as error:
-        raise translate(error, f"program {program}") from error
-    try:
-        await ipr.tc(
-            "replace-filter",
-            "bpf",
-            index=ifindex,
-            handle=HANDLE,
-            parent=parent,
-            prio=PRIORITY,
-            fd=fd,
-            name=program.name,
-            direct_action=True,
-        )
-    except NetlinkError as error:
-        raise _netlink_error(error, f"attaching {program.name} to interface {ifindex}") from error
-    finally:
-        os.close(fd)
+def _refused(error: NetlinkRefused, what: str) -> CiliateError:
+    return _netlink_error(NetlinkError(error.code), what)
 
 
 async def attach_endpoint(ifindex: int, progs: Path) -> None:
-    """Put (or replace) the hooks on the host side of a pod's veth. `progs`: folder of pinned programs.
+    """Put (or replace) the hooks on the host side of a pod's veth. `progs`: folder of pinned programs."""
+    await attach_endpoints([ifindex], progs)
 
-    The way out of the pod comes last: until both are there, nothing enters that would not be checked.
-    """
-    async with netlink() as ipr:
-        await _clsact(ipr, ifindex)
-        await _replace_filter(ipr, ifindex, EGRESS, progs / "to_endpoint")
-        await _replace_filter(ipr, ifindex, INGRESS, progs / "from_endpoint")
+
+async def attach_endpoints(ifindexes: Sequence[int], progs: Path) -> None:
+    """The same for many."""
+    with Hooks(progs) as hooks:
+        hooks.put(ifindexes, "to_endpoint", "from_endpoint")
 
 
 async def attach_overlay(ifindex: int, progs: Path) -> None:
     """Put (or replace) the hooks on the VXLAN device."""
-    async with netlink() as ipr:
-        await _clsact(ipr, ifindex)
-        await _replace_filter(ipr, ifindex, EGRESS, progs / "to_overlay")
-        await _replace_filter(ipr, ifindex, INGRESS, progs / "from_overlay")
+    with Hooks(progs) as hooks:
+        hooks.put([ifindex], "to_overlay", "from_overlay")
 
 
 async def attach_netdev(ifindex: int, progs: Path) -> None:
     """Put (or replace) the hooks on one of the node's own devices. The qdisc may be somebody else's already."""
-    async with netlink() as ipr:
-        await _clsact(ipr, ifindex)
-        await _replace_filter(ipr, ifindex, EGRESS, progs / "to_netdev")
-        await _replace_filter(ipr, ifindex, INGRESS, progs / "from_netdev")
+    with Hooks(progs) as hooks:
+        hooks.put([ifindex], "to_netdev", "from_netdev")
 
 
 async def detach_netdev(keep: Collection[int] = ()) -> list[int]:
     """Take our hooks from every device but those to `keep`; where they were. The qdisc and others' filters stay."""
-    found = []
-    async with netlink() as ipr:
-        for ifindex in [int(link["index"]) async for link in await ipr.link("dump")]:
-            if ifindex in keep:
-                continue
-            for parent, name in ((INGRESS, "from_netdev"), (EGRESS, "to_netdev")):
-                if await _has_filter(ipr, ifindex, parent, name):
-                    await ipr.tc("del-filter", "bpf", index=ifindex, handle=HANDLE, parent=parent, prio=PRIORITY)
-                    found.append(ifindex)
-    return sorted(set(found))
-
-
-async def _has_filter(ipr: Any, ifindex: int, parent: int, name: str) -> bool:
-    return name in await filter_names(ipr, ifindex, parent)
+    with Hooks(Path()) as hooks:
+        return hooks.take(keep)
 
 
 async def filter_names(ipr: Any, ifindex: int, parent: int) -> list[str]:

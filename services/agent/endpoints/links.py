@@ -1,4 +1,4 @@
-"""veth pairs between the node and its pods, by netlink (pyroute2). The one module that touches pod namespaces.
+"""veth pairs between the node and its pods, by netlink. The one module that touches pod namespaces.
 
     pod:  eth0  A/32, B/128   default via 169.254.1.1 / fe80::1, permanent neighbour = the host side's MAC
     node: cil…  A/32, B/128 -> cil…, permanent neighbour = the pod side's MAC
@@ -21,8 +21,10 @@ from typing import Any, Self
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from services.common import rtnetlink
 from services.common.errors import Conflict, Exhausted, Internal, NotFound
 from services.common.netns import inside, opened
+from services.common.rtnetlink import Link, Netlink, NetlinkRefused
 from services.model.addresses import IPAddress
 from services.model.bandwidth import Limits
 from services.model.objects import LocalEndpoint
@@ -37,8 +39,8 @@ _MAX_RATE = (1 << 32) - 1
 """Bytes per second that the kernel's field holds: 34 Gbit/s, above which no veth gets on its own."""
 GATEWAY4 = ipaddress.IPv4Address("169.254.1.1")
 GATEWAY6 = ipaddress.IPv6Address("fe80::1")
-_NODAD, _PERMANENT, _ONLINK = 0x02, 0x80, 0x4
-_SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
+_NODAD, _ONLINK = 0x02, 0x4
+_SCOPE_LINK = 253
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Links:
         self._netlink: Any = None
 
     async def __aenter__(self) -> Self:
+        self._raw = Netlink()
         self._netlink = AsyncIPRoute()
         await self._netlink.setup_endpoint()
         return self
@@ -84,56 +87,67 @@ class Links:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._netlink.close()
+        self._raw.close()
 
     async def create(self, attachment: Attachment, addresses: tuple[IPAddress, ...]) -> VethPair:
-        """Make the pair, addresses and routes on both sides; an unfinished one of an earlier try is replaced.
-
-        Raises `Invalid` (no such namespace), `Conflict` (the interface name is taken in the pod), `Internal`.
+        """Make the pair, and the pod's side of it complete; ours stays down. An unfinished one of an earlier try is
+        replaced. Raises `Invalid` (no such namespace), `Conflict` (the interface name is taken in the pod), `Internal`.
         """
+        name, mac, node_mac = attachment.host_ifname, _random_mac(), _random_mac()
+        with opened(attachment.netns) as netns:
+            with inside(netns):
+                # A socket belongs to the namespace it was made in; nothing else of the process moves.
+                pod = Netlink()
+            with pod:
+                try:
+                    made = self._make(attachment, netns, mac, node_mac)
+                    pod.do(_pod_side(made.peer, addresses, node_mac))
+                except NetlinkRefused as error:
+                    await self.delete(name)
+                    raise _error(error, f"interface {attachment.ifname} in {attachment.netns}") from error
+        return VethPair(made.index, name, mac, node_mac)
+
+    def _make(self, attachment: Attachment, netns: int, mac: bytes, node_mac: bytes) -> Link:
         name = attachment.host_ifname
-        mac, node_mac = _random_mac(), _random_mac()
-        await self.delete(name)
+        making = rtnetlink.add_veth(name, node_mac, attachment.ifname, mac, netns, self.mtu)
         try:
-            async with _pod_netlink(attachment.netns) as (pod, netns_fd):
-                await self._make(attachment, netns_fd, mac, node_mac)
-                ifindex = await self._wire_node(name, addresses, mac)
-                await _wire_pod(pod, attachment.ifname, addresses, node_mac)
-        except NetlinkError as error:
-            await self.delete(name)
-            raise _error(error, f"interface {attachment.ifname} in {attachment.netns}") from error
-        except BaseException:
-            await self.delete(name)
-            raise
-        return VethPair(ifindex, name, mac, node_mac)
+            answer = self._raw.do([making, rtnetlink.get_link(name)])[1]
+        except NetlinkRefused as error:
+            if error.code != errno.EEXIST:
+                raise
+            answer = self._raw.do([rtnetlink.delete_link(name), making, rtnetlink.get_link(name)])[2]
+        return rtnetlink.read_link(answer)
+
+    async def start(self, veth: VethPair, addresses: tuple[IPAddress, ...]) -> None:
+        """Let packets in and out: the programs are there. Raises `Internal`."""
+        messages = [rtnetlink.set_link(veth.ifindex, alias=self._alias)]
+        for address in addresses:
+            messages.append(rtnetlink.set_neighbour(veth.ifindex, address.packed, veth.mac))
+            messages.append(rtnetlink.set_route(veth.ifindex, address.version, address.packed, scope=_SCOPE_LINK))
+        try:
+            self._raw.do(messages)
+        except NetlinkRefused as error:
+            raise _error(error, f"interface {veth.ifname}") from error
 
     async def delete(self, ifname: str) -> None:
         """Remove a host side, and with it the pair; absent = success."""
         try:
-            index = await self.index(ifname)
-            if index:
-                await self._netlink.link("del", index=index)
-        except NetlinkError as error:
-            if error.code not in (errno.ENODEV, errno.ENOENT):
-                raise _error(error, f"interface {ifname}") from error
+            self._raw.do([rtnetlink.delete_link(ifname)])
+        except NetlinkRefused as error:
+            raise _error(error, f"interface {ifname}") from error
 
     async def index(self, ifname: str) -> int:
         """The interface's index, 0 where there is none."""
         try:
-            found = await self._netlink.link("get", ifname=ifname)
-        except NetlinkError as error:
-            if error.code == errno.ENODEV:
-                return 0
+            found = self._raw.link(ifname)
+        except NetlinkRefused as error:
             raise _error(error, f"interface {ifname}") from error
-        return int(found[0]["index"]) if found else 0
+        return found.index if found else 0
 
     async def ours(self) -> dict[str, int]:
         """Name -> index of every interface that an agent of this node made."""
-        links = [link async for link in await self._netlink.get_links()]
-        return {
-            link.get("ifname"): int(link["index"])
-            for link in links
-            if link.get("ifalias") == self._alias and link.get("ifname").startswith(PREFIX)
-        }
+        links = self._raw.links()
+        return {link.name: link.index for link in links if link.alias == self._alias and link.name.startswith(PREFIX)}
 
     async def check(self, endpoint: LocalEndpoint) -> None:
         """Whether an endpoint is in place on both sides; raises `NotFound` naming what is missing."""
@@ -177,46 +191,16 @@ class Links:
         except NetlinkError as error:
             raise _error(error, f"interface {endpoint.ifname}: bandwidth") from error
 
-    async def _make(self, attachment: Attachment, netns_fd: int, mac: bytes, node_mac: bytes) -> None:
-        peer = {"ifname": attachment.ifname, "address": mac.hex(":"), "net_ns_fd": netns_fd, "mtu": self.mtu}
-        await self._netlink.link(
-            "add", kind="veth", ifname=attachment.host_ifname, address=node_mac.hex(":"), mtu=self.mtu, peer=peer
-        )
 
-    async def _wire_node(self, ifname: str, addresses: tuple[IPAddress, ...], mac: bytes) -> int:
-        index = await self.index(ifname)
-        await self._netlink.link("set", index=index, state="up", ifalias=self._alias)
-        for address in addresses:
-            family, bits = _family(address), address.max_prefixlen
-            await self._netlink.neigh(
-                "replace", dst=str(address), lladdr=mac.hex(":"), ifindex=index, family=family, state=_PERMANENT
-            )
-            await self._netlink.route("replace", dst=f"{address}/{bits}", oif=index, family=family, scope=_SCOPE_LINK)
-        return index
-
-
-async def _wire_pod(pod: Any, ifname: str, addresses: tuple[IPAddress, ...], node_mac: bytes) -> None:
-    await pod.link("set", index=1, state="up")
-    index = (await pod.link("get", ifname=ifname))[0]["index"]
-    await pod.link("set", index=index, state="up")
+def _pod_side(index: int, addresses: tuple[IPAddress, ...], node_mac: bytes) -> list[rtnetlink.Message]:
+    messages = [rtnetlink.set_link(1), rtnetlink.set_link(index)]
     for address in addresses:
-        family, bits = _family(address), address.max_prefixlen
-        gateway = GATEWAY4 if address.version == 4 else GATEWAY6
+        gateway = (GATEWAY4 if address.version == 4 else GATEWAY6).packed
         # Nobody else can have the address, so IPv6 need not ask before it is used.
-        flags = {"flags": _NODAD} if address.version == 6 else {}
-        await pod.addr("add", index=index, address=str(address), prefixlen=bits, family=family, **flags)
-        await pod.neigh(
-            "replace", dst=str(gateway), lladdr=node_mac.hex(":"), ifindex=index, family=family, state=_PERMANENT
-        )
-        await pod.route(
-            "replace",
-            dst="default",
-            gateway=str(gateway),
-            oif=index,
-            family=family,
-            flags=_ONLINK,
-            scope=_SCOPE_UNIVERSE,
-        )
+        messages.append(rtnetlink.add_address(index, address.packed, flags=_NODAD if address.version == 6 else 0))
+        messages.append(rtnetlink.set_neighbour(index, gateway, node_mac))
+        messages.append(rtnetlink.set_route(index, address.version, gateway=gateway, flags=_ONLINK))
+    return messages
 
 
 async def _shape(netlink: Any, index: int, rate: int) -> None:
@@ -254,11 +238,7 @@ def _random_mac() -> bytes:
     return bytes(raw)
 
 
-def _family(address: IPAddress) -> int:
-    return 2 if address.version == 4 else 10
-
-
-def _error(error: NetlinkError, what: str) -> Exception:
+def _error(error: NetlinkError | NetlinkRefused, what: str) -> Exception:
     reason = os.strerror(error.code)
     if error.code == errno.EEXIST:
         return Conflict(f"{what}: exists already")

@@ -1,6 +1,6 @@
 """The life of an endpoint: CNI ADD -> interface, identity, enforcement, address row; relabelling; DEL; restarts.
 
-    ADD: pod object -> labels -> identity -> addresses -> veth -> tc programs -> maps written -> record -> answer
+    ADD: pod object -> labels -> identity -> addresses -> veth -> tc programs -> up -> maps written -> record -> answer
 
 Every step can be repeated, and a failure undoes what was done: the runtime tries again. An interface without a map
 entry drops everything, so there is no moment in which a pod talks unpoliced.
@@ -46,7 +46,7 @@ Publish = Callable[[Sequence[Update]], Awaitable[None]]
 class Programs(Protocol):
     """Puts the datapath's programs on an interface."""
 
-    async def attach(self, ifindex: int) -> None: ...
+    async def attach(self, ifindexes: Sequence[int]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +146,7 @@ class EndpointManager:
 
     async def attach_all(self) -> None:
         """Put the present programs on every endpoint's interface: replaced atomically, no packet is missed."""
-        for record in tuple(self._endpoints.values()):
-            await self._programs.attach(record.endpoint.ifindex)
+        await self._programs.attach([record.endpoint.ifindex for record in self._endpoints.values()])
 
     # -- CNI -------------------------------------------------------------------------------------------------------
 
@@ -182,7 +181,8 @@ class EndpointManager:
             undo.callback(self._registrar.remove, [row.prefix for row in rows])
             veth = await self._links.create(request.attachment, addresses)
             undo.push_async_callback(self._links.delete, veth.ifname)
-            await self._programs.attach(veth.ifindex)
+            await self._programs.attach([veth.ifindex])
+            await self._links.start(veth, addresses)
             record = EndpointRecord(self._describe(number, request, veth, addresses, identity), identity.labels)
             self._endpoints[number] = record
             undo.callback(self._endpoints.pop, number)

@@ -18,6 +18,7 @@ class FakeLinks:
 
     def __init__(self) -> None:
         self.present: dict[str, int] = {}
+        self.started: list[int] = []
         self.fail: Exception | None = None
         self._indices = itertools.count(10)
 
@@ -28,6 +29,9 @@ class FakeLinks:
         index = next(self._indices)
         self.present[attachment.host_ifname] = index
         return VethPair(index, attachment.host_ifname, b"\x02aaaaa", b"\x02bbbbb")
+
+    async def start(self, veth: VethPair, addresses: tuple[IPAddress, ...]) -> None:
+        self.started.append(veth.ifindex)
 
     async def delete(self, ifname: str) -> None:
         self.present.pop(ifname, None)
@@ -87,8 +91,8 @@ class FakeDatapath:
         self.published: list[Update] = []
         self.fail: CiliateError | None = None
 
-    async def attach(self, ifindex: int) -> None:
-        self.attached.append(ifindex)
+    async def attach(self, ifindexes: Sequence[int]) -> None:
+        self.attached += ifindexes
 
     async def publish(self, updates: Sequence[Update]) -> None:
         if self.fail:
