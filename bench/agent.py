@@ -86,24 +86,20 @@ async def add(cluster: Cluster, pod: Pod) -> float:
 
 async def direct(cluster: Cluster, pod: Pod) -> float:
     """Seconds of one DEL and ADD on the agent's socket, of which the ADD is told."""
-    request = {
-        "container_id": f"container-{pod.netns}",
-        "netns": f"/run/netns/{pod.netns}",
-        "ifname": "eth0",
-        "args": {"K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": pod.name},
-    }
-    path = str(pod.node.run_dir / "cni.sock")
-    await call(path, request | {"command": "DEL"})
+    await call(pod, "DEL")
     began = time.monotonic()
-    answer = await call(path, request | {"command": "ADD"})
-    assert "result" in answer, answer
+    answer = await call(pod, "ADD")
+    assert answer.startswith(b"0 "), answer
     return time.monotonic() - began
 
 
-async def call(path: str, request: dict[str, Any]) -> dict[str, Any]:
-    reader, writer = await asyncio.open_unix_connection(path)
-    writer.write(json.dumps(request).encode() + b"\n")
-    answer: dict[str, Any] = json.loads(await reader.readline())
+async def call(pod: Pod, command: str) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(str(pod.node.run_dir / "cni.sock"))
+    config, environment = Cluster.cni_call(command, pod)
+    variables = "".join(f"{name}={value}\0" for name, value in environment.items()).encode()
+    data = json.dumps(config).encode()
+    writer.write(b"CNI %d %d\n" % (len(variables), len(data)) + variables + data)
+    answer = await reader.read()
     writer.close()
     return answer
 

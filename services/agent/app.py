@@ -34,6 +34,7 @@ from services.agent.abi.endpoints import HOST_ENDPOINT
 from services.agent.calc.binding import Capabilities
 from services.agent.calc.endpoints import Audit
 from services.agent.calc.engine import Engine
+from services.agent.cni_files import CniFiles
 from services.agent.config import Config
 from services.agent.datapath.loader_client import Loaded
 from services.agent.datapath.maps import PinnedMap
@@ -156,7 +157,7 @@ async def run(config: Config) -> None:
         pipeline = _pipeline(config, files, kernel, knowledge, registry, hubble.events)
         stack.callback(pipeline.close)
         state = AgentState(config.node_name, config.cluster_name, services.__version__)
-        cni = CniServer(Path(config.place(config.cni_socket, "cni.sock")), ends.manager)
+        cni = _cni_server(config, state, ends)
         describe(state, sources, driver, sink, ends.registrar, cni, [http, names], registry)
         state.checks += [relay_check(pipeline), kernel.devices.check, *routes.checks(engine)]
         keeper = _exports(config, pipeline, state, registry)
@@ -232,6 +233,19 @@ def _watch_sockets(kernel: Kernel, knowledge: Knowledge, state: AgentState) -> S
     state.checks.append(kernel.sockets.check)
     state.counters.append(lambda: {"sockets:closed": sweeper.closed_total})
     return sweeper
+
+
+def _cni_server(config: Config, state: AgentState, ends: Endpoints) -> CniServer:
+    """The socket; plugin and configuration are in the runtime's folders while it is open and pods are enforced."""
+    path = config.place(config.cni_socket, "cni.sock")
+    files = CniFiles(config.cni_bin_dir, config.cni_conf_dir, path, config.cni_chain)
+    state.checks.append(files.check)
+    state.when_ready.append(files.install)
+
+    def unready() -> str:
+        return ends.manager.ipam.exhausted() if state.ready else "the agent is starting"
+
+    return CniServer(Path(path), ends.manager, unready, lambda: ends.links.mtu)
 
 
 def _devices(kernel: Kernel) -> routing.Devices:

@@ -97,6 +97,11 @@ class Config(ExportOptions):
     )
     run_dir: str = Field("", description="sockets and state; empty = /run/ciliate/<node_name>")
     cni_socket: str = Field("", description="unix socket of the CNI plugin; empty = <run_dir>/cni.sock")
+    cni_bin_dir: str = Field("", description="put the CNI plugin into this folder; empty = do not")
+    cni_conf_dir: str = Field("", description="put the network configuration into this folder; empty = do not")
+    cni_chain: list[Literal["portmap", "bandwidth"]] = Field(
+        default_factory=list, description="plugins to call after ours, which the runtime must have"
+    )
     agent_socket: str = Field("", description="unix socket of introspection; empty = <run_dir>/agent.sock")
     hubble_socket: str = Field("", description="unix socket of the node's flow API; empty = <run_dir>/hubble.sock")
     hubble_address: str = Field("", description="host:port of the node's flow API; empty = none")

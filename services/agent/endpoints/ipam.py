@@ -113,6 +113,11 @@ class Ipam:
             raise
         return tuple(taken)
 
+    def exhausted(self) -> str:
+        """Which range has no free address, in words; '' while all have one."""
+        full = next((pool for pool in self.pools if pool.used >= pool.size), None)
+        return f"no free address in {full.network}" if full else ""
+
     def hold(self, addresses: Iterable[IPAddress]) -> None:
         """Take given addresses; those of ranges that are not the node's (yet) are remembered."""
         for address in addresses:

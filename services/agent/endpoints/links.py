@@ -22,7 +22,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from services.common import rtnetlink
-from services.common.errors import Conflict, Exhausted, Internal, NotFound
+from services.common.errors import Conflict, Exhausted, Internal, Invalid, NotFound
 from services.common.netns import inside, opened
 from services.common.rtnetlink import Link, Netlink, NetlinkRefused
 from services.model.addresses import IPAddress
@@ -78,6 +78,7 @@ class Links:
         self._netlink: Any = None
 
     async def __aenter__(self) -> Self:
+        self._home = os.stat("/proc/thread-self/ns/net").st_ino
         self._raw = Netlink()
         self._netlink = AsyncIPRoute()
         await self._netlink.setup_endpoint()
@@ -95,6 +96,8 @@ class Links:
         """
         name, mac, node_mac = attachment.host_ifname, _random_mac(), _random_mac()
         with opened(attachment.netns) as netns:
+            if os.fstat(netns).st_ino == self._home:
+                raise Invalid(f"netns: {attachment.netns} is the node's own network, not a pod's")
             with inside(netns):
                 # A socket belongs to the namespace it was made in; nothing else of the process moves.
                 pod = Netlink()

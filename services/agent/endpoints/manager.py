@@ -102,6 +102,10 @@ class EndpointManager:
         """The endpoints, without what is remembered of them."""
         return [record.endpoint for record in self._endpoints.values()]
 
+    def attachments(self) -> list[Attachment]:
+        """What runtimes know the endpoints by."""
+        return [_attachment(record) for record in self._endpoints.values()]
+
     @property
     def ipam(self) -> Ipam:
         """The node's pod addresses."""

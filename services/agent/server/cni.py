@@ -1,21 +1,20 @@
-"""The agent's side of CNI: one JSON line in, one JSON line out, on a unix socket that only root may open.
-
-Request: {"command": "ADD" | "DEL" | "CHECK", "container_id", "netns", "ifname", "args": {...}}.
-Answer: {"result": {...}} or {"error": {"code", "msg", "details"}} with the codes of the CNI specification.
-"""
+"""The agent's side of CNI, on a unix socket that only root may open: what the plugin forwards, and the deletions that
+it queued while nobody was here. `services/cni/plugin.py` says what goes over the socket."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Protocol
 
-from services.agent.endpoints.links import GATEWAY4, GATEWAY6, Attachment
+from services.agent.endpoints.links import Attachment
 from services.agent.endpoints.manager import AddRequest
 from services.agent.endpoints.records import EndpointRecord
+from services.agent.server import cni_call
+from services.agent.server.cni_call import Call, Refusal
 from services.common.errors import (
     CiliateError,
     Conflict,
@@ -27,28 +26,22 @@ from services.common.errors import (
 )
 from services.common.log import get_logger
 
-UNKNOWN_CONTAINER = 3
-INVALID_ENVIRONMENT = 4
-DECODING_FAILURE = 6
-TRY_AGAIN_LATER = 11
-AGENT_FAILURE = 100
-"""Codes from 100 on are the plugin's own."""
-
 ADD_SECONDS = 20.0
-MAX_LINE = 1 << 20
+MAX_INPUT = 1 << 20
 PARALLEL = 64
 QUEUE_SECONDS = 5.0
-
-Document = dict[str, Any]
+REQUEST_SECONDS = 10.0
 
 _CODES: dict[type[CiliateError], int] = {
-    Invalid: INVALID_ENVIRONMENT,
-    NotFound: UNKNOWN_CONTAINER,
-    Unavailable: TRY_AGAIN_LATER,
-    Exhausted: AGENT_FAILURE,
-    Conflict: AGENT_FAILURE + 1,
-    Internal: AGENT_FAILURE + 2,
+    Invalid: cni_call.INVALID_ENVIRONMENT,
+    NotFound: cni_call.UNKNOWN_CONTAINER,
+    Unavailable: cni_call.TRY_AGAIN_LATER,
+    Exhausted: cni_call.AGENT_FAILURE,
+    Conflict: cni_call.AGENT_FAILURE + 1,
+    Internal: cni_call.AGENT_FAILURE + 2,
 }
+Answer = tuple[int, str]
+"""(exit code of the plugin, what it prints)"""
 
 
 class Endpoints(Protocol):
@@ -60,24 +53,37 @@ class Endpoints(Protocol):
 
     async def check(self, attachment: Attachment) -> EndpointRecord: ...
 
+    def attachments(self) -> Collection[Attachment]: ...
+
 
 class CniServer:
-    """Serves the socket and the queue of deletions that were asked for while the agent was away."""
+    """Serves the socket and the queue. `unready` says why no pod can be added now, '' where one can; `mtu` is that of
+    pods' interfaces."""
 
-    def __init__(self, path: Path, endpoints: Endpoints) -> None:
-        self._path, self._endpoints = path, endpoints
+    def __init__(
+        self,
+        path: Path,
+        endpoints: Endpoints,
+        unready: Callable[[], str] = lambda: "",
+        mtu: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._path, self._endpoints, self._unready, self._mtu = path, endpoints, unready, mtu
         self._gate = asyncio.Semaphore(PARALLEL)
         self._log = get_logger("cni")
         self.calls: dict[tuple[str, str], int] = {}
         """(command, "ok" or the error's code) -> count."""
+        self.listening: Callable[[], None] = lambda: None
+        """Called when the socket is open."""
 
     async def run(self) -> None:
         """Serve until cancelled; what waits in the queue comes first."""
         await self.work_off()
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path.unlink(missing_ok=True)
-        server = await asyncio.start_unix_server(self._connection, path=self._path, limit=MAX_LINE)
+        # A hundred pods may start at once.
+        server = await asyncio.start_unix_server(self._connection, path=self._path, limit=MAX_INPUT, backlog=1024)
         self._path.chmod(0o600)
+        self.listening()
         try:
             async with server:
                 while True:
@@ -92,8 +98,8 @@ class CniServer:
         for file in sorted((self._path.parent / "cni-queue").glob("*.json")):
             try:
                 request = json.loads(file.read_text(encoding="utf-8"))
-                await self._endpoints.delete(_attachment(request))
-            except (ValueError, KeyError, TypeError, Invalid) as error:
+                await self._endpoints.delete(_queued(request))
+            except (ValueError, KeyError, TypeError, RecursionError, Invalid) as error:
                 self._log.error("queued deletion unreadable", file=str(file), problem=str(error))
                 file.replace(file.with_suffix(".broken"))
                 continue
@@ -103,102 +109,90 @@ class CniServer:
             file.unlink(missing_ok=True)
             self._log.info("queued deletion done", container_id=request["container_id"])
 
-    async def answer(self, line: bytes) -> Document:
-        """The answer to one request line."""
-        command = "?"
+    async def answer(self, variables: bytes, data: bytes) -> Answer:
+        """The answer to one call. `variables`: CNI_NAME=value, each ended by a zero byte."""
+        environment = dict(part.split("=", 1) for part in variables.decode(errors="replace").split("\0") if "=" in part)
+        command = environment.get("CNI_COMMAND", "?")
         try:
-            request = json.loads(line)
-            command = str(request["command"])
+            call = cni_call.parse(environment, data)
             async with self._gate:
-                result = await self._dispatch(command, request)
-        except (ValueError, KeyError, TypeError) as error:
-            return self._failed(command, DECODING_FAILURE, "the request is not understood", repr(error))
+                text = await self._do(call)
+        except Refusal as refusal:
+            return self._failed(command, data, refusal.code, refusal.message, refusal.details)
         except CiliateError as error:
-            code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), AGENT_FAILURE + 2)
-            return self._failed(command, code, str(error), type(error).__name__)
+            code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), _CODES[Internal])
+            return self._failed(command, data, code, str(error), type(error).__name__)
         self._count(command, "ok")
-        return {"result": result}
+        return 0, text
 
-    async def _dispatch(self, command: str, request: Document) -> Document:
-        attachment = _attachment(request)
-        match command:
+    async def _do(self, call: Call) -> str:
+        match call.command:
+            case "STATUS":
+                if problem := self._unready():
+                    raise Refusal(cni_call.NOT_AVAILABLE, f"no pod can be added: {problem}")
+            case "GC":
+                for attachment in self._endpoints.attachments():
+                    if (attachment.container_id, attachment.ifname) not in call.valid:
+                        self._log.info("endpoint that the runtime does not know", container_id=attachment.container_id)
+                        await self._endpoints.delete(attachment)
             case "ADD":
-                arguments = request.get("args") or {}
-                try:
-                    async with asyncio.timeout(ADD_SECONDS):
-                        record = await self._endpoints.add(
-                            AddRequest(
-                                attachment,
-                                _argument(arguments, "K8S_POD_NAMESPACE"),
-                                _argument(arguments, "K8S_POD_NAME"),
-                            )
-                        )
-                except TimeoutError as error:
-                    raise Unavailable(f"the endpoint was not enforced within {ADD_SECONDS:g} s") from error
-                return result_of(record)
+                return json.dumps(cni_call.result_of(await self._add(call), call.version, self._mtu()))
             case "DEL":
-                await self._endpoints.delete(attachment)
-                return {}
+                await self._endpoints.delete(_of(call))
             case "CHECK":
-                await self._endpoints.check(attachment)
-                return {}
-            case _:
-                raise Invalid(f"command {command!r} is not ADD, DEL or CHECK")
+                record = await self._endpoints.check(_of(call))
+                have = {str(address) for address in record.endpoint.addresses}
+                if gone := [address for address in call.expected if address not in have]:
+                    raise NotFound(f"prevResult has address {gone[0]}, the interface has {', '.join(sorted(have))}")
+        return ""
+
+    async def _add(self, call: Call) -> EndpointRecord:
+        namespace, pod = call.pod
+        try:
+            async with asyncio.timeout(ADD_SECONDS):
+                return await self._endpoints.add(AddRequest(_of(call), namespace, pod))
+        except TimeoutError as error:
+            raise Unavailable(f"the endpoint was not enforced within {ADD_SECONDS:g} s") from error
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer), contextlib.suppress(ConnectionError):
             try:
-                line = await reader.readline()
-            except ValueError:
-                line = b""  # longer than any request: answered like any other nonsense
-            answer = await self.answer(line)
-            writer.write(json.dumps(answer).encode() + b"\n")
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    variables, data = await _read(reader)
+            except (ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
+                code = cni_call.DECODING_FAILURE
+                status, text = self._failed("?", b"", code, "the request is not understood", repr(error))
+            else:
+                status, text = await self.answer(variables, data)
+            raw = text.encode()
+            writer.write(b"%d %d\n" % (status, len(raw)) + raw)
             await writer.drain()
 
-    def _failed(self, command: str, code: int, message: str, details: str) -> Document:
+    def _failed(self, command: str, data: bytes, code: int, message: str, details: str) -> Answer:
         self._log.warning("cni call failed", command=command, code=code, problem=message)
-        self._count(command, str(code))
-        return {"error": {"code": code, "msg": message, "details": details}}
+        self._count(command if command in cni_call.COMMANDS else "?", str(code))
+        answer = {"cniVersion": cni_call.version_of(data), "code": code, "msg": message, "details": details}
+        return 1, json.dumps(answer)
 
     def _count(self, command: str, outcome: str) -> None:
         self.calls[command, outcome] = self.calls.get((command, outcome), 0) + 1
 
 
-def _attachment(request: Document) -> Attachment:
+async def _read(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """A request: `CNI <bytes> <bytes>`, the variables, the configuration. Raises ValueError, IncompleteReadError."""
+    word, *sizes = (await reader.readline()).split()
+    if word != b"CNI" or len(sizes) != 2 or not all(size.isdigit() and int(size) <= MAX_INPUT + 1 for size in sizes):
+        raise ValueError("neither a call nor of a bearable size")
+    return await reader.readexactly(int(sizes[0])), await reader.readexactly(int(sizes[1]))
+
+
+def _of(call: Call) -> Attachment:
+    assert call.attachment is not None
+    return call.attachment
+
+
+def _queued(request: dict[str, Any]) -> Attachment:
     container, netns, ifname = request["container_id"], request.get("netns") or "", request["ifname"]
     if not all(isinstance(value, str) for value in (container, netns, ifname)) or not container or not ifname:
         raise Invalid("container_id, netns and ifname must be strings")
     return Attachment(container, netns, ifname)
-
-
-def _argument(arguments: Mapping[str, str], name: str) -> str:
-    value = arguments.get(name, "")
-    if not value:
-        raise Invalid(f"CNI_ARGS: {name} is missing; the runtime must pass it")
-    return value
-
-
-def result_of(record: EndpointRecord) -> Document:
-    """The CNI result of an endpoint (spec 1.0.0, section 5)."""
-    endpoint = record.endpoint
-    ips = [
-        {
-            "address": f"{address}/{address.max_prefixlen}",
-            "gateway": str(GATEWAY4 if address.version == 4 else GATEWAY6),
-            "interface": 1,
-        }
-        for address in endpoint.addresses
-    ]
-    routes = [
-        {"dst": "0.0.0.0/0", "gw": str(GATEWAY4)} if address.version == 4 else {"dst": "::/0", "gw": str(GATEWAY6)}
-        for address in endpoint.addresses
-    ]
-    return {
-        "interfaces": [
-            {"name": endpoint.ifname, "mac": endpoint.node_mac.hex(":")},
-            {"name": endpoint.peer_ifname, "mac": endpoint.mac.hex(":"), "sandbox": endpoint.netns},
-        ],
-        "ips": ips,
-        "routes": routes,
-        "dns": {},
-    }

@@ -37,6 +37,7 @@ class AgentState:
     checks: list[Check] = field(default_factory=list)
     reporting: list[Callable[[], Mapping[str, str]]] = field(default_factory=list)
     counters: list[Callable[[], Mapping[str, int]]] = field(default_factory=list)
+    when_ready: list[Callable[[], None]] = field(default_factory=list)
     lost: Callable[[], Mapping[str, int]] = dict
     connections: Callable[[], pb.ConnectionTable] = pb.ConnectionTable
     rule_errors: Callable[[], tuple[str, ...]] = tuple
@@ -45,6 +46,8 @@ class AgentState:
         """Every endpoint is enforced as the cluster's state demands; said once."""
         if not self.ready:
             self.ready, self.ready_after = True, process_age()
+            for call in self.when_ready:
+                call()
 
 
 def component(name: str, problems: Mapping[str, str], starting: bool = False, good: str = "") -> pb.Component:

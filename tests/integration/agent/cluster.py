@@ -361,21 +361,28 @@ class Cluster:
         assert status == 0, f"{answer}\n{self.log(pod.node)}"
         pod.addresses = [entry["address"].partition("/")[0] for entry in answer["ips"]]
 
-    async def cni(self, command: str, pod: Pod) -> tuple[int, dict[str, Any]]:
-        """Call the plugin as a runtime does; (exit code, its output)."""
+    @staticmethod
+    def cni_call(command: str, pod: Pod, **more: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        """The network configuration and environment with which a runtime calls the plugin."""
         config = {
-            "cniVersion": "1.0.0",
+            "cniVersion": "1.1.0",
             "name": "ciliate",
             "type": "ciliate-cni",
             "socket": str(pod.node.run_dir / "cni.sock"),
+            **more,
         }
-        environment = os.environ | {
+        return config, {
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": f"container-{pod.netns}",
             "CNI_NETNS": str(NETNS / pod.netns),
             "CNI_IFNAME": "eth0",
             "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.name}",
         }
+
+    async def cni(self, command: str, pod: Pod, **more: Any) -> tuple[int, dict[str, Any]]:
+        """Call the plugin as a runtime does; (exit code, its output). `more` goes into the configuration."""
+        config, variables = self.cni_call(command, pod, **more)
+        environment = os.environ | variables
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-IS",
