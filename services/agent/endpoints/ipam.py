@@ -114,9 +114,13 @@ class Ipam:
         return tuple(taken)
 
     def exhausted(self) -> str:
-        """Which range has no free address, in words; '' while all have one."""
-        full = next((pool for pool in self.pools if pool.used >= pool.size), None)
-        return f"no free address in {full.network}" if full else ""
+        """Why a pod that names no pool would get no address, in words; '' while it would."""
+        ranges = self._names.get("", ())
+        for version in sorted({each.network.version for each in ranges}):
+            family = [each for each in ranges if each.network.version == version]
+            if all(each.used >= each.size for each in family):
+                return f"no free address in {', '.join(str(each.network) for each in family)}"
+        return "" if ranges else "this node has no pod range yet"
 
     def hold(self, addresses: Iterable[IPAddress]) -> None:
         """Take given addresses; those of ranges that are not the node's (yet) are remembered."""

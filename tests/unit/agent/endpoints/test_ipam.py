@@ -89,3 +89,13 @@ def test_what_a_restart_finds_counts_once_its_range_is_known() -> None:
 def test_ranges_are_checked() -> None:
     with pytest.raises(ValueError, match="pod_cidr4: "):
         parse_ranges(["10.0.0.1/24"], "pod_cidr4")
+
+
+def test_why_there_is_no_address_left() -> None:
+    assert Ipam().exhausted() == "this node has no pod range yet"
+    ipam = Ipam(parse_ranges(["10.0.0.0/30", "fd00::/64"], "x"))
+    while not ipam.exhausted():
+        ipam.allocate()
+    assert ipam.exhausted() == "no free address in 10.0.0.0/30"
+    with pytest.raises(Exhausted):
+        ipam.allocate()
