@@ -240,6 +240,12 @@ class Cluster:
                 return bool(answer.ready)
         return False
 
+    def pid(self, name: str) -> int:
+        """The process of a part ("relay", "agent-node1") as it runs now."""
+        child = next(part.child for part in self._parts if part.name == name)
+        assert child is not None
+        return child.pid
+
     async def watch(self) -> None:
         """Start again whatever ends, as a supervisor on a node would; returns only by an error or cancellation."""
         async with asyncio.TaskGroup() as group:

@@ -1,4 +1,4 @@
-"""`./dev demo [l7]`: a sandbox of two nodes, an example, every check, the last flows; leaves nothing behind."""
+"""`./dev demo [l7|flows]`: a sandbox of two nodes, an example, every check, the last flows; leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from rich.text import Text
 
 from services.common.log import configure
 from services.common.runner import run
-from services.sandbox import checks, checks_l7, netns, state
+from services.sandbox import checks, checks_flows, checks_l7, netns, state
 from services.sandbox.checks import Check, Result, example
 from services.sandbox.processes import recorded
 from services.sandbox.scenario import Scenario
+from services.sandbox.scenario_flows import ScenarioFlows
 from services.sandbox.scenario_l7 import ScenarioL7
 from services.sandbox.supervisor import Sandbox
 
@@ -43,6 +44,9 @@ class Runs(Protocol):
 
 SHOWS = {
     "": Show("my-webapp", checks.CHECKS, Scenario, "observe --last 6 --type l7 --type drop --type policy-verdict"),
+    "flows": Show(
+        "my-webapp", checks_flows.CHECKS, ScenarioFlows, "observe --aggregate-by source,destination,verdict --last 1000"
+    ),
     "l7": Show(checks_l7.EXAMPLE, checks_l7.CHECKS, ScenarioL7, "observe --last 12 --type l7"),
 }
 LEFTOVERS = Check("afterwards", "left behind on the machine", "nothing")
@@ -117,7 +121,8 @@ def main() -> int:
     show = SHOWS.get(" ".join(sys.argv[1:]))
     if show is None:
         print(
-            f"error: no demo of that name: {' '.join(sys.argv[1:])}; there is: ./dev demo, ./dev demo l7",
+            f"error: no demo of that name: {' '.join(sys.argv[1:])}; there is: ./dev demo, "
+            "./dev demo l7, ./dev demo flows",
             file=sys.stderr,
         )
         return 2
