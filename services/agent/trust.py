@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from services.agent.config import Config
-from services.agent.sources import locate
 from services.agent.sources.identities import IdentityClient
+from services.common.kube import locate
 from services.common.tls import TlsFiles
 
 if TYPE_CHECKING:

@@ -65,6 +65,18 @@ class Identities(Connection):
         """Everything that is known and every change, over reconnects; see `IdentityWatch`."""
         return IdentityWatch(self, node, self._backoff, on_problem or (lambda problem: None))
 
+    # -- as the operator -------------------------------------------------------------------------------------------
+
+    async def forget_node(self, node: str) -> None:
+        """A node is no part of the cluster any more: what it has goes now. Needs an operator's certificate."""
+        request = pb.ForgetNodeRequest(node=node)
+        await self.call(lambda stub, seconds: stub.ForgetNode(request, timeout=seconds))
+
+    async def collect(self) -> int:
+        """Have identities collected that are due; how many went. Needs an operator's certificate."""
+        answer = await self.call(lambda stub, seconds: stub.Collect(pb.CollectRequest(), timeout=seconds))
+        return int(answer.collected)
+
     # -- as a node -------------------------------------------------------------------------------------------------
 
     async def allocate(self, labels: Labels, node: str) -> Identity:

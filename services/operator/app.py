@@ -17,8 +17,10 @@ from contextlib import AsyncExitStack
 
 from prometheus_client import CollectorRegistry
 
+from services.client.connection import Target
+from services.client.identities import Identities
 from services.common.errors import CiliateError
-from services.common.kube import resources
+from services.common.kube import locate, resources
 from services.common.kube.client import KubeClient
 from services.common.log import get_logger
 from services.common.metrics import MetricsServer
@@ -61,7 +63,7 @@ async def _lead(config: Config, reader: KubeClient, writer: Writer, leader: Lead
     if config.install_definitions:
         await _install(state.installer)
     caches = Caches(reader)
-    table = _identity_table(config)
+    table = _identity_table(config, reader)
     found = chores(config, caches, writer, table)
     state.tidier = _tidier(config, caches, table, leader) if table else None
     wire(found)
@@ -79,9 +81,14 @@ async def _lead(config: Config, reader: KubeClient, writer: Writer, leader: Lead
         state.chores, state.caches, state.tidier = [], {}, None
 
 
-def _identity_table(config: Config) -> IdentityTable | None:
+def _identity_table(config: Config, reader: KubeClient) -> IdentityTable | None:
+    if not config.identity_target:
+        return None
     files = None if config.insecure else TlsFiles(config.tls_ca, config.tls_cert, config.tls_key)
-    return IdentityTable(config.identity_target, files) if config.identity_target else None
+    find = None
+    if config.identity_target.startswith(locate.SCHEME):
+        find = locate.Replicas(reader, config.identity_target)
+    return IdentityTable(Identities(Target(config.identity_target, files, find)))
 
 
 def _tidier(config: Config, caches: Caches, table: IdentityTable, leader: Leader) -> Tidier:

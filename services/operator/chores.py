@@ -137,7 +137,7 @@ def _endpoints(config: Config, caches: Caches, writer: Writer, table: IdentityTa
 
     def plan() -> list[Write]:
         by_name = {(pod["metadata"].get("namespace") or "", pod["metadata"]["name"]): pod for pod in pods.all()}
-        return endpoints.plan_endpoints(table.rows, table.identities, by_name, present.all())
+        return endpoints.plan_endpoints(table.rows, table.labels, by_name, present.all())
 
     return Chore("endpoints", [table, pods, present], writer, plan, settle=0.5, pace=config.endpoint_writes)
 

@@ -46,7 +46,9 @@ class Config(BaseConfig):
     etcd_addresses: list[str] = Field(
         default_factory=list, description="addresses of our own etcd's members, for its certificate; empty = none"
     )
-    identity_target: str = Field("", description="identity service: host:port or unix:///path; empty = none")
+    identity_target: str = Field(
+        "", description="identity service: host:port, unix:///path or k8s://namespace/service:port; empty = none"
+    )
     endpoint_objects: Literal["endpoints", "slices", "off"] = Field(
         "endpoints", description="what `kubectl get` shows of pods: an object each, a hundred in one, nothing"
     )

@@ -5,36 +5,35 @@ Nothing reads these objects back: they may be late, and a cluster that cannot af
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from services.common.kube.resources import CILIATE_ENDPOINT_SLICES, CILIATE_ENDPOINTS
-from services.operator.rows import Row
+from services.model.objects import IpEntry
 from services.operator.writes import Write
 
 PER_SLICE = 100
 NAMESPACE_LABEL = "ciliate.io/namespace"
 
 Document = Mapping[str, Any]
+LabelsOf = Callable[[int], Iterable[str]]
 Pods = Mapping[tuple[str, str], Document]
 
 
-def endpoints(rows: Mapping[str, Row]) -> dict[tuple[str, str], dict[str, Any]]:
+def endpoints(rows: Iterable[IpEntry]) -> dict[tuple[str, str], dict[str, Any]]:
     """(namespace, pod) -> what there is to say about it."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for prefix, row in sorted(rows.items()):
+    for row in sorted(rows, key=lambda each: (each.prefix.version, int(each.prefix.network_address))):
         if not row.pod:
             continue  # a node's own address
         entry = found.setdefault(
-            (row.namespace, row.pod), {"identity": {"id": row.identity}, "addresses": [], "node": row.node}
+            (row.namespace, row.pod), {"identity": {"id": int(row.identity)}, "addresses": [], "node": row.node}
         )
-        entry["addresses"].append(prefix.partition("/")[0])
+        entry["addresses"].append(str(row.prefix.network_address))
     return found
 
 
-def plan_endpoints(
-    rows: Mapping[str, Row], identities: Mapping[int, tuple[str, ...]], pods: Pods, present: Iterable[Document]
-) -> list[Write]:
+def plan_endpoints(rows: Iterable[IpEntry], labels: LabelsOf, pods: Pods, present: Iterable[Document]) -> list[Write]:
     """One object per pod. It belongs to the pod, so that it goes with it even while no operator runs."""
     wanted = endpoints(rows)
     writes: list[Write] = []
@@ -44,7 +43,7 @@ def plan_endpoints(
         if key not in wanted:
             writes.append(Write("delete", CILIATE_ENDPOINTS, key[1], key[0]))
             continue
-        body = _with_labels(wanted.pop(key), identities)
+        body = _with_labels(wanted.pop(key), labels)
         if any(document.get(name) != value for name, value in body.items()):
             writes.append(Write("patch", CILIATE_ENDPOINTS, key[1], key[0], body))
     for key, body in wanted.items():
@@ -54,16 +53,16 @@ def plan_endpoints(
         owner = {"apiVersion": "v1", "kind": "Pod", "name": key[1], "uid": pod["metadata"].get("uid", "")}
         metadata = {"name": key[1], "namespace": key[0], "ownerReferences": [owner]}
         document = {"apiVersion": CILIATE_ENDPOINTS.api_version, "kind": CILIATE_ENDPOINTS.kind, "metadata": metadata}
-        writes.append(Write("create", CILIATE_ENDPOINTS, key[1], key[0], document | _with_labels(body, identities)))
+        writes.append(Write("create", CILIATE_ENDPOINTS, key[1], key[0], document | _with_labels(body, labels)))
     return writes
 
 
-def _with_labels(body: Mapping[str, Any], identities: Mapping[int, tuple[str, ...]]) -> dict[str, Any]:
+def _with_labels(body: Mapping[str, Any], labels: LabelsOf) -> dict[str, Any]:
     number = body["identity"]["id"]
-    return {**body, "identity": {"id": number, "labels": sorted(identities.get(number, ()))}}
+    return {**body, "identity": {"id": number, "labels": sorted(labels(number))}}
 
 
-def plan_slices(rows: Mapping[str, Row], present: Iterable[Document]) -> list[Write]:
+def plan_slices(rows: Iterable[IpEntry], present: Iterable[Document]) -> list[Write]:
     """A hundred pods of one namespace per object. A pod stays in the slice that it is in; holes are filled first."""
     wanted = endpoints(rows)
     slices = {document["metadata"]["name"]: document for document in present}

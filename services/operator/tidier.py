@@ -56,7 +56,7 @@ class Tidier:
         if nodes is None or self._table.problem:
             return  # half of the picture is no picture
         gone = self._strange.due(strangers(self._table.rows, nodes), now)
-        suspects = sorted(self._unused.due(unused(self._table.identities, self._table.rows), now))[:MAX_SUSPECTS]
+        suspects = sorted(self._unused.due(unused(self._table.numbers, self._table.rows), now))[:MAX_SUSPECTS]
         references = {number: await self._references(number) for number in suspects}
         leaked_by, self.leaked = leaks(references, nodes)
         for number, node in set(self.leaked) - self._told:
@@ -64,15 +64,15 @@ class Tidier:
         self._told = set(self.leaked)
         for node in sorted(gone | leaked_by):
             self._gate.require()
-            await self._table.forget_node(node)
+            await self._table.service.forget_node(node)
             self.forgotten += 1
             log.info("node forgotten: it has no Node object", node=node)
         if suspects or gone:
             self._gate.require()
-            self.collected += await self._table.collect()
+            self.collected += await self._table.service.collect()
 
-    async def _references(self, number: int) -> list[str]:
+    async def _references(self, number: int) -> Collection[str]:
         try:
-            return await self._table.referenced_by(number)
+            return (await self._table.service.get(number)).nodes
         except NotFound:
-            return []  # collected meanwhile
+            return ()  # collected meanwhile

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
-from services.operator.rows import Row
+from services.model.objects import IpEntry
 
 K = TypeVar("K", bound=Hashable)
 
@@ -27,14 +27,14 @@ class Lasting(Generic[K]):
         return {key for key, since in self._since.items() if now - since >= self._seconds}
 
 
-def strangers(rows: Mapping[str, Row], nodes: Collection[str]) -> set[str]:
+def strangers(rows: Iterable[IpEntry], nodes: Collection[str]) -> set[str]:
     """Nodes that have rows and no Node object. None while there is no Node at all: then something else is wrong."""
-    return {row.node for row in rows.values() if row.node not in nodes} if nodes else set()
+    return {row.node for row in rows if row.node not in nodes} if nodes else set()
 
 
-def unused(identities: Iterable[int], rows: Mapping[str, Row]) -> set[int]:
+def unused(identities: Iterable[int], rows: Iterable[IpEntry]) -> set[int]:
     """Identities that no address has."""
-    return set(identities) - {row.identity for row in rows.values()}
+    return set(identities) - {row.identity for row in rows}
 
 
 def leaks(suspects: Mapping[int, Collection[str]], nodes: Collection[str]) -> tuple[set[str], list[tuple[int, str]]]:

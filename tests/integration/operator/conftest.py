@@ -48,7 +48,7 @@ class Cluster:
 
     def agent(self, node: str, ready: bool = True) -> None:
         """The agent's pod of a node."""
-        labels = {"app.kubernetes.io/name": "ciliate", "app.kubernetes.io/component": "agent"}
+        labels = {"app.kubernetes.io/name": "ciliate-agent"}
         self.put("/api/v1/pods", f"agent-{node}", "kube-system", metadata={"labels": labels}, spec={"nodeName": node})
         conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
         self.set(f"/api/v1/namespaces/kube-system/pods/agent-{node}", status={"conditions": conditions})

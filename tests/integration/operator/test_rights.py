@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from services.agent.certificate import Certificate
 from services.agent.sources.kubernetes import KubernetesSource, resources_for
-from services.agent.sources.locate import Replicas
 from services.agent.sources.node_ranges import NodeRanges
 from services.common.kube.client import KubeClient
+from services.common.kube.locate import Replicas
+from services.common.pb.identity.v1 import identity_pb2 as pb
 from services.common.retry import Backoff
 from services.model.objects import Synced
 from services.operator.definitions import REVISION, shipped
+from tests.integration.identity.conftest import Replica
 from tests.integration.operator.conftest import Cluster, Start, eventually
 from tests.integration.operator.test_certificates import ask_as, files_in, secret
 from tests.integration.operator.test_operator import DEFINITIONS, LB_POOLS, NODES, POOLS, TAINT, blocks, condition
@@ -57,16 +61,29 @@ def told(names: Iterable[tuple[str, str, str]]) -> list[str]:
     return sorted(" ".join(each) for each in names)
 
 
-async def test_the_operators_rights_are_what_its_chores_use(cluster: Cluster, start: Start) -> None:
+@pytest.mark.etcd
+async def test_the_operators_rights_are_what_its_chores_use(
+    cluster: Cluster, start: Start, replicas: Callable[..., Awaitable[Replica]]
+) -> None:
     refused = refuse_others(cluster, "operator")
     old = next(each for each in shipped() if each["spec"]["names"]["plural"] == "ciliatenodes")
     old["metadata"]["annotations"][REVISION] = "0"
     cluster.put(DEFINITIONS, old["metadata"]["name"], metadata=old["metadata"], spec=old["spec"])
     ask_as(cluster, "system:serviceaccount:kube-system:ciliate-agent", "a")
-    settings: dict[str, Any] = {"certificates": "authority", "cluster_pool_cidr": ["10.0.0.0/24"]}
+    identity = await replicas()
+    labels = {"kubernetes.io/service-name": "ciliate-identity"}
+    slices, endpoints = "/apis/discovery.k8s.io/v1/endpointslices", [{"addresses": ["127.0.0.1"]}]
+    cluster.put(slices, "s", "kube-system", metadata={"labels": labels}, addressType="IPv4", endpoints=endpoints)
+    target = f"k8s://kube-system/ciliate-identity:{identity.target.rpartition(':')[2]}"
+    settings: dict[str, Any] = {
+        "certificates": "authority",
+        "cluster_pool_cidr": ["10.0.0.0/24"],
+        "identity_target": target,
+    }
     first = await start("one", etcd_addresses=["10.0.0.1"], **settings)
     await eventually(lambda: len(cluster.all(DEFINITIONS)) == len(shipped()))
     await everything_else(cluster)
+    await pods_with_identities(cluster, identity)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     before = secret(cluster, "ciliate-etcd-tls")["data"]
@@ -113,6 +130,20 @@ async def everything_else(cluster: Cluster) -> None:
     await eventually(
         lambda: condition(cluster.get("/apis/certificates.k8s.io/v1/certificatesigningrequests/bad"), "Denied")
     )
+
+
+async def pods_with_identities(cluster: Cluster, identity: Replica) -> None:
+    """A pod's object comes, changes and goes."""
+    cluster.put("/api/v1/pods", "seen", "rich", spec={"nodeName": "a"})
+    path = "/apis/ciliate.io/v1/namespaces/rich/ciliateendpoints/seen"
+    await identity.stub.KeepAlive(pb.KeepAliveRequest(node="a"))
+    for app in ("one", "two"):
+        number = await identity.allocate([f"k8s:app={app}"], "a")
+        row = pb.Endpoint(prefix="10.0.0.9/32", identity=number, node="a", namespace="rich", pod="seen")
+        await identity.stub.RegisterEndpoint(pb.RegisterEndpointRequest(endpoint=row))
+        await eventually(lambda number=number: cluster.get(path)["identity"]["id"] == number)
+    await identity.stub.DeregisterEndpoint(pb.DeregisterEndpointRequest(prefix="10.0.0.9/32", node="a"))
+    await eventually(lambda: not cluster.all("/apis/ciliate.io/v1/ciliateendpoints"))
 
 
 async def watching(cluster: Cluster, follower: AsyncIterator[Any]) -> None:

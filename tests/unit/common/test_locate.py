@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from services.agent.sources.locate import Replicas, grpc_target, ready_addresses
 from services.common.errors import Invalid, Unavailable
+from services.common.kube.locate import Replicas, grpc_target, ready_addresses
 
 
 def piece(kind: str, *endpoints: tuple[str, bool | None]) -> dict[str, Any]:
