@@ -14,6 +14,7 @@ NODES = "/apis/ciliate.io/v1/ciliatenodes"
 POOLS = "/apis/ciliate.io/v1/ciliatepodippools"
 LB_POOLS = "/apis/cilium.io/v2/ciliumloadbalancerippools"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+KINDS = len(shipped())
 TAINT = {"key": "node.ciliate.io/agent-not-ready", "effect": "NoSchedule"}
 
 
@@ -30,7 +31,7 @@ async def test_definitions_are_installed_and_others_are_left_alone(cluster: Clus
     foreign["metadata"] = {"name": foreign["metadata"]["name"], "annotations": {"someone": "else"}}
     cluster.put(DEFINITIONS, foreign["metadata"]["name"], metadata=foreign["metadata"], spec=foreign["spec"])
     await start()
-    await eventually(lambda: len(cluster.all(DEFINITIONS)) == len(shipped()))
+    await eventually(lambda: len(cluster.all(DEFINITIONS)) == KINDS)
     kept = cluster.get(f"{DEFINITIONS}/ciliumnetworkpolicies.cilium.io")
     assert kept["metadata"]["annotations"] == {"someone": "else"}
 
@@ -54,7 +55,7 @@ async def test_an_older_definition_of_ours_is_upgraded_a_newer_one_is_not(cluste
     await eventually(upgraded)
     versions = cluster.get(f"{DEFINITIONS}/ciliatenodes.ciliate.io")["spec"]["versions"]
     assert [each["name"] for each in versions] == ["v1", "v0"], "a version that objects are kept in stays"
-    await eventually(lambda: len(cluster.all(DEFINITIONS)) == len(shipped()))
+    await eventually(lambda: len(cluster.all(DEFINITIONS)) == KINDS)
     untouched = cluster.get(f"{DEFINITIONS}/ciliatepodippools.ciliate.io")
     assert untouched["metadata"]["annotations"][REVISION] == "99"
 
@@ -76,7 +77,7 @@ async def test_every_node_gets_blocks_of_both_families_and_they_go_with_it(clust
 
 async def test_an_exhausted_pool_is_told_and_healed_by_a_range(cluster: Cluster, start: Start) -> None:
     await start()
-    await eventually(lambda: len(cluster.all(DEFINITIONS)) == len(shipped()))
+    await eventually(lambda: len(cluster.all(DEFINITIONS)) == KINDS)
     pool = {"ipv4": {"cidrs": ["10.9.0.0/24"], "maskSize": 24}}
     cluster.put(POOLS, "default", spec=pool)
     await eventually(lambda: condition(cluster.get(f"{POOLS}/default"), "Valid")["status"] == "True")
@@ -96,7 +97,7 @@ async def test_an_exhausted_pool_is_told_and_healed_by_a_range(cluster: Cluster,
 
 async def test_pods_that_name_a_pool_bring_their_node_blocks_of_it(cluster: Cluster, start: Start) -> None:
     await start()
-    await eventually(lambda: len(cluster.all(DEFINITIONS)) == len(shipped()))
+    await eventually(lambda: len(cluster.all(DEFINITIONS)) == KINDS)
     cluster.put(POOLS, "gold", spec={"ipv4": {"cidrs": ["10.50.0.0/24"], "maskSize": 28}})
     cluster.node("a")
     cluster.put("/api/v1/namespaces", "rich", metadata={"annotations": {"ipam.ciliate.io/pool": "gold"}})
@@ -123,7 +124,7 @@ async def test_ranges_out_of_nodes_are_looked_at(cluster: Cluster, start: Start)
 
 async def test_a_service_gets_an_address_and_gives_it_back(cluster: Cluster, start: Start) -> None:
     await start()
-    await eventually(lambda: len(cluster.all(DEFINITIONS)) == len(shipped()))
+    await eventually(lambda: len(cluster.all(DEFINITIONS)) == KINDS)
     spec = {"type": "LoadBalancer", "ipFamilies": ["IPv4"], "ports": [{"port": 80}]}
     cluster.put("/api/v1/services", "web", "default", spec=spec)
     cluster.put(
@@ -222,7 +223,7 @@ async def test_what_may_not_be_written_is_tried_again_and_the_rest_goes_on(clust
 
 async def test_absurd_objects_harm_nobody_else(cluster: Cluster, start: Start) -> None:
     await start(install_definitions=True)
-    await eventually(lambda: len(cluster.all(DEFINITIONS)) == len(shipped()))
+    await eventually(lambda: len(cluster.all(DEFINITIONS)) == KINDS)
     cluster.store.schemas.clear()  # a definition that somebody loosened
     cluster.put(POOLS, "odd", spec={"ipv4": {"cidrs": ["nonsense"], "maskSize": "24"}})
     cluster.put(LB_POOLS, "odd", spec={"blocks": [{"start": "z"}], "serviceSelector": {"matchExpressions": [{}]}})

@@ -22,7 +22,16 @@ from services.operator.definitions import REVISION, shipped
 from tests.integration.identity.conftest import Replica
 from tests.integration.operator.conftest import Cluster, Start, eventually
 from tests.integration.operator.test_certificates import ask_as, files_in, secret
-from tests.integration.operator.test_operator import DEFINITIONS, LB_POOLS, NODES, POOLS, TAINT, blocks, condition
+from tests.integration.operator.test_operator import (
+    DEFINITIONS,
+    KINDS,
+    LB_POOLS,
+    NODES,
+    POOLS,
+    TAINT,
+    blocks,
+    condition,
+)
 from tests.unit.deploy.chart import MEMBERS, rendered
 
 REQUESTS = "certificatesigningrequests"
@@ -81,7 +90,7 @@ async def test_the_operators_rights_are_what_its_chores_use(
         "identity_target": target,
     }
     first = await start("one", etcd_addresses=["10.0.0.1"], **settings)
-    await eventually(lambda: len(cluster.all(DEFINITIONS)) == len(shipped()))
+    await eventually(lambda: len(cluster.all(DEFINITIONS)) == KINDS)
     await everything_else(cluster)
     await pods_with_identities(cluster, identity)
     first.cancel()
