@@ -8,6 +8,7 @@ enum endpoint_flags {
 	ENDPOINT_F_REFINE_INGRESS = 2, /* rules tell pods of one identity apart: see lib/refined.h */
 	ENDPOINT_F_REFINE_EGRESS = 4,
 	ENDPOINT_F_INGRESS_RATE = 32, /* packets for it queue on the node's side of its interface */
+	ENDPOINT_F_VISIBLE = 64, /* requests on some of its ports are told: see http_visibility */
 	ENDPOINT_F_FQDN = 8, /* has toFQDNs rules: see lib/fqdn.h */
 };
 

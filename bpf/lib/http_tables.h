@@ -40,7 +40,17 @@ struct http_table {
 	char next[2 * HTTP_STATES * HTTP_COLUMNS] __attribute__((aligned(8)));
 };
 
-HASH_MAP(http_visible, u32, u32, 256); /* port in network order -> 1 */
+/* A pod's port, in network order. */
+struct http_visible_key {
+	u32 endpoint;
+	u16 port;
+	u8 direction; /* enum direction */
+	u8 pad;
+};
+_Static_assert(sizeof(struct http_visible_key) == 8, "http_visible_key");
+
+HASH_MAP(http_visible, u32, u32, 256); /* port of all pods in network order -> 1 */
+HASH_MAP(http_visible_pods, struct http_visible_key, u32, 8192);
 ARRAY_MAP(http_config, struct http_config, 1);
 ARRAY_MAP(http_tables, struct http_table, 2);
 

@@ -75,13 +75,17 @@ INLINE struct decision decide_strictly(const struct pkt_ctx *ctx, const struct e
 	return d;
 }
 
-/* Requests to some ports are told without any policy. */
-INLINE u32 http_visibility(u16 port)
+/* Requests to some ports are told without any policy: of all pods that receive them, or of single pods. */
+INLINE u32 http_visibility(const struct endpoint_info *ep, u8 direction, u16 port)
 {
 	struct datapath_config *cfg = datapath_config();
+	struct http_visible_key own = { .endpoint = ep->id, .port = port, .direction = direction };
 	u32 key = port;
 
-	return cfg && (cfg->flags & CONFIG_F_HTTP_VISIBLE) && http_visible.lookup(&key) ? HTTP_VISIBLE : 0;
+	if (unlikely(ep->flags & ENDPOINT_F_VISIBLE) && http_visible_pods.lookup(&own))
+		return HTTP_VISIBLE;
+	return direction == DIR_INGRESS && cfg && (cfg->flags & CONFIG_F_HTTP_VISIBLE) && http_visible.lookup(&key) ?
+		       HTTP_VISIBLE : 0;
 }
 
 /* The same, but an endpoint that is only audited is refused nothing. */
@@ -89,8 +93,8 @@ INLINE struct decision decide(const struct pkt_ctx *ctx, const struct endpoint_i
 {
 	struct decision d = decide_strictly(ctx, ep, direction, peer);
 
-	if (direction == DIR_INGRESS && ctx->protocol == PROTO_TCP && !d.drop_reason && !d.l7_ruleset)
-		d.l7_ruleset = http_visibility(ctx->dport);
+	if (ctx->protocol == PROTO_TCP && !d.drop_reason && !d.l7_ruleset)
+		d.l7_ruleset = http_visibility(ep, direction, ctx->dport);
 	if (unlikely(d.drop_reason && (ep->flags & ENDPOINT_F_AUDIT))) {
 		d.audited = d.drop_reason;
 		d.drop_reason = 0;

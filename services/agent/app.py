@@ -158,7 +158,7 @@ async def run(config: Config) -> None:
         stack.callback(pipeline.close)
         state = AgentState(config.node_name, config.cluster_name, services.__version__)
         cni = _cni_server(config, state, ends)
-        describe(state, sources, driver, sink, ends.registrar, cni, [http, names], registry)
+        describe(state, sources, driver, sink, ends.registrar, cni, [http, names, engine.visibility], registry)
         state.checks += [relay_check(pipeline), kernel.devices.check, *routes.checks(engine)]
         keeper = _exports(config, pipeline, state, registry)
         sweeper = _watch_sockets(kernel, knowledge, state)

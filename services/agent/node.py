@@ -43,6 +43,7 @@ MAPS = (
     "http_tables",
     "http_config",
     "http_visible",
+    "http_visible_pods",
     "name_events",
     "sock_events",
     "names_config",

@@ -9,9 +9,12 @@ import pytest
 from scapy.all import TCP
 
 from services.agent.abi.config import ConfigFlags
+from services.agent.abi.endpoints import EndpointFlags
 from services.agent.abi.events import HttpSubtype
+from services.agent.abi.http import HttpVisibleKey
 from services.agent.abi.layout import be16
 from services.agent.http_policy import HttpPolicy
+from services.model.verdict import Direction
 from tests.datapath.http_model import Rule
 from tests.datapath.http_node import Connection, HttpNode, serving
 from tests.datapath.node import u32
@@ -60,6 +63,28 @@ def test_requests_are_told_with_their_responses(node: HttpNode, v6: bool) -> Non
     assert connection.send(len(NO), b"POST /a HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", ack=1 + len(RESPONSE)).passed
     connection.from_server("RA", seq=connection.server_isn + 1, ack=connection.seq(0))
     assert told(node) == [(b"/a", 0, 0)]
+
+
+@pytest.mark.parametrize("direction", [Direction.INGRESS, Direction.EGRESS])
+def test_ports_of_single_pods(node: HttpNode, direction: Direction) -> None:
+    node.settings()
+    pod, other = (node.server, node.client) if direction == Direction.INGRESS else (node.client, node.server)
+    for port, who in ((80, pod), (81, other)):
+        key = HttpVisibleKey(endpoint=who.id, port=be16(port), direction=direction)
+        node.map("http_visible_pods").update(key.pack(), u32(1))
+        who.flags = EndpointFlags.VISIBLE
+        node.change_policy(who)
+    connection = Connection(node).open()
+    assert connection.send(0, NO).passed
+    answer(connection, len(NO))
+    events = node.http_events()
+    assert [(bytes(e["path"]), int(e["status"]), int(e["direction"])) for e in events] == [(b"/no", 200, direction)]
+    pod.flags = 0
+    node.change_policy(pod)
+    connection = Connection(node).open()
+    assert connection.send(0, NO).passed
+    answer(connection, len(NO))
+    assert told(node) == []
 
 
 def test_other_ports_and_no_flag_tell_nothing(node: HttpNode) -> None:

@@ -30,6 +30,8 @@ class EndpointFlags(IntFlag):
     """Packets for it queue on the node's side of its interface."""
     FQDN = 8
     """Has toFQDNs rules: destinations in the outside world are looked up by name (`abi.names`)."""
+    VISIBLE = 64
+    """Requests on some of its ports are told without any policy (map `http_visible_pods`)."""
 
 
 class EndpointInfo(Struct):

@@ -139,6 +139,17 @@ class HttpBegun(IntFlag):
     """... and to something else."""
 
 
+class HttpVisibleKey(Struct):
+    """`struct http_visible_key`, 8 bytes: a pod's port; `port` in network order, `direction` as policy has it."""
+
+    _fields_ = [
+        ("endpoint", ctypes.c_uint32),
+        ("port", ctypes.c_uint16),
+        ("direction", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
+    ]
+
+
 class HttpConfig(Struct):
     """`struct http_config`, 24 bytes. `grammar` 0 or another than a connection began with: it is not understood."""
 

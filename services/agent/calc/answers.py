@@ -17,6 +17,7 @@ from services.agent.calc.policies import Policies, PolicyStatus
 from services.agent.calc.policy_maps import PolicyMaps
 from services.agent.calc.requests import meets
 from services.agent.calc.services import Frontend, Services
+from services.agent.calc.visibility import Visibility
 from services.model.addresses import IPAddress, IPNetwork
 from services.model.identity import Reserved, is_cluster
 from services.model.labels import Labels
@@ -252,6 +253,11 @@ class Answers:
     def audits(self, endpoint: LocalEndpoint | None) -> bool:
         """Whether an endpoint, or without one the node, is only audited."""
         return self._tables.audit.everywhere if endpoint is None else self._tables.audit.covers(endpoint)
+
+    @property
+    def visibility(self) -> Visibility:
+        """What pods' annotations ask to be told."""
+        return self._tables.visibility
 
     @property
     def audit(self) -> Audit:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from services.agent.abi.endpoints import HOST_ENDPOINT, EndpointFlags, EndpointInfo
 from services.agent.calc.maps import Change, MapName, Put, u32
 from services.agent.calc.table import Table
+from services.agent.calc.visibility import Visibility
 from services.model.addresses import to_bytes
 from services.model.bandwidth import Limits, read_limits
 from services.model.identity import Reserved
@@ -31,13 +32,16 @@ class Audit:
 
 
 class EndpointTables:
-    """Keeps the `endpoints`, `endpoint_addrs`, `endpoint_ifs` and `bandwidth` maps' desired content."""
+    """Keeps the desired content of the maps `endpoints`, `endpoint_addrs`, `endpoint_ifs`, `bandwidth` and
+    `http_visible_pods`."""
 
     def __init__(self, audit: Audit) -> None:
         self.audit = audit
+        self.visibility = Visibility()
         self.tables: dict[MapName, Table] = {
             name: Table(name) for name in ("endpoints", "endpoint_addrs", "endpoint_ifs", "bandwidth")
         }
+        self.tables["http_visible_pods"] = self.visibility.table
         self._known: dict[int, LocalEndpoint] = {}
         self._limits: dict[tuple[str, str], Limits] = {}
 
@@ -51,7 +55,8 @@ class EndpointTables:
         return [Put("endpoints", u32(number), info.pack())]
 
     def set_pod(self, name: tuple[str, str], pod: Pod | None) -> None:
-        """A pod came, changed or went: what its annotations limit. `set_endpoint` makes it count."""
+        """A pod came, changed or went: what its annotations limit and ask for. `set_endpoint` makes it count."""
+        self.visibility.set_pod(name, pod)
         limits = read_limits(pod.annotations)[0] if pod is not None else Limits()
         if limits != Limits():
             self._limits[name] = limits
@@ -88,6 +93,8 @@ class EndpointTables:
                 for key in keys:
                     if table.desired.get(key) == u32(number):
                         table.remove(key)
+        if self.visibility.set_endpoint(number, endpoint):
+            flags |= EndpointFlags.VISIBLE
         if endpoint is None:
             info.remove(u32(number))
             self.tables["bandwidth"].remove(u32(number))

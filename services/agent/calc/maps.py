@@ -32,6 +32,7 @@ MapName = Literal[
     "revnat",
     "egress_gateway",
     "bandwidth",
+    "http_visible_pods",
 ]
 MAP_NAMES: tuple[MapName, ...] = get_args(MapName)
 

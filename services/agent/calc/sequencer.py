@@ -97,7 +97,8 @@ def sequence(
     ordered += parts[1]
     ordered += looking
     ordered += _removed(policy.removals)
-    ordered += local["bandwidth"][0] + local["bandwidth"][1]
+    for name in ("bandwidth", "http_visible_pods"):
+        ordered += local[name][0] + local[name][1]
     ordered += local["endpoints"][0] + local["endpoint_addrs"][0] + local["endpoint_ifs"][0]
     ordered += egress[0] + egress[1]
     for name in reversed(SERVICE_MAPS):

@@ -21,6 +21,7 @@ RESYNC_ORDER: tuple[MapName, ...] = (
     "endpoint_ifs",
     "egress_gateway",
     "bandwidth",
+    "http_visible_pods",
 )
 """What others refer to comes first (see calc.sequencer)."""
 
