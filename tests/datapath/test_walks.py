@@ -270,10 +270,10 @@ def test_pods_may_not_speak_vxlan_to_nodes(node: Node, pods: Pods) -> None:
 
 
 def test_l7_needs_its_program(node: Node, pods: Pods) -> None:
-    """An egress L7 rule, or one on UDP, can be enforced by nobody: closed."""
+    """HTTP rules on UDP can be enforced by nobody: closed."""
     frontend, webapp, _ = pods
-    node.rule(frontend, EGRESS, WEBAPP, 6, 80, l7=3, rule_id=4)
-    assert send(node, frontend, webapp.ipv4, tcp(1, 80)).verdict == TC_ACT_SHOT
+    node.rule(frontend, EGRESS, WEBAPP, 17, 80, l7=3, rule_id=4)
+    assert send(node, frontend, webapp.ipv4, udp(1, 80)).verdict == TC_ACT_SHOT
     assert seen(node) == [(EventType.DROP, 1, 4, DropReason.HTTP_NO_STATE)]
 
 
