@@ -16,6 +16,7 @@ from services.operator.config import Config as OperatorConfig
 from services.relay.config import Config as RelayConfig
 from tests.unit.deploy.chart import CHART, MEMBERS, NAMESPACE, Document, helm, one, pods, refused, rendered
 
+MANIFESTS = CHART.parents[1] / "manifests"
 VALUES: dict[str, tuple[str, ...]] = {
     "defaults": (MEMBERS,),
     "etcd of one's own": ("etcd.enabled=false", "etcd.endpoints={a:2379,b:2379}", "etcd.tlsSecret=etcd"),
@@ -210,3 +211,9 @@ def test_versions_are_the_projects() -> None:
     assert chart["version"] == chart["appVersion"] == services.__version__
     images = {container["image"] for spec in pods(rendered(MEMBERS)).values() for container in spec["containers"]}
     assert all(image.endswith(f":{services.__version__}") for image in images)
+
+
+def test_raw_manifests_are_the_charts() -> None:
+    made = helm("template", "ciliate", str(CHART), "-n", NAMESPACE, "-f", str(MANIFESTS / "values.yaml"))
+    assert made.returncode == 0, made.stderr
+    assert (MANIFESTS / "ciliate.yaml").read_text() == made.stdout, "run ./dev manifests"
