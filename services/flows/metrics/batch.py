@@ -44,7 +44,8 @@ def _dns_text(entry: L7Record) -> str:
     """rcode, type, addresses returned, types in the answer, name: apart by spaces, which none of them has."""
     if not isinstance(entry, NameRecord):
         return ""
-    types = "+".join(sorted({"AAAA" if ":" in address else "A" for address in entry.addresses}))
+    found = {"AAAA" if ":" in address else "A" for address in entry.addresses}
+    types = "+".join(sorted(found | ({"CNAME"} if entry.aliases else set())))
     return f"{entry.rcode} {record_type(entry.qtype)} {entry.answers} {types or '-'} {entry.query}"
 
 

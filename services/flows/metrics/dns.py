@@ -39,7 +39,7 @@ def _messages(batch: Batch, rows: Array, options: Mapping[str, str], code: Calla
 def types(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
     """Answers by the types of records in them."""
     answers = _without_aaaa(batch, np.flatnonzero(batch["kind"] == Kind.DNS_ANSWER), options)
-    for wanted in ("A", "AAAA"):
+    for wanted in ("A", "AAAA", "CNAME"):
         known = {n: wanted in _parts(batch, n)[3].split("+") for n in np.unique(batch.dns[answers]).tolist()}
         rows = answers[[known[number] for number in batch.dns[answers].tolist()]] if len(answers) else answers
 
