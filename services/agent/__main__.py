@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import sys
 
@@ -17,9 +18,18 @@ from services.common.config import load
 from services.common.errors import CiliateError
 from services.common.runner import run
 
+COMMANDS = {
+    "preflight": "services.agent.preflight.__main__",
+    "cleanup": "services.agent.cleanup",
+    "check-config": "services.agent.check_config",
+}
+"""What the program does instead of running: `ciliate-agent cleanup`. Each has a `main(arguments)`."""
+
 
 def main() -> int:
     """Run until told to stop; returns the exit code."""
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        return int(importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:]))
     try:
         config = load(Config, sys.argv[1:], process="ciliate-agent")
     except CiliateError as error:

@@ -75,6 +75,7 @@ from services.agent.sources.base import Mailbox, pump
 from services.agent.sources.identities import IdentityClient
 from services.agent.sources.kubernetes_status import StatusWriter
 from services.agent.trust import establish
+from services.common.config import settings
 from services.common.log import get_logger
 from services.common.metrics import MetricsServer
 from services.common.pb.agent.v1 import agent_pb2_grpc
@@ -385,7 +386,9 @@ async def _listen(
     hubble: HubbleApi,
 ) -> None:
     """The sockets: introspection with certificates; flows plain on one that only root may open, as `hubble` expects."""
-    service = AgentService(state, knowledge, kernel.maps, [str(network) for network in config.pod_ranges])
+    service = AgentService(
+        state, knowledge, kernel.maps, [str(network) for network in config.pod_ranges], settings(config)
+    )
     credentials = server_credentials(files) if files else None
 
     def introspection(server: grpc.aio.Server) -> None:

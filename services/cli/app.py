@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from services import __version__
-from services.cli import bpf, egress, fqdn, history, inspection, observe, policy, preflight, sandbox, service, status
+from services.cli import (
+    bpf,
+    config,
+    egress,
+    fqdn,
+    history,
+    inspection,
+    install,
+    observe,
+    policy,
+    preflight,
+    sandbox,
+    service,
+    status,
+)
 from services.cli import identity as identity_commands
 from services.cli.connect import Settings
 from services.cli.connectivity import app as connectivity
@@ -67,4 +81,8 @@ app.add_typer(fqdn.app, name="fqdn")
 app.add_typer(bpf.app, name="bpf")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(connectivity.app, name="connectivity")
+app.add_typer(config.app, name="config")
+app.command("install")(install.install)
+app.command("upgrade")(install.upgrade)
+app.command("uninstall")(install.uninstall)
 app.command("sysdump")(sysdump.sysdump)

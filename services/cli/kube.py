@@ -106,6 +106,12 @@ class Kubernetes:
         query = [("fieldManager", FIELD_MANAGER), ("force", "true"), *([("dryRun", "All")] if dry_run else [])]
         return await self._call("PATCH", path, document, query, "application/apply-patch+yaml")
 
+    async def replace(self, document: Document, *, dry_run: bool = False) -> dict[str, Any]:
+        """Put an object in place of the version that it was read as; `Conflict` where there is a newer one."""
+        metadata = document["metadata"]
+        path = path_of(document["kind"], metadata.get("namespace", ""), metadata["name"])
+        return await self._call("PUT", path, document, [("dryRun", "All")] if dry_run else [])
+
     async def delete(self, kind: str, namespace: str, name: str) -> None:
         """Remove an object at once; one that is not there is a success."""
         query = [("gracePeriodSeconds", "0"), ("propagationPolicy", "Background")]

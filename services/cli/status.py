@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -101,6 +102,13 @@ def _policy(item: Item) -> str:
     return ", ".join(parts)
 
 
+def _now(context: typer.Context, node: str) -> dict[str, Any]:
+    return connect.run(collect(connect.find(context.obj), node))
+
+
+WAIT_STEP = 0.5
+"""Seconds between looks."""
+
 NODE_COLUMNS: tuple[Column, ...] = (
     ("node", "node"),
     ("state", _health),
@@ -140,9 +148,29 @@ def text(found: Item) -> str:
     return "\n".join(lines)
 
 
-def status(context: typer.Context, node: NodeOption = "", output: OutputOption = Output.TABLE) -> None:
+async def until_ok(settings: connect.Settings, node: str, seconds: float) -> dict[str, Any]:
+    """The state as soon as everything works, or as it is after `seconds`; servers may be nowhere to be found yet."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            found = await collect(connect.find(settings), node)
+            if found["ok"] or time.monotonic() > deadline:
+                return found
+        except CiliateError:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(WAIT_STEP)
+
+
+def status(
+    context: typer.Context,
+    node: NodeOption = "",
+    wait: Annotated[bool, typer.Option("--wait", help="until everything works")] = False,
+    wait_duration: Annotated[float, typer.Option(help="seconds to wait at most", min=0.0)] = 300.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
     """Show whether the identity service, the relay and the agents work. Exit status 1 where one does not."""
-    found = connect.run(collect(connect.find(context.obj), node))
+    found = connect.run(until_ok(context.obj, node, wait_duration)) if wait else _now(context, node)
     say(as_json(found) if output is Output.JSON else as_yaml(found) if output is Output.YAML else text(found))
     if not found["ok"]:
         raise typer.Exit(1)

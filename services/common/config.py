@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import enum
+import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -34,6 +37,9 @@ class BaseConfig(BaseModel):
     tls_key: str = Field("", description="file with the certificate's private key (PEM)")
     insecure: bool = Field(False, description="speak plaintext instead of mutual TLS; for tests only")
 
+    _origins: dict[str, str] = pydantic.PrivateAttr(default_factory=dict)
+    """Name -> where its value came from; the rest are defaults."""
+
     @pydantic.model_validator(mode="after")
     def _tls_or_insecure(self) -> BaseConfig:
         files = (self.tls_ca, self.tls_cert, self.tls_key)
@@ -45,6 +51,40 @@ class BaseConfig(BaseModel):
 
 
 C = TypeVar("C", bound=BaseConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One effective value as YAML text. `origin`: "file PATH", "environment NAME", "flag --NAME" or "default"."""
+
+    name: str
+    value: str
+    origin: str
+    default: str
+    description: str
+
+
+def settings(config: BaseConfig) -> list[Setting]:
+    """Everything that a process was told, and what it was not told."""
+    values = config.model_dump(mode="json")
+    return [
+        Setting(
+            name,
+            _as_text(values[name]),
+            config._origins.get(name, "default"),
+            _as_text(_plain(field.get_default(call_default_factory=True))),
+            field.description or "",
+        )
+        for name, field in type(config).model_fields.items()
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def load(
@@ -70,9 +110,28 @@ def load(
         | {name: f"from --{name.replace('_', '-')}" for name in flags}
     )
     try:
-        return config_class(**(from_file | from_environment | flags))
+        found = config_class(**(from_file | from_environment | flags))
     except pydantic.ValidationError as error:
         raise Invalid("\n".join(_describe(problem, origin) for problem in error.errors())) from error
+    found._origins.update(
+        dict.fromkeys(from_file, f"file {path}")
+        | {name: f"environment {prefix}{name.upper()}" for name in from_environment}
+        | {name: f"flag --{name.replace('_', '-')}" for name in flags}
+    )
+    return found
+
+
+def check(config_class: type[C], text: str, origin: str, assumed: Mapping[str, Any]) -> C:
+    """The configuration that a file's text makes, with values of `assumed` for what it leaves to flags or environment.
+
+    Raises `Invalid` as `load` does.
+    """
+    from_file = _parse_file(config_class, text, origin)
+    try:
+        return config_class(**({**assumed} | from_file))
+    except pydantic.ValidationError as error:
+        where = dict.fromkeys(from_file, f"in {origin}")
+        raise Invalid("\n".join(_describe(problem, where) for problem in error.errors())) from error
 
 
 def _describe(problem: Any, origin: Mapping[str, str]) -> str:
@@ -111,10 +170,18 @@ def _flag_shape(annotation: Any) -> dict[str, Any]:
 
 def _read_file(config_class: type[BaseConfig], path: str) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise Invalid(f"configuration: cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise Invalid(f"configuration: {path} is not YAML: {error}") from error
+    return _parse_file(config_class, text, path)
+
+
+def _parse_file(config_class: type[BaseConfig], text: str, path: str) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
         raise Invalid(f"configuration: {path} is not YAML: {error}") from error
     if document is None:
         return {}

@@ -81,3 +81,21 @@ def test_sysdump(sandbox: None, tmp_path: Path) -> None:
     assert "bystander" in texts["objects.jsonl"]
     leaks = [name for name, text in texts.items() if SECRET in text or "PRIVATE KEY" in text]
     assert leaks == []
+
+
+def test_configuration_and_status(sandbox: None) -> None:
+    assert "ready" in ciliate("status", "--wait", "--wait-duration", "20").stdout
+    found = json.loads(ciliate("config", "view", "--node", "node1", "-o", "json").stdout)
+    by_name = {each["name"]: each for each in found}
+    assert by_name["node_name"]["value"] == "node1"
+    assert by_name["node_name"]["origin"].startswith("file /")
+    assert by_name["policy_max"] | {"description": ""} == {
+        "node": "node1",
+        "name": "policy_max",
+        "value": "262144",
+        "default": "262144",
+        "origin": "default",
+        "description": "",
+    }
+    wrong = ciliate("config", "view", "node_nam", check=False)
+    assert (wrong.returncode, "did you mean node_name?" in wrong.stderr) == (1, True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from services.agent.abi.endpoints import HOST_ENDPOINT
@@ -16,6 +17,7 @@ from services.agent.server.knowledge import Knowledge
 from services.agent.server.names import names_view
 from services.agent.server.service_view import service_view
 from services.agent.server.state import AgentState, process_age, resident_bytes
+from services.common.config import Setting
 from services.common.errors import Invalid, Unavailable
 from services.common.pb.agent.v1 import agent_pb2 as pb
 from services.common.pb.agent.v1 import agent_pb2_grpc
@@ -42,9 +44,15 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     """`maps` are the pinned maps by name."""
 
     def __init__(
-        self, state: AgentState, knowledge: Knowledge, maps: Mapping[str, PinnedMap], pod_ranges: list[str]
+        self,
+        state: AgentState,
+        knowledge: Knowledge,
+        maps: Mapping[str, PinnedMap],
+        pod_ranges: list[str],
+        settings: Sequence[Setting] = (),
     ) -> None:
         self._state, self._knowledge, self._maps, self._pod_ranges = state, knowledge, maps, pod_ranges
+        self._settings = settings
         self._simulating = asyncio.Semaphore(1)
 
     async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:  # noqa: N802
@@ -94,6 +102,11 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             pb.MapUsage(name=name, entries=entries.get(name, 0), max_entries=self._maps[name].max_entries)
             for name in _COUNTED
         ]
+
+    async def GetConfiguration(  # noqa: N802
+        self, request: pb.GetConfigurationRequest, context: Any
+    ) -> pb.GetConfigurationResponse:
+        return pb.GetConfigurationResponse(values=[pb.ConfigurationValue(**asdict(each)) for each in self._settings])
 
     async def ListEndpoints(self, request: pb.ListEndpointsRequest, context: Any) -> pb.ListEndpointsResponse:  # noqa: N802
         found = [self._endpoint(record) for _, record in sorted(self._knowledge.manager.endpoints.items())]
