@@ -84,6 +84,7 @@ from services.common.tls import TlsFiles, server_credentials
 from services.flows.agent_events import AgentEvents
 from services.flows.entries import NodeRef
 from services.flows.export.keeper import Keeper
+from services.flows.metrics.config import parse as metric_groups
 from services.flows.observer import HEALTH_NAME
 from services.model.identity import Identity, Reserved
 from services.model.label_filter import LabelFilter
@@ -362,6 +363,8 @@ def _pipeline(
             relay_target=config.relay_target,
             tls=files,
             aggregation=config.flow_aggregation,
+            metrics=metric_groups(config.hubble_metrics),
+            metrics_series=config.hubble_metrics_series,
             observer_address=config.hubble_address,
         ),
         knowledge,

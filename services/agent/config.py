@@ -168,6 +168,13 @@ class Config(ExportOptions):
         description="flows of a connection: packets = one per packet, connections = its opening, counters and end, "
         "summaries = its end alone; drops, refusals and requests are always told",
     )
+    hubble_metrics: list[str] = Field(
+        [],
+        description="metric groups of this node's flows, as the relay's setting; none where the relay counts",
+    )
+    hubble_metrics_series: int = Field(
+        10_000, ge=16, description="series per metric; more are counted under `other` and told"
+    )
     flow_interval: float = Field(10.0, description="seconds between records of a live connection", ge=0.1)
 
     @pydantic.field_validator("http_visibility_ports")

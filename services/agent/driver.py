@@ -9,6 +9,7 @@ the difference is written, so that connections never notice. Until every source 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from services.agent.calc.engine import Engine
@@ -19,12 +20,16 @@ from services.agent.realised import Realised
 from services.agent.sources.base import Mailbox
 from services.common.errors import Exhausted
 from services.common.log import get_logger
-from services.model.objects import Update
+from services.model.objects import PolicyObject, Update, Upserted
 
 RETRY_SECONDS = 1.0
 _ENDPOINT_MAPS: tuple[MapName, ...] = ("endpoints", "endpoint_addrs", "endpoint_ifs")
 
 Observer = Callable[[Update], object]
+
+
+def _is_policy(update: Update) -> bool:
+    return isinstance(update, Upserted) and isinstance(update.object, PolicyObject)
 
 
 class Driver:
@@ -44,6 +49,8 @@ class Driver:
         self.observers: Sequence[Observer] = ()
         self.on_applied: Callable[[], None] = lambda: None
         self.on_sync: Callable[[], Awaitable[None]] | None = None
+        self.on_policies: Callable[[int, float], None] = lambda policies, seconds: None
+        """Hears how many changed policies are in force, and how long ago the first of them came."""
         self.realised = Realised(sink)
         self.batches = 0
         self.changes = 0
@@ -65,6 +72,7 @@ class Driver:
         """Compute and write, for ever."""
         while True:
             batch = await self._mailbox.take()
+            since, policies = self._mailbox.waited_since, sum(map(_is_policy, batch))
             waiting, self._waiting = self._waiting, []
             for update in batch:
                 self._apply(update)
@@ -72,6 +80,8 @@ class Driver:
                 self._waiting = waiting + self._waiting
                 continue
             await self._write()
+            if policies:
+                self.on_policies(policies, time.monotonic() - since)
             self.batches += 1
             self.on_applied()
             self._release(waiting)

@@ -26,7 +26,7 @@ from services.common.log import get_logger
 from services.common.pb.agent.v1 import agent_pb2, agent_pb2_grpc
 from services.common.retry import Backoff
 from services.common.tls import TlsFiles, channel
-from services.sandbox import netns, state
+from services.sandbox import netns, scrape, state
 from services.sandbox.cgroups import Cgroups
 from services.sandbox.processes import Child, Processes
 
@@ -65,6 +65,9 @@ class Cluster:
         self._log = get_logger("cluster")
         self._client: TlsFiles | None = None
         self._parts: list[_Part] = []
+        self._metrics: dict[str, str] = {}
+        """Process -> host:port of its figures."""
+        self._forwarders: list[scrape.Forwarder] = []
         self.relay_tcp, self.web = "", ""
 
     @property
@@ -98,6 +101,7 @@ class Cluster:
             identity=self.identity_target,
             relay=self.relay_target,
             history=str(self._paths.flows),
+            prometheus=str(self._paths.prometheus),
             tls_ca=self.client.ca,
             tls_cert=self.client.cert,
             tls_key=self.client.key,
@@ -120,6 +124,7 @@ class Cluster:
         """
         await asyncio.to_thread(self._make_certificates)
         self.relay_tcp, self.web = relay_tcp, web
+        await self._open_metrics()
         progress("etcd, identity service, relay")
         await self._etcd.start()
         self._processes.record(self._etcd.pid, "etcd")
@@ -128,6 +133,18 @@ class Cluster:
         for part in self._parts:
             await self._launch(part)
         await asyncio.gather(*(self._wait_ready(part) for part in self._parts))
+
+    async def _open_metrics(self) -> None:
+        self._metrics = {name: scrape.free_address() for name in ("identity", "relay")}
+        agents = []
+        for node in self._topology.nodes:
+            forwarder = scrape.Forwarder(node.netns, scrape.AGENT_PORT)
+            self._forwarders.append(forwarder)
+            agents.append((await forwarder.start(), {"node": node.name}))
+        jobs: dict[str, list[tuple[str, dict[str, str]]]] = {
+            f"ciliate-{name}": [(address, {})] for name, address in self._metrics.items()
+        }
+        scrape.write_config(self._paths.prometheus, jobs | {"ciliate-agent": agents})
 
     def _make_certificates(self) -> None:
         pki = self._paths.pki
@@ -158,6 +175,7 @@ class Cluster:
         config = {
             **self._tls("identity"),
             "listen": [self.identity_target],
+            "metrics_address": self._metrics["identity"],
             "etcd_endpoints": [self._etcd.endpoint],
         }
         return self._part(
@@ -170,6 +188,7 @@ class Cluster:
             "node_name": "relay",
             "listen": [self.relay_target, self.relay_tcp],
             "web_address": self.web,
+            "metrics_address": self._metrics["relay"],
             "history_dir": str(self._paths.flows),
             "history_max_mb": 256,
             "history_flush": 2,
@@ -191,6 +210,7 @@ class Cluster:
             "identity_target": self.identity_target,
             "relay_target": self.relay_target,
             "run_dir": str(run_dir),
+            "metrics_address": f"127.0.0.1:{scrape.AGENT_PORT}",
             "bpffs_root": str(self._paths.bpffs / node.name),
             "device": "eth0",
             "routing_mode": self._routing_mode,
@@ -276,6 +296,8 @@ class Cluster:
 
     async def stop(self) -> None:
         """End everything: agents first, so that what they still have to say is heard."""
+        for forwarder in self._forwarders:
+            forwarder.stop()
         children = {part.name: part.child for part in self._parts if part.child is not None}
         agents = [child for name, child in children.items() if name.startswith("agent-")]
         await self._processes.stop(*agents)

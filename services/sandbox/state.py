@@ -75,6 +75,10 @@ class Paths:
         return self.root / "logs"
 
     @property
+    def prometheus(self) -> Path:
+        return self.root / "prometheus.yml"
+
+    @property
     def ledger(self) -> Path:
         return self.root / "processes"
 
@@ -128,6 +132,8 @@ class SandboxState:
     web: str = ""
     """host:port of the relay's page."""
     history: str = ""
+    prometheus: str = ""
+    """Path of a configuration with which a Prometheus scrapes every process."""
     tls_ca: str = ""
     tls_cert: str = ""
     tls_key: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -11,7 +11,9 @@ from prometheus_client.registry import Collector
 from services.agent.events.buffer import SendBuffer
 from services.agent.events.lanes import EventReader
 from services.agent.events.push import RelayPusher
+from services.common.pb.flow import flow_pb2
 from services.common.pb.ingest.v1 import ingest_pb2 as pb
+from services.flows.render import LOST_SOURCES
 from services.flows.store import FlowStore
 
 RINGS = ("events", "http_events", "name_events")
@@ -32,6 +34,8 @@ class EventMetrics(Collector):
         self._lost: dict[int, int] = {}
         self.aggregated = 0
         """Flows that the level of aggregation leaves out."""
+        self.as_hubble = False
+        """Losses are told under Hubble's name as well."""
         self.pusher: RelayPusher | None = None
         registry.register(self)
 
@@ -53,9 +57,12 @@ class EventMetrics(Collector):
             read.add_metric([name], self._read[name])
             fill.add_metric([name], ring.fill)
         lost = CounterMetricFamily("ciliate_events_lost", "Events lost on this node, by place", labels=["source"])
-        for source, events in (self._lost | {pb.AGENT_BUFFER: self._buffer.dropped_rows}).items():
+        losses = self._lost | {pb.AGENT_BUFFER: self._buffer.dropped_rows}
+        for source, events in losses.items():
             lost.add_metric([pb.LostSource.Name(source).lower()], events)  # type: ignore[arg-type]
         yield from (read, fill, lost)
+        if self.as_hubble:
+            yield _hubble(losses)
         yield CounterMetricFamily(
             "ciliate_flows_aggregated", "Flows left out by the level of aggregation", value=self.aggregated
         )
@@ -73,3 +80,15 @@ class EventMetrics(Collector):
             "Flows that the relay has stored",
             value=self.pusher.acknowledged_rows if self.pusher else 0,
         )
+
+
+def _hubble(losses: Mapping[int, int]) -> Metric:
+    found = CounterMetricFamily("hubble_lost_events", "Events lost on this node, by place", labels=["source"])
+    sums: dict[str, int] = {}
+    for source, events in losses.items():
+        place = LOST_SOURCES.get(source, flow_pb2.UNKNOWN_LOST_EVENT_SOURCE)
+        name = flow_pb2.LostEventSource.Name(place).lower()
+        sums[name] = sums.get(name, 0) + events
+    for name, events in sums.items():
+        found.add_metric([name], events)
+    return found

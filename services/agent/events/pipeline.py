@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -33,6 +34,8 @@ from services.common.tls import TlsFiles, channel
 from services.flows.agent_events import AgentEvents
 from services.flows.columns import Array, Columns, length
 from services.flows.entries import NodeRef
+from services.flows.metrics.config import Group
+from services.flows.metrics.exporter import FlowMetrics
 from services.flows.observer import Observer
 from services.flows.store import FlowStore
 
@@ -59,6 +62,9 @@ class PipelineConfig:
     tls: TlsFiles | None = None
     """None = plaintext."""
     aggregation: Aggregation = Aggregation.CONNECTIONS
+    metrics: Sequence[Group] = ()
+    """Metrics of flows that this node counts itself; the relay counts those of all nodes."""
+    metrics_series: int = 10_000
     observer_address: str = ""
     """Where the node's own Observer can be reached, told to the relay; empty = nowhere."""
 
@@ -92,7 +98,9 @@ class FlowPipeline:
         self._clock = WallClock()
         self._enricher = Enricher(self.store.dictionaries, names, config.node.cluster)
         self._node = self.store.node(config.node)
+        self._flow_metrics = FlowMetrics(registry, config.metrics, config.metrics_series)
         self._metrics = EventMetrics(registry, self.store, self.buffer, (self._flows, self._requests, self._messages))
+        self._metrics.as_hubble = bool(config.metrics)
 
     async def run(self) -> None:
         """Read, keep, push, until cancelled."""
@@ -169,6 +177,7 @@ class FlowPipeline:
         if not length(columns):
             return
         self.store.append(columns, self._node)
+        self._flow_metrics.observe(columns, self.store.dictionaries)
         if self.pusher is not None:
             self.buffer.add(columns, self._clock.now())
             self.pusher.wake()

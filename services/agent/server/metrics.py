@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -17,6 +17,8 @@ from services.agent.server.cni import CniServer
 from services.agent.server.knowledge import Knowledge
 from services.agent.server.state import AgentState
 from services.agent.sources.base import Mailbox, Source
+
+DELAYS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class AgentMetrics(Collector):
@@ -36,7 +38,18 @@ class AgentMetrics(Collector):
     ) -> None:
         self._state, self._knowledge, self._driver, self._mailbox = state, knowledge, driver, mailbox
         self._sink, self._maps, self._cni, self._sources = sink, maps, cni, tuple(sources)
+        self._delay = Histogram(
+            "ciliate_policy_implementation_delay_seconds",
+            "From the arrival of a changed policy to its being in force",
+            registry=registry,
+            buckets=DELAYS,
+        )
+        driver.on_policies = self._policies
         registry.register(self)
+
+    def _policies(self, count: int, seconds: float) -> None:
+        for _ in range(count):
+            self._delay.observe(seconds)
 
     def collect(self) -> Iterable[Metric]:
         """What Prometheus asks for."""
@@ -78,6 +91,10 @@ class AgentMetrics(Collector):
             sizes.add_metric([name], self._maps[name].max_entries)
         yield entries
         yield sizes
+        pressure = GaugeMetricFamily("ciliate_map_pressure", "Entries over what a map can have, 0 to 1", labels=["map"])
+        for name, count in self._knowledge.map_entries().items():
+            pressure.add_metric([name], count / max(1, self._maps[name].max_entries))
+        yield pressure
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -7,6 +7,7 @@ is left. State coalesces: the mailbox is bounded by the number of things that ex
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Hashable, Mapping
 from typing import Protocol, assert_never
 
@@ -76,6 +77,9 @@ class Mailbox:
     def __init__(self) -> None:
         self._pending: dict[Hashable, Update] = {}
         self._filled = asyncio.Event()
+        self._first = 0.0
+        self.waited_since = 0.0
+        """When the oldest update of the last batch came (monotonic seconds)."""
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -87,6 +91,8 @@ class Mailbox:
         one object to another must arrive as it happened.
         """
         key = subject(update)
+        if not self._pending:
+            self._first = time.monotonic()
         self._pending.pop(key, None)
         self._pending[key] = update
         self._filled.set()
@@ -96,6 +102,7 @@ class Mailbox:
         await self._filled.wait()
         self._filled.clear()
         batch, self._pending = list(self._pending.values()), {}
+        self.waited_since = self._first
         return batch
 
 

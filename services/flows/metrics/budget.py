@@ -58,18 +58,18 @@ class Series(Collector):
         """What Prometheus asks for."""
         for name, (text, labels, series) in self._counters.items():
             counter = CounterMetricFamily(name, text, labels=labels)
-            for values, count in series.items():
+            for values, count in list(series.items()):  # scraped in a thread, while others are added
                 counter.add_metric(values, count)
             yield counter
         for name, (text, labels, histograms) in self._histograms.items():
             histogram = HistogramMetricFamily(name, text, labels=labels)
-            for values, buckets in histograms.items():
+            for values, buckets in list(histograms.items()):
                 histogram.add_metric(values, buckets.rows(), buckets.sum)
             yield histogram
         folded = CounterMetricFamily(
             "ciliate_metrics_folded", "Times that a new series was counted under `other`", labels=["metric"]
         )
-        for name, count in self.folded.items():
+        for name, count in list(self.folded.items()):
             folded.add_metric([name], count)
         yield folded
 
