@@ -11,7 +11,7 @@ import numpy as np
 
 from services.flows.columns import Array, Columns, Kind
 from services.flows.dictionary import Dictionaries
-from services.flows.entries import HttpRequest, L7Record, NameRecord, Party
+from services.flows.entries import Decision, HttpRequest, L7Record, NameRecord, Party
 from services.flows.facets import event_types, responses
 from services.flows.filters.base import Table
 from services.flows.metrics.names import Namer
@@ -38,6 +38,7 @@ class Facts:
             lambda entry: f"{entry.method} {entry.version}" if isinstance(entry, HttpRequest) else ""
         )
         self.dns = Namer[L7Record](_dns_text)
+        self.decision = Namer[Decision](_decision_text)
 
 
 def _dns_text(entry: L7Record) -> str:
@@ -47,6 +48,16 @@ def _dns_text(entry: L7Record) -> str:
     found = {"AAAA" if ":" in address else "A" for address in entry.addresses}
     types = "+".join(sorted(found | ({"CNAME"} if entry.aliases else set())))
     return f"{entry.rcode} {record_type(entry.qtype)} {entry.answers} {types or '-'} {entry.query}"
+
+
+DEFAULT_DENY = "default deny"
+
+
+def _decision_text(entry: Decision) -> str:
+    """Policies and rules, apart by a tab; `default deny` where no rule matched."""
+    policies = ", ".join(dict.fromkeys(map(str, entry.policies)))
+    rules = ", ".join(dict.fromkeys(policy.rule for policy in entry.policies if policy.rule))
+    return f"{policies}\t{rules if entry.matched else DEFAULT_DENY}"
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,12 @@ class Batch:
     def http(self) -> Array:
         """Numbers of method and version (`facts.request`)."""
         found: Array = self.facts.request.table(self.dictionaries.requests)[self.columns["http"]]
+        return found
+
+    @cached_property
+    def decision(self) -> Array:
+        """Numbers of the policies and rules that decided (`facts.decision`)."""
+        found: Array = self.facts.decision.table(self.dictionaries.decisions)[self.columns["policy"]]
         return found
 
     @cached_property

@@ -27,6 +27,14 @@ GROUPS: dict[str, tuple[Family, ...]] = {
     "policy": (
         Family("hubble_policy_verdicts", "Decisions of policy", ("direction", "match", "action"), traffic.policy),
     ),
+    "policy-decision": (
+        Family(
+            "ciliate_policy_decisions",
+            "Decisions of policy, by policy and rule",
+            ("policy", "rule", "direction", "action"),
+            traffic.decisions,
+        ),
+    ),
     "http": (
         Family("hubble_http_requests", "HTTP requests", ("method", "protocol", "reporter"), http.requests),
         Family("hubble_http_responses", "HTTP responses", ("method", "protocol", "status", "reporter"), http.responses),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from services.common.pb.flow import flow_pb2
-from services.flows.columns import Kind
+from services.flows.columns import Array, Kind
 from services.flows.facets import DROP, HUBBLE_REASON, L7, POLICY_VERDICT, TRACE, TRACE_POINTS
 from services.flows.metrics.batch import Batch
 from services.flows.metrics.family import Series
@@ -103,9 +103,24 @@ def policy(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
         return DIRECTIONS.get(key[0], "traffic_direction_unknown"), match, _verdict(key[3]).lower()
 
     keys = (batch["direction"], batch["kind"], batch["match_type"], batch["verdict"])
+    yield Series(np.flatnonzero(_decided(batch) & ~host), keys, labels)
+
+
+def decisions(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:
+    """By policy and rule; our own."""
+
+    def labels(key: Sequence[int]) -> tuple[str, ...]:
+        policy, _, rule = batch.facts.decision.names[key[0]].partition("\t")
+        return policy, rule, DIRECTIONS.get(key[1], "unknown"), _verdict(key[2]).lower()
+
+    rows = np.flatnonzero(_decided(batch) & (batch["policy"] != 0))
+    yield Series(rows, (batch.decision, batch["direction"], batch["verdict"]), labels)
+
+
+def _decided(batch: Batch) -> Array:
     requests = ((batch["kind"] == Kind.HTTP) & ~batch.responses) | (batch["kind"] == Kind.DNS_QUERY)
-    told = (batch.first[0] == POLICY_VERDICT) | (batch.second[0] == POLICY_VERDICT) | requests
-    yield Series(np.flatnonzero(told & ~host), keys, labels)
+    told: Array = (batch.first[0] == POLICY_VERDICT) | (batch.second[0] == POLICY_VERDICT) | requests
+    return told
 
 
 def to_world(batch: Batch, options: Mapping[str, str]) -> Iterator[Series]:

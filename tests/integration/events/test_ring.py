@@ -19,6 +19,7 @@ from services.agent.events.reader import RingReader
 from services.agent.events.wake import RingWaker
 from services.flows.columns import Kind
 from services.flows.entries import NearestRule, NodeRef, PolicyRef, ServiceRef
+from services.flows.metrics.config import parse as parse_groups
 
 pytestmark = pytest.mark.root
 
@@ -125,7 +126,7 @@ async def test_the_pipeline_accounts_for_every_event() -> None:
     ):
         kernel.template(template())
         registry = CollectorRegistry()
-        config = PipelineConfig(NodeRef("n1"), "1.0", capacity=65_536)
+        config = PipelineConfig(NodeRef("n1"), "1.0", capacity=65_536, metrics=parse_groups(["flow"]))
         pipeline = FlowPipeline(config, NoNames(), kernel.ring_fd, http.ring_fd, messages.ring_fd, kernel, registry)
         kernel.emit(RING // 128 + 5000)  # more than the ring holds, and nobody reads
         lost = kernel.lost()
@@ -147,6 +148,10 @@ async def test_the_pipeline_accounts_for_every_event() -> None:
         text = generate_latest(registry).decode()
         assert f'ciliate_events_lost_total{{source="kernel_ring"}} {float(lost)}' in text
         assert 'ciliate_events_lost_total{source="unreadable"} 10.0' in text
+        assert f'hubble_lost_events_total{{source="perf_event_ring_buffer"}} {float(lost)}' in text
+        counted = [line for line in text.splitlines() if line.startswith("hubble_flows_processed_total{")]
+        assert counted
+        assert sum(float(line.rsplit(" ", 1)[1]) for line in counted) >= pipeline.store.seen
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         pipeline.close()

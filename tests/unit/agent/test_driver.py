@@ -23,8 +23,11 @@ from services.model.objects import (
     IpEntry,
     IpUpserted,
     LocalEndpoint,
+    ObjectKey,
+    PolicyObject,
     Synced,
     Update,
+    Upserted,
 )
 
 OWN = ipaddress.ip_address("172.30.0.1")
@@ -115,3 +118,18 @@ async def test_an_endpoint_that_the_maps_refuse_is_an_error_for_who_published_it
         await bench.driver.publish([EndpointUpserted(endpoint())])
     bench.maps["endpoint_addrs"].max_entries = 10
     assert bench.sink.retry()
+
+
+async def test_a_changed_policy_tells_how_long_it_waited_to_be_in_force(bench: Bench) -> None:
+    told: list[tuple[int, float]] = []
+    bench.driver.on_policies = lambda policies, seconds: told.append((policies, seconds))
+    document = {"spec": {"podSelector": {}, "policyTypes": ["Ingress"]}}
+    for name in ("a", "b"):
+        bench.mailbox.put(Upserted(PolicyObject(ObjectKey("NetworkPolicy", "default", name), document)))
+    await asyncio.sleep(0)
+    assert told == [], "nothing is in force before everything is known"
+    bench.sync()
+    await bench.driver.publish([Upserted(PolicyObject(ObjectKey("NetworkPolicy", "default", "c"), document))])
+    await bench.driver.publish([EndpointUpserted(endpoint())])
+    assert sum(policies for policies, _ in told) == 1
+    assert 0 < told[0][1] < 10

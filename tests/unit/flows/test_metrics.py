@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.common.errors import Invalid
 from services.common.pb.flow import flow_pb2 as pb
 from services.flows.columns import Kind
-from services.flows.entries import NameRecord
+from services.flows.entries import Decision, NameRecord, PolicyRef
 from services.flows.facets import REPLY
 from services.flows.metrics.config import ALL, parse
 from services.flows.metrics.exporter import FlowMetrics
@@ -52,6 +52,21 @@ def test_a_packet_that_policy_saw_is_two_flows_and_one_drop(flows: Any) -> None:
     verdicts = "hubble_policy_verdicts_total"
     assert value(found, verdicts, direction="ingress", match="none", action="dropped") == 2
     assert value(found, verdicts, direction="ingress", match="l3-l4", action="forwarded") == 1
+
+
+def test_decisions_are_counted_by_policy_and_rule(flows: Any) -> None:
+    policy = PolicyRef("CiliumNetworkPolicy", "default", "a")
+    for _ in range(3):
+        flows.drop(policy=Decision(False, (policy,)))
+    flows.drop(policy=Decision(True, (PolicyRef("CiliumNetworkPolicy", "default", "b", rule="spec.ingressDeny[0]"),)))
+    flows.allow()
+    flows.drop(drop_reason=169, policy=Decision(False, ()))  # the datapath's own reasons are nobody's decision
+    found = scraped(flows, "policy-decision")
+    name = "ciliate_policy_decisions_total"
+    assert value(found, name, policy=str(policy), rule="default deny", direction="ingress", action="dropped") == 3
+    denied = {"policy": "CiliumNetworkPolicy default/b", "rule": "spec.ingressDeny[0]"}
+    assert value(found, name, **denied, direction="ingress", action="dropped") == 1
+    assert sum(amount for (each, _), amount in found.items() if each == name) == 5
 
 
 def test_openings_and_ends(flows: Any) -> None:
