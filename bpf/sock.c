@@ -76,6 +76,7 @@ INLINE int to_backend(struct bpf_sock_addr *ctx, struct addr *address, u16 *port
 	struct service_info *service;
 	struct backend *backend;
 	u32 slot = 0;
+	u8 *seen;
 
 	if (ctx->protocol != PROTO_TCP && ctx->protocol != PROTO_UDP)
 		return SOCK_GO_ON;
@@ -100,6 +101,9 @@ INLINE int to_backend(struct bpf_sock_addr *ctx, struct addr *address, u16 *port
 	/* Without an entry the client would not recognise answers: better no connection than one that hangs. */
 	if (sockets.update(&key, &entry))
 		return refuse(ctx, &entry, EHOSTUNREACH_);
+	seen = sock_port(entry.backend_port);
+	if (seen && !*seen)
+		*seen = 1;
 	*address = entry.backend;
 	*port = entry.backend_port;
 	return SOCK_GO_ON;
@@ -111,7 +115,7 @@ INLINE bool to_service(struct bpf_sock_addr *ctx, struct addr *address, u16 *por
 {
 	struct sock_entry *entry;
 
-	if (ctx->protocol != PROTO_TCP && ctx->protocol != PROTO_UDP)
+	if ((ctx->protocol != PROTO_TCP && ctx->protocol != PROTO_UDP) || !sock_port_seen(*port))
 		return false;
 	entry = sock_find(bpf_get_socket_cookie(ctx), address, *port, ctx->protocol);
 	if (!entry)
@@ -233,6 +237,9 @@ int sock_release(struct bpf_sock *ctx)
 	struct sock_key key = { .protocol = ctx->protocol };
 
 	if (key.protocol != PROTO_TCP && key.protocol != PROTO_UDP)
+		return SOCK_GO_ON;
+	/* Port 0: it is connected no longer, or never was. */
+	if (ctx->dst_port && !sock_port_seen(ctx->dst_port))
 		return SOCK_GO_ON;
 	key.cookie = bpf_get_socket_cookie(ctx);
 	sockets.delete(&key);

@@ -27,6 +27,33 @@ _Static_assert(sizeof(struct sock_entry) == 48, "sock_entry");
  * unconnected UDP, which make way by age. */
 BPF_F_TABLE("lru_hash", struct sock_key, struct sock_entry, sockets, 131072, 0);
 
+/* Ports of backends that sockets were ever connected to, by 256, so that most others (those that were accepted have ports
+ * that clients were given at random) are known at a glance to be none of `sockets`. A byte each, because stores of bytes
+ * need no atomics; few, because they have to be at hand. */
+struct sock_ports {
+	u8 seen[256];
+};
+_Static_assert(sizeof(struct sock_ports) == 256, "sock_ports");
+
+ARRAY_MAP(sock_ports, struct sock_ports, 1);
+
+/* `port` in network order. */
+INLINE u8 *sock_port(u16 port)
+{
+	u32 zero = 0;
+	struct sock_ports *ports = sock_ports.lookup(&zero);
+
+	return ports ? &ports->seen[port & 255] : NULL;
+}
+
+/* False: no socket was ever connected to a backend with this port. */
+INLINE bool sock_port_seen(u16 port)
+{
+	u8 *seen = sock_port(port);
+
+	return !seen || *seen;
+}
+
 INLINE struct sock_entry *sock_find(u64 cookie, const struct addr *backend, u16 port, u8 protocol)
 {
 	struct sock_key key = { .cookie = cookie, .protocol = protocol };

@@ -91,6 +91,9 @@ def test_a_client_reaches_all_backends_and_never_learns_of_them(
     if udp:
         assert {result["source"] for result in results} == {target}
     assert not rig.services.sockets(), "sockets that were closed are forgotten"
+    seen = rig.node.map("sock_ports").lookup(bytes(4)) or b""
+    of_backends = {8080 >> 8, 5353 >> 8}
+    assert {(5353 if udp else 8080) >> 8} <= {i for i, value in enumerate(seen) if value} <= of_backends
 
 
 @pytest.mark.parametrize(("version", "address", "family"), FORMS, ids=IDS)
