@@ -45,7 +45,7 @@ async def build(config: Config, stack: AsyncExitStack) -> tuple[Objects, Config]
     from services.common.kube.client import KubeClient
 
     client = await stack.enter_async_context(KubeClient(config.kubeconfig))
-    sources = [KubernetesSource(client, resource) for resource in resources_for()]
+    sources = [KubernetesSource(client, resource) for resource in resources_for(config.node_name)]
     ranges = None
     if config.ipam != "static":
         kept = Path(config.place("", "pod-ranges.json"))

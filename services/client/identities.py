@@ -99,6 +99,9 @@ class Identities(Connection):
             tunnel_endpoint=str(entry.tunnel or ""),
             namespace=entry.namespace,
             pod=entry.pod,
+            ports=[pb.NamedPort(name=each.name, port=each.port, protocol=each.protocol) for each in entry.ports],
+            workload_kind=entry.workload[0],
+            workload=entry.workload[1],
         )
         request = pb.RegisterEndpointRequest(endpoint=endpoint)
         await self.call(lambda stub, seconds: stub.RegisterEndpoint(request, timeout=seconds))

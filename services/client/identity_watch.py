@@ -7,6 +7,7 @@ nothing about reconnects. While the service is away the last known state stays.
 from __future__ import annotations
 
 import ipaddress
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from services.common.retry import Backoff
 from services.model.addresses import IPNetwork
 from services.model.identity import Identity, NumericIdentity
 from services.model.labels import LabelError, Labels
-from services.model.objects import IdentityDeleted, IdentityUpserted, IpDeleted, IpEntry, IpUpserted
+from services.model.objects import ContainerPort, IdentityDeleted, IdentityUpserted, IpDeleted, IpEntry, IpUpserted
 
 Change = IdentityUpserted | IdentityDeleted | IpUpserted | IpDeleted
 
@@ -147,8 +148,10 @@ def ip_entry(row: pb.Endpoint) -> IpEntry:
     return IpEntry(
         prefix=ipaddress.ip_network(row.prefix),
         identity=NumericIdentity(row.identity),
-        node=row.node,
+        node=sys.intern(row.node),
         tunnel=ipaddress.ip_address(row.tunnel_endpoint) if row.tunnel_endpoint else None,
-        namespace=row.namespace,
+        namespace=sys.intern(row.namespace),
         pod=row.pod,
+        ports=tuple(ContainerPort(sys.intern(each.name), each.port, each.protocol) for each in row.ports),
+        workload=(sys.intern(row.workload_kind), sys.intern(row.workload)) if row.workload else ("", ""),
     )

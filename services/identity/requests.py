@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 
 from services.common.errors import Invalid
 from services.common.pb.identity.v1 import identity_pb2 as pb
@@ -28,6 +29,8 @@ MAX_LABELS = 256
 MAX_CANONICAL_BYTES = 16 << 10
 """Bound of an identity's labels all together: they are an etcd key and travel to every node."""
 MAX_NAME = 253
+MAX_PORTS = 64
+MAX_PORT_NAME = 63
 
 _NODE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _LOCAL_SOURCES = {SOURCE_CIDR, SOURCE_CIDR_GROUP, SOURCE_FQDN}
@@ -132,9 +135,9 @@ def read_endpoint(endpoint: pb.Endpoint) -> Registration:
         except ValueError as error:
             raise Invalid(f"endpoint.tunnel_endpoint: {tunnel[:80]!r} is not an address: {error}") from error
     for field in ("namespace", "pod"):
-        text = getattr(endpoint, field)
-        if len(text) > MAX_NAME or (text and not text.isprintable()):
-            raise Invalid(f"endpoint.{field}: {text[:80]!r} is not a name of at most {MAX_NAME} characters")
+        _check_name(getattr(endpoint, field), f"endpoint.{field}")
+    for field in ("workload_kind", "workload"):
+        _check_name(getattr(endpoint, field), f"endpoint.{field}")
     row = pb.Endpoint(
         prefix=prefix,
         identity=identity,
@@ -143,5 +146,27 @@ def read_endpoint(endpoint: pb.Endpoint) -> Registration:
         key=endpoint.key,
         namespace=endpoint.namespace,
         pod=endpoint.pod,
+        ports=_read_ports(endpoint.ports),
+        workload_kind=endpoint.workload_kind,
+        workload=endpoint.workload,
     )
     return Registration(prefix, identity, node, row.SerializeToString(deterministic=True))
+
+
+def _check_name(text: str, field: str) -> None:
+    if len(text) > MAX_NAME or (text and not text.isprintable()):
+        raise Invalid(f"{field}: {text[:80]!r} is not a name of at most {MAX_NAME} characters")
+
+
+def _read_ports(ports: Sequence[pb.NamedPort]) -> list[pb.NamedPort]:
+    if len(ports) > MAX_PORTS:
+        raise Invalid(f"endpoint.ports: {len(ports)} of them, {MAX_PORTS} are allowed")
+    for index, port in enumerate(ports):
+        where = f"endpoint.ports[{index}]"
+        if not port.name or len(port.name) > MAX_PORT_NAME or not port.name.isprintable():
+            raise Invalid(f"{where}.name: {port.name[:80]!r} is not a name of 1 to {MAX_PORT_NAME} characters")
+        if not 0 < port.port < 1 << 16:
+            raise Invalid(f"{where}.port: {port.port} is no port; those are 1..65535")
+        if not 0 <= port.protocol < 256:
+            raise Invalid(f"{where}.protocol: {port.protocol} is no IP protocol; those are 0..255")
+    return list(ports)

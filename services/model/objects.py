@@ -107,6 +107,10 @@ class IpEntry:
     tunnel: IPAddress | None = None
     namespace: str = ""
     pod: str = ""
+    ports: tuple[ContainerPort, ...] = ()
+    """Those with names."""
+    workload: tuple[str, str] = ("", "")
+    """(kind, name) of what the pod belongs to."""
 
     @property
     def key(self) -> IPNetwork:
@@ -136,6 +140,8 @@ class LocalEndpoint:
     ports: tuple[ContainerPort, ...] = ()
     netns: str = ""
     peer_ifname: str = "eth0"
+    workload: tuple[str, str] = ("", "")
+    """(kind, name) of what the pod belongs to."""
 
 
 KubeObject = Pod | Namespace | KubeNode | Service | EndpointSlice | PolicyObject

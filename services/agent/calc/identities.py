@@ -1,7 +1,7 @@
 """Who is who: every identity this node knows, with labels, addresses and named ports, as policy sees it.
 
-Fed by the identity service (labels), the address table (which addresses), pods (port names) and by policies themselves
-(prefixes, which get identities that only this node knows).
+Fed by the identity service (labels), the address table (which addresses, port names), pods (port names) and by
+policies themselves (prefixes, which get identities that only this node knows).
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ class Identities:
             if isinstance(holder, IpEntry):
                 whole = holder.prefix.prefixlen == holder.prefix.max_prefixlen
                 addresses: Iterable[IPAddress] = (holder.prefix.network_address,) if whole else ()
-                named: Iterable[ContainerPort] = self._ports.get((holder.namespace, holder.pod), ())
+                # A pod of this node as the API has it; of others as their agents say.
+                named: Iterable[ContainerPort] = self._ports.get((holder.namespace, holder.pod), holder.ports)
             else:
                 addresses, named = holder.addresses, self.pod_ports(holder)
             found = frozenset((port.name, port.protocol, port.port) for port in named)

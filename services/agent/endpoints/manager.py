@@ -31,12 +31,15 @@ from services.model.objects import (
     IdentityUpserted,
     IpEntry,
     LocalEndpoint,
+    Pod,
     Synced,
     Update,
 )
 
 SOURCE = "endpoints"
 POD_WAIT_SECONDS = 5.0
+MAX_NAMED_PORTS = 64
+"""Of a pod, that other nodes hear of."""
 REGISTER_WAIT_SECONDS = 1.0
 
 Publish = Callable[[Sequence[Update]], Awaitable[None]]
@@ -168,26 +171,26 @@ class EndpointManager:
             labels = self._pods.labels(pod)
             identity = await self._references.acquire(labels)
             try:
-                return await self._build(request, identity, self._pods.pool(pod))
+                return await self._build(request, identity, pod)
             except BaseException:
                 await self._references.release(labels)
                 raise
 
-    async def _build(self, request: AddRequest, identity: Identity, pool: str) -> EndpointRecord:
+    async def _build(self, request: AddRequest, identity: Identity, pod: Pod) -> EndpointRecord:
         async with contextlib.AsyncExitStack() as undo:
             number = self._take_id()
             undo.callback(self._taken.discard, number)
-            addresses = self._ipam.allocate(pool)
+            addresses = self._ipam.allocate(self._pods.pool(pod))
             undo.callback(self._ipam.release, addresses)
             # The cluster is told while the interface is made: neither needs the other.
-            rows = self._rows(addresses, identity.id, request.namespace, request.pod)
+            rows = self._rows(addresses, identity.id, pod, pod.workload)
             self._registrar.put(rows)
             undo.callback(self._registrar.remove, [row.prefix for row in rows])
             veth = await self._links.create(request.attachment, addresses)
             undo.push_async_callback(self._links.delete, veth.ifname)
             await self._programs.attach([veth.ifindex])
             await self._links.start(veth, addresses)
-            record = EndpointRecord(self._describe(number, request, veth, addresses, identity), identity.labels)
+            record = EndpointRecord(self._describe(number, request, veth, addresses, identity, pod), identity.labels)
             self._endpoints[number] = record
             undo.callback(self._endpoints.pop, number)
             undo.push_async_callback(self._publish, [EndpointDeleted(number)])
@@ -200,9 +203,14 @@ class EndpointManager:
         return record
 
     def _describe(
-        self, number: int, request: AddRequest, veth: VethPair, addresses: tuple[IPAddress, ...], identity: Identity
+        self,
+        number: int,
+        request: AddRequest,
+        veth: VethPair,
+        addresses: tuple[IPAddress, ...],
+        identity: Identity,
+        pod: Pod,
     ) -> LocalEndpoint:
-        pod = self._pods.get(request.namespace, request.pod)
         return LocalEndpoint(
             id=number,
             namespace=request.namespace,
@@ -214,9 +222,10 @@ class EndpointManager:
             node_mac=veth.node_mac,
             addresses=addresses,
             identity=identity.id,
-            ports=pod.ports if pod else (),
+            ports=pod.ports,
             netns=request.attachment.netns,
             peer_ifname=request.attachment.ifname,
+            workload=pod.workload,
         )
 
     async def delete(self, attachment: Attachment) -> None:
@@ -293,13 +302,18 @@ class EndpointManager:
         raise Exhausted(f"this node has {len(self._taken)} endpoints, its maps hold no more")
 
     def _rows_of(self, endpoint: LocalEndpoint) -> list[IpEntry]:
-        return self._rows(endpoint.addresses, endpoint.identity, endpoint.namespace, endpoint.pod)
+        pod = Pod(endpoint.namespace, endpoint.pod, ports=endpoint.ports)
+        return self._rows(endpoint.addresses, endpoint.identity, pod, endpoint.workload)
 
     def _rows(
-        self, addresses: tuple[IPAddress, ...], identity: NumericIdentity, namespace: str, pod: str
+        self, addresses: tuple[IPAddress, ...], identity: NumericIdentity, pod: Pod, workload: tuple[str, str]
     ) -> list[IpEntry]:
-        node = self._node
-        return [IpEntry(_host_prefix(a), identity, node.name, node.tunnel, namespace, pod) for a in addresses]
+        """Other nodes do not follow our pods: what policies and flows need of them travels with the addresses."""
+        node, named = self._node, tuple(port for port in pod.ports if port.name)[:MAX_NAMED_PORTS]
+        return [
+            IpEntry(_host_prefix(a), identity, node.name, node.tunnel, pod.namespace, pod.name, named, workload)
+            for a in addresses
+        ]
 
     @contextlib.asynccontextmanager
     async def _exclusive(self, attachment: Attachment) -> AsyncIterator[None]:

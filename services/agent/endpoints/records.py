@@ -89,6 +89,7 @@ def _encode(record: EndpointRecord) -> dict[str, Any]:
         "ports": [[port.name, port.port, port.protocol] for port in endpoint.ports],
         "netns": endpoint.netns,
         "peer_ifname": endpoint.peer_ifname,
+        "workload": list(endpoint.workload),
         "labels": record.labels.texts(),
     }
 
@@ -110,5 +111,11 @@ def _decode(raw: dict[str, Any]) -> EndpointRecord:
         ports=tuple(ContainerPort(name, port, protocol) for name, port, protocol in raw["ports"]),
         netns=raw["netns"],
         peer_ifname=raw["peer_ifname"],
+        workload=_pair(raw.get("workload")),
     )
     return EndpointRecord(endpoint, Labels.parse(raw["labels"]))
+
+
+def _pair(value: Any) -> tuple[str, str]:
+    """Records of earlier versions have none."""
+    return (str(value[0]), str(value[1])) if value else ("", "")

@@ -12,7 +12,7 @@ from services.common.pb.agent.v1 import agent_pb2 as pb
 from services.model.addresses import IPAddress
 from services.model.identity import RESERVED_LABELS, NumericIdentity, Reserved, is_cluster
 from services.model.labels import LabelError, Labels
-from services.model.objects import Pod
+from services.model.objects import IpEntry, Pod
 from services.policy.nodes import node_view
 from services.policy.peers import IpBlockPeer, Party
 from services.policy.selectors import LabelView
@@ -38,7 +38,11 @@ class Cast:
             endpoint = record.endpoint
             self._numbers[endpoint.namespace, endpoint.pod] = endpoint.identity
         self._addresses: dict[tuple[str, str], list[IPAddress]] = {}
-        self._pods = {(pod.namespace, pod.name): pod for pod in knowledge.pods.all()}
+        # Pods of other nodes are known by their rows alone.
+        self._pods = {
+            **{(row.namespace, row.pod): _pod_of(row) for row in knowledge.identities.entries.values() if row.pod},
+            **{(pod.namespace, pod.name): pod for pod in knowledge.pods.all()},
+        }
         self._at = {
             **{e.prefix.network_address: (e.namespace, e.pod) for e in knowledge.identities.entries.values() if e.pod},
             **{
@@ -202,6 +206,10 @@ def _ports(pod: Pod | None) -> dict[tuple[str, int], frozenset[int]]:
         if port.name:
             found[port.name, port.protocol] = found.get((port.name, port.protocol), frozenset()) | {port.port}
     return found
+
+
+def _pod_of(row: IpEntry) -> Pod:
+    return Pod(row.namespace, row.pod, node=row.node, ports=row.ports, workload=row.workload)
 
 
 def _owner(pod: Pod) -> str:

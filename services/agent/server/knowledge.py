@@ -21,6 +21,7 @@ from services.common.errors import NotFound
 from services.flows.entries import NearestRule, PolicyRef, ServiceRef
 from services.model.addresses import IPAddress, from_bytes
 from services.model.identity import Identity, is_cluster
+from services.model.objects import IpEntry, LocalEndpoint
 from services.model.verdict import Direction
 
 
@@ -73,13 +74,11 @@ class Knowledge:
         record = self._local.get(found)
         if record is not None:
             endpoint = record.endpoint
-            return PodRef(
-                endpoint.namespace, endpoint.pod, endpoint.id, self._workload(endpoint.namespace, endpoint.pod)
-            )
+            return PodRef(endpoint.namespace, endpoint.pod, endpoint.id, self._workload(endpoint))
         entry = self.identities.entries.get(ipaddress.ip_network(found))
         if entry is None or not entry.pod:
             return None
-        return PodRef(entry.namespace, entry.pod, 0, self._workload(entry.namespace, entry.pod))
+        return PodRef(entry.namespace, entry.pod, 0, self._workload(entry))
 
     def rule_policy(self, rule_id: int) -> PolicyRef | None:
         """The policy object that a rule id belongs to."""
@@ -112,9 +111,9 @@ class Knowledge:
         name = self.engine.service_name(service_id)
         return ServiceRef(*name) if name else None
 
-    def _workload(self, namespace: str, name: str) -> tuple[str, str]:
-        pod = self.pods.get(namespace, name)
-        return pod.workload if pod else ("", "")
+    def _workload(self, known: LocalEndpoint | IpEntry) -> tuple[str, str]:
+        pod = self.pods.get(known.namespace, known.pod)
+        return pod.workload if pod else known.workload
 
     def live_backends(self) -> Set[bytes]:
         """Address and port (network order, 18 bytes) of every Service backend, whatever its state."""

@@ -7,6 +7,7 @@ twice. Only decoded objects are kept: a page of documents at a time is all that 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from services.agent.sources.decode import decode, key_of
@@ -24,10 +25,11 @@ MAX_ERRORS = 100
 """Objects that cannot be read and are told about one by one."""
 
 
-def resources_for() -> tuple[Resource, ...]:
-    """What an agent follows."""
+def resources_for(node: str) -> tuple[Resource, ...]:
+    """What an agent follows. Of pods its own node's alone: what is needed of others (labels, port names, workloads)
+    comes with their addresses from the identity service, so an agent's memory grows with its node, not the cluster."""
     return (
-        resources.PODS,
+        replace(resources.PODS, field_selector=f"spec.nodeName={node}"),
         resources.NAMESPACES,
         resources.NODES,
         resources.SERVICES,

@@ -189,7 +189,7 @@ async def test_the_agents_rights_are_what_it_asks(cluster: Cluster, start: Start
             slices, "s", "kube-system", metadata={"labels": labels}, addressType="IPv4", endpoints=endpoints, ports=[]
         )
         assert await Replicas(client, "k8s://kube-system/ciliate-identity:4250")() == "ipv4:192.0.2.7:4250"
-        for resource in resources_for():
+        for resource in resources_for("a"):
             source = KubernetesSource(client, resource)
             async for update in source.updates():
                 if isinstance(update, Synced):
@@ -198,7 +198,7 @@ async def test_the_agents_rights_are_what_it_asks(cluster: Cluster, start: Start
             assert not source.errors
     assert not refused
     # Conditions are patched on the status of the kinds that have one (services.agent.sources.kubernetes_status).
-    groups = {each for each in resources_for() if each.has_status}
+    groups = {each for each in resources_for("a") if each.has_status}
     patched = {("patch", each.path.split("/")[2], each.path.rpartition("/")[2] + "/status") for each in groups}
     assert told(granted("agent") - patched - set(cluster.server.asked)) == [], "granted, but nobody needs it"
     assert patched <= granted("agent")

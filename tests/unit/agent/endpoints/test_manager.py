@@ -287,3 +287,26 @@ async def test_records_survive_and_broken_ones_are_put_aside(bench: Bench, tmp_p
     assert (tmp_path / "77.broken").exists()
     with contextlib.suppress(FileNotFoundError):
         RecordStore(tmp_path).delete(4711)
+
+
+async def test_rows_tell_other_nodes_port_names_and_the_workload(bench: Bench) -> None:
+    named, bare = ContainerPort("http", 80, 6), ContainerPort("", 81, 6)
+    pod = Pod("default", "web", labels={"app": "a"}, ports=(named, bare), workload=("Deployment", "shop"))
+    bench.manager.observe(Upserted(pod))
+    await bench.add()
+    rows = list(bench.identities.rows.values())
+    assert [(row.ports, row.workload) for row in rows] == [((named,), ("Deployment", "shop"))] * 2
+    await bench.restart()
+    assert [(row.ports, row.workload) for row in bench.identities.rows.values()] == [
+        ((named,), ("Deployment", "shop"))
+    ] * 2, "and nothing is told anew after a restart"
+
+
+async def test_a_pod_gets_addresses_of_the_pool_that_its_namespace_names(bench: Bench) -> None:
+    bench.manager.observe(Upserted(Namespace("default", pool="gold")))
+    bench.pod()
+    with pytest.raises(Exhausted, match="'gold' has no range on this node yet"):
+        await bench.add()
+    bench.manager.ipam.set({"": RANGES, "gold": (ipaddress.ip_network("10.9.0.0/28"),)})
+    record = await bench.add()
+    assert [str(address) for address in record.endpoint.addresses] == ["10.9.0.2"]
