@@ -16,9 +16,7 @@ def row(**more: object) -> pb.Endpoint:
 
 
 def test_what_is_registered_is_what_others_read() -> None:
-    sent = row(
-        ports=[pb.NamedPort(name="http", port=80, protocol=6)], workload_kind="Deployment", workload="my-webapp"
-    )
+    sent = row(ports=[pb.NamedPort(name="http", port=80, protocol=6)], workload_kind="Deployment", workload="my-webapp")
     read = pb.Endpoint.FromString(read_endpoint(sent).value)
     entry = ip_entry(read)
     assert entry.ports == (ContainerPort("http", 80, 6),)
