@@ -18,7 +18,7 @@ NEW_LINK, DELETE_LINK, GET_LINK = 16, 17, 18
 NEW_ADDRESS, GET_ADDRESS = 20, 22
 NEW_ROUTE, GET_ROUTE = 24, 26
 NEW_NEIGHBOUR = 28
-NEW_QDISC = 36
+NEW_QDISC, DELETE_QDISC = 36, 37
 NEW_FILTER, DELETE_FILTER, GET_FILTER = 44, 45, 46
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 REPLACE, EXCLUSIVE, CREATE = 0x100, 0x200, 0x400
@@ -252,6 +252,12 @@ def add_clsact(index: int) -> Message:
     """The place where programs are put."""
     body = struct.pack("=BxxxiIII", 0, index, 0xFFFF0000, 0xFFFFFFF1, 0)
     return Message(NEW_QDISC, body + text(1, "clsact"), CREATE | EXCLUSIVE, fine=(errno.EEXIST,))
+
+
+def delete_queue(index: int, handle: int) -> Message:
+    """Take an interface's queue away if it is the one with that handle; others stay."""
+    body = struct.pack("=BxxxiIII", 0, index, handle, 0xFFFFFFFF, 0)
+    return Message(DELETE_QDISC, body, fine=(errno.EINVAL, errno.ENOENT))
 
 
 def _filter(index: int, parent: int, priority: int, handle: int) -> bytes:

@@ -21,6 +21,7 @@ from services.model.objects import (
     LocalEndpoint,
     ObjectKey,
     Pod,
+    Synced,
     Update,
     Upserted,
 )
@@ -42,6 +43,8 @@ class BandwidthKeeper:
         self._shapers, self._paced = shapers, paced
         self._limits: dict[tuple[str, str], Limits] = {}
         self._endpoints: dict[int, LocalEndpoint] = {}
+        self._restored = False
+        """Whether all endpoints of an earlier run are known: those that come now are new."""
         self._pending: set[int] = set()
         self._problems: dict[str, str] = {}
         self._failed: dict[int, str] = {}
@@ -64,8 +67,12 @@ class BandwidthKeeper:
             case EndpointUpserted(endpoint=endpoint):
                 known = self._endpoints.get(endpoint.id)
                 self._endpoints[endpoint.id] = endpoint
-                if known is None or known.ifindex != endpoint.ifindex:
+                limited = self._limits.get((endpoint.namespace, endpoint.pod), NONE) != NONE
+                # An interface that was just made has no queue of ours.
+                if (known is None or known.ifindex != endpoint.ifindex) and (limited or not self._restored):
                     self._mark(endpoint.id)
+            case Synced(source="endpoints"):
+                self._restored = True
             case EndpointDeleted(id=number):
                 self._endpoints.pop(number, None)
                 self._failed.pop(number, None)

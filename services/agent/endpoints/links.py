@@ -32,7 +32,6 @@ from services.model.objects import LocalEndpoint
 PREFIX = "cil"
 _SHAPER = 0xC1110000
 """Handle of our queues."""
-_ROOT = 0xFFFFFFFF
 _MIN_BURST = 1 << 17
 """Two packets of the largest size: smaller buckets cut them up."""
 _MAX_RATE = (1 << 32) - 1
@@ -187,11 +186,17 @@ class Links:
     async def shape(self, endpoint: LocalEndpoint, limits: Limits) -> None:
         """Token buckets on both sides: the pod's for what it sends, the node's for what it receives."""
         try:
-            async with _pod_netlink(endpoint.netns) as (pod, _fd):
-                index = (await pod.link("get", ifname=endpoint.peer_ifname))[0]["index"]
-                await _shape(pod, index, limits.egress)
-            await _shape(self._netlink, endpoint.ifindex, limits.ingress)
-        except NetlinkError as error:
+            if limits.egress:
+                async with _pod_netlink(endpoint.netns) as (pod, _fd):
+                    index = (await pod.link("get", ifname=endpoint.peer_ifname))[0]["index"]
+                    await _shape(pod, index, limits.egress)
+            else:
+                _unshape_pod(endpoint)
+            if limits.ingress:
+                await _shape(self._netlink, endpoint.ifindex, limits.ingress)
+            else:
+                self._raw.do([rtnetlink.delete_queue(endpoint.ifindex, _SHAPER)])
+        except (NetlinkError, NetlinkRefused) as error:
             raise _error(error, f"interface {endpoint.ifname}: bandwidth") from error
 
 
@@ -207,17 +212,20 @@ def _pod_side(index: int, addresses: tuple[IPAddress, ...], node_mac: bytes) -> 
 
 
 async def _shape(netlink: Any, index: int, rate: int) -> None:
-    """A token bucket of `rate` bytes per second as the interface's queue; 0 = none. Other queues are not ours."""
-    present = False
-    async for queue in await netlink.get_qdiscs(index=index):
-        present |= queue.get_attr("TCA_KIND") == "tbf" and queue["handle"] == _SHAPER
-    if rate:
-        rate = min(rate, _MAX_RATE)
-        burst = max(_MIN_BURST, rate // 100)
-        limit = burst + max(_MIN_BURST, rate // 20)
-        await netlink.tc("replace", "tbf", index=index, handle=_SHAPER, rate=rate, burst=burst, limit=limit)
-    elif present:
-        await netlink.tc("del", index=index, handle=_SHAPER, parent=_ROOT)
+    """A token bucket of `rate` bytes per second as the interface's queue."""
+    rate = min(rate, _MAX_RATE)
+    burst = max(_MIN_BURST, rate // 100)
+    limit = burst + max(_MIN_BURST, rate // 20)
+    await netlink.tc("replace", "tbf", index=index, handle=_SHAPER, rate=rate, burst=burst, limit=limit)
+
+
+def _unshape_pod(endpoint: LocalEndpoint) -> None:
+    with opened(endpoint.netns) as netns, inside(netns):
+        pod = Netlink()
+    with pod:
+        link = pod.link(endpoint.peer_ifname)
+        if link is not None:
+            pod.do([rtnetlink.delete_queue(link.index, _SHAPER)])
 
 
 @contextlib.asynccontextmanager

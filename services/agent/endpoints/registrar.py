@@ -35,6 +35,8 @@ class Registrar:
         self._desired: dict[IPNetwork, IpEntry] = {}
         self._actual: dict[IPNetwork, IpEntry] = {}
         self._removed: set[IPNetwork] = set()
+        self._touched: set[IPNetwork] = set()
+        """Prefixes that may be wrong: only these are looked at."""
         self._swept = False
         self._dirty = asyncio.Event()
         self._settled = asyncio.Condition()
@@ -48,7 +50,9 @@ class Registrar:
 
     def put(self, entries: Iterable[IpEntry]) -> None:
         """These rows should be there."""
-        self._desired.update({entry.prefix: entry for entry in entries})
+        for entry in entries:
+            self._desired[entry.prefix] = entry
+            self._touched.add(entry.prefix)
         self._dirty.set()
 
     def remove(self, prefixes: Iterable[IPNetwork]) -> None:
@@ -56,11 +60,13 @@ class Registrar:
         for prefix in prefixes:
             self._desired.pop(prefix, None)
             self._removed.add(prefix)
+            self._touched.add(prefix)
         self._dirty.set()
 
     def lapse(self) -> None:
         """The service forgot this node's rows."""
         self._actual.clear()
+        self._touched |= self._desired.keys()
         self._dirty.set()
 
     def observe(self, update: Update) -> None:
@@ -68,15 +74,21 @@ class Registrar:
         match update:
             case IpUpserted(entry=entry) if entry.node == self._node:
                 self._actual[entry.prefix] = entry
+                prefix = entry.prefix
             case IpUpserted(entry=entry):
-                self._actual.pop(entry.prefix, None)
+                prefix = entry.prefix
+                self._actual.pop(prefix, None)
             case IpDeleted(prefix=prefix):
                 self._actual.pop(prefix, None)
             case Synced(source="identities"):
                 self._swept = True
+                self._touched |= self._desired.keys() | self._actual.keys()
+                self._dirty.set()
+                return
             case _:
                 return
-        if self._pending():
+        if self._is_wrong(prefix):
+            self._touched.add(prefix)
             self._dirty.set()
 
     async def settled(self, prefixes: Iterable[IPNetwork], seconds: float) -> bool:
@@ -107,10 +119,15 @@ class Registrar:
                 await backoff.wait()
 
     def _pending(self) -> list[IPNetwork]:
-        wrong = [prefix for prefix, entry in self._desired.items() if self._actual.get(prefix) != entry]
+        self._touched = {prefix for prefix in self._touched if self._is_wrong(prefix)}
+        return list(self._touched)
+
+    def _is_wrong(self, prefix: IPNetwork) -> bool:
+        wanted, there = self._desired.get(prefix), self._actual.get(prefix)
+        if wanted is not None:
+            return there != wanted
         # Before the first complete list "not wanted" might mean "not known yet"; what was removed here is known.
-        surplus = self._actual if self._swept else self._removed & self._actual.keys()
-        return wrong + [prefix for prefix in surplus if prefix not in self._desired]
+        return there is not None and (self._swept or prefix in self._removed)
 
     async def _settle(self, prefix: IPNetwork, gate: asyncio.Semaphore) -> bool:
         async with gate:
