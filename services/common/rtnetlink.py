@@ -30,6 +30,8 @@ _NESTED = 0x8000
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBI")
+_UNICAST = 1
 _NAMES = 1 << 3
 """RTEXT_FILTER_SKIP_STATS: links are asked for without their counters, which are most of an answer."""
 
@@ -145,6 +147,24 @@ class Netlink:
         for body in self.dump(GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + u32(_IFLA_EXT_MASK, _NAMES)):
             yield read_link(body)
 
+    def addresses(self) -> Iterator[tuple[int, int, bytes]]:
+        """(interface's index, scope, address) of all addresses."""
+        for body in self.dump(GET_ADDRESS, bytes(8)):
+            _, _, _, scope, index = _ADDRESS.unpack_from(body)
+            found = attributes(body, _ADDRESS.size)
+            address = found.get(2) or found.get(1)  # the own end of a point-to-point link
+            if address:
+                yield index, scope, address
+
+    def default_routes(self) -> Iterator[tuple[int, int, int]]:
+        """(family, metric, interface's index) of default routes."""
+        for family_ in (2, 10):
+            for body in self.dump(GET_ROUTE, bytes([family_]) + bytes(11)):
+                if not body[1] and body[7] == _UNICAST:
+                    found = attributes(body, 12)
+                    numbers = (int.from_bytes(found.get(kind, b""), "little") for kind in (6, 4))
+                    yield family_, *numbers
+
     def link(self, name: str) -> Link | None:
         """An interface by name."""
         try:
@@ -228,7 +248,7 @@ def add_veth(name: str, mac: bytes, peer: str, peer_mac: bytes, netns: int, mtu:
 
 def add_address(index: int, address: bytes, *, scope: int = 0, flags: int = 0) -> Message:
     """Give an interface an address of its own, without a network around it."""
-    body = struct.pack("=BBBBI", family(address), 8 * len(address), flags, scope, index)
+    body = _ADDRESS.pack(family(address), 8 * len(address), flags, scope, index)
     return Message(NEW_ADDRESS, body + attribute(1, address) + attribute(2, address), CREATE | EXCLUSIVE)
 
 

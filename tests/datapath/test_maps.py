@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from services.agent.abi.tailcall import TailCall
 from services.agent.datapath import syscall
 from services.agent.datapath.bpffs import drop_retired
 from services.agent.datapath.gc import ConntrackCollector
+from services.agent.datapath.generation import remove_marks
 from services.agent.datapath.loader_client import LoaderConfig, load
 from services.agent.datapath.maps import BPF_NOEXIST, PinnedMap
 from services.agent.datapath.program import SOURCE_DIR
@@ -110,13 +112,16 @@ def map_id(pin: Path) -> int:
 
 
 def test_loads_that_were_never_attached_leave_running_programs_their_tail_calls(node: Node, object_cache: Path) -> None:
-    config = LoaderConfig(root=str(node.root), cache_dir=str(object_cache))
+    def again(size: int) -> None:
+        sizes = {"revnat": size}  # another size makes another generation
+        asyncio.run(load(LoaderConfig(root=str(node.root), cache_dir=str(object_cache), max_entries=sizes)))
+
     maps = node.root / "maps"
-    asyncio.run(load(config))
+    again(130)
     drop_retired(maps)
     generations = [map_id(maps / "tailcalls")]
-    for _ in range(2):  # killed between loading and attaching, twice
-        asyncio.run(load(config))
+    for size in (131, 132):  # killed between loading and attaching, twice
+        again(size)
         generations.append(map_id(maps / "tailcalls"))
     kept = {map_id(pin): PinnedMap(pin).lookup(u32(TailCall.TAIL_INGRESS)) for pin in maps.glob("tailcalls_old*")}
     assert sorted(kept) == sorted(generations[:-1])
@@ -124,6 +129,27 @@ def test_loads_that_were_never_attached_leave_running_programs_their_tail_calls(
     drop_retired(maps)
     assert not list(maps.glob("tailcalls_old*"))
     assert PinnedMap(maps / "tailcalls").lookup(u32(TailCall.TAIL_INGRESS))
+
+
+def test_what_stands_already_is_not_verified_again(node: Node, object_cache: Path) -> None:
+    config = LoaderConfig(root=str(node.root), cache_dir=str(object_cache), max_entries={"revnat": 140})
+    first = asyncio.run(load(config))
+    pins = [*(node.root / "progs").iterdir(), *(node.root / "maps").iterdir()]
+    inodes = {pin: pin.stat().st_ino for pin in pins}
+    again = asyncio.run(load(config))
+    assert {pin: pin.stat().st_ino for pin in pins} == inodes
+    assert (again.programs, again.maps, again.reused) == (first.programs, first.maps, first.maps)
+    # Killed in the middle: a pin is missing, or the mark is. Then everything is made anew.
+    (node.root / "progs" / "to_endpoint").unlink()
+    asyncio.run(load(config))
+    assert (node.root / "progs" / "to_endpoint").exists()
+    assert (node.root / "progs" / "from_endpoint").stat().st_ino != inodes[node.root / "progs" / "from_endpoint"]
+    remove_marks(node.root)
+    before = map_id(node.root / "maps" / "tailcalls")
+    asyncio.run(load(config))
+    assert map_id(node.root / "maps" / "tailcalls") != before
+    assert asyncio.run(load(replace(config, max_entries={"revnat": 141}))).reused != first.maps
+    drop_retired(node.root / "maps")
 
 
 def test_a_source_that_does_not_compile_changes_nothing(node: Node, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from services.agent.datapath import syscall
+from services.agent.datapath.generation import remove_marks
 from services.common.errors import Denied, Unavailable
 
 BPFFS = Path("/sys/fs/bpf")
@@ -64,6 +65,7 @@ def remove_pins(root: Path) -> None:
     """Unpin all of a node. Programs on cgroups end with their links, those on devices with their filters."""
     if not root.is_dir():
         return
+    remove_marks(root)
     for folder in ("links", "maps", "progs"):
         for pin in (root / folder).iterdir() if (root / folder).is_dir() else ():
             pin.unlink()

@@ -13,6 +13,7 @@ import os
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from services.agent.abi.tailcall import TailCall
 from services.agent.datapath import syscall, units
 from services.agent.datapath.bpffs import ensure_bpffs, repin, retire
 from services.agent.datapath.compiled import CompiledUnit, compile_units
+from services.agent.datapath.generation import Generation, remove_marks
 from services.agent.datapath.loader_client import Loaded, LoaderConfig
 from services.agent.datapath.maps import possible_cpus
 from services.agent.datapath.objects import MapSpec, Program
@@ -57,19 +59,31 @@ def load(config: LoaderConfig) -> Loaded:
     for folder in ("maps", "progs", "links"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     node = _Node(root, config.max_entries)
-    for each in compiled:
-        node.add(each)
-    node.publish()
+    generation = node.generation(compiled)
+    if generation is not None and generation.stands():
+        found = _names(compiled)
+        node.reused |= found[0]
+    else:
+        for each in compiled:
+            node.add(each)
+        node.publish(generation)
+        found = set(node.maps), set(node.programs)
     return Loaded(
         root=config.root,
-        programs=sorted(node.programs),
-        maps=sorted(node.maps),
+        programs=sorted(found[1]),
+        maps=sorted(found[0]),
         reused=sorted(node.reused),
         refused=node.refused,
         cached=all(each.cached for each in compiled),
         compile_s=round(compile_s, 3),
         total_s=round(time.monotonic() - started, 3),
     )
+
+
+def _names(compiled: Sequence[CompiledUnit]) -> tuple[set[str], set[str]]:
+    """Of all maps and of all programs."""
+    found = [each.object for each in compiled if each.object is not None]
+    return {spec.name for each in found for spec in each.maps}, {prog.name for each in found for prog in each.programs}
 
 
 class _Node:
@@ -83,6 +97,17 @@ class _Node:
         self.programs: dict[str, int] = {}
         self.reused: set[str] = set()
         self.refused: dict[str, str] = {}
+
+    def generation(self, compiled: Sequence[CompiledUnit]) -> Generation | None:
+        """What is to stand in the end; None where a unit does not compile, which cannot be told by looking at pins."""
+        maps: dict[str, MapSpec] = {}
+        programs: list[tuple[Program, units.Kind]] = []
+        for each in compiled:
+            if each.object is None:
+                return None
+            maps |= {spec.name: replace(spec, max_entries=self._size(spec)) for spec in each.object.maps}
+            programs += [(prog, each.unit.kind(prog.name)) for prog in each.object.programs]
+        return Generation(self._root, maps, programs)
 
     def add(self, compiled: CompiledUnit) -> None:
         """A unit's maps and programs. Raises Internal, unless the unit is optional: then it is refused as a whole."""
@@ -131,9 +156,10 @@ class _Node:
         cpus, (record, size) = possible_cpus(), LANES[spec.name]
         return cpus * (2 + lane_places(self._max_entries.get(spec.name, size), cpus, record))
 
-    def publish(self) -> None:
+    def publish(self, generation: Generation | None) -> None:
         """Everything is verified: fill the program arrays, replace the pins."""
         maps, progs = self._root / "maps", self._root / "progs"
+        remove_marks(self._root)
         for name, slots in TAIL_CALLS.items():
             if name not in self.maps:
                 continue
@@ -149,6 +175,8 @@ class _Node:
         for pin in progs.iterdir():
             if pin.name not in self.programs:
                 pin.unlink()  # of an earlier version, or of a unit that this kernel refuses
+        if generation is not None and not self.refused:
+            generation.finish()
 
 
 def _set_up_lanes(name: str, fd: int, entries: int) -> None:

@@ -9,9 +9,8 @@ import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from pyroute2 import AsyncIPRoute
 from pyroute2.netlink import rtnl
 
 from services.agent.endpoints.kernel_events import (
@@ -21,6 +20,7 @@ from services.agent.endpoints.kernel_events import (
     NEW_ROUTE,
     KernelEvents,
 )
+from services.common.rtnetlink import Netlink
 from services.model.addresses import IPAddress
 from services.model.objects import NodeAddresses, Update
 
@@ -58,14 +58,15 @@ class AddressKeeper:
 
     async def look(self) -> None:
         """Ask the kernel, and tell what is new."""
-        async with AsyncIPRoute() as netlink:
-            names = {int(link["index"]): str(link.get("ifname")) async for link in await netlink.link("dump")}
+        with Netlink() as netlink:
+            names = {link.index: link.name for link in netlink.links()}
             found: dict[str, list[IPAddress]] = {}
-            async for entry in await netlink.get_addr():
-                if entry["scope"] == _GLOBAL and entry["index"] in names:
-                    text = entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS")
-                    found.setdefault(names[entry["index"]], []).append(ipaddress.ip_address(text))
-            default = await _default_interface(netlink, names)
+            for index, scope, raw in netlink.addresses():
+                if scope == _GLOBAL and index in names:
+                    found.setdefault(names[index], []).append(ipaddress.ip_address(raw))
+            # Where the outside is: the default route with the smallest metric, IPv4's before IPv6's.
+            routes = [(*route, names[index]) for *route, index in netlink.default_routes() if index in names]
+            default = min(routes)[-1] if routes else ""
         addresses = {name: tuple(sorted(have, key=self._rank)) for name, have in sorted(found.items())}
         now = NodeAddresses(addresses, default or self._official(addresses), self._devices)
         await self._found({name: index for index, name in names.items()}, now)
@@ -99,16 +100,3 @@ class AddressKeeper:
             await asyncio.sleep(SETTLE_SECONDS)
             self._dirty.clear()
             await self.look()
-
-
-async def _default_interface(netlink: Any, names: dict[int, str]) -> str:
-    """Where the outside is: the default route with the smallest metric, IPv4's before IPv6's."""
-    best: tuple[int, int, str] | None = None
-    for family in (2, 10):
-        async for route in await netlink.route("dump", family=family, dst_len=0):
-            index = route.get_attr("RTA_OIF")
-            if route["dst_len"] or route["type"] != 1 or index not in names:
-                continue
-            candidate = (family, int(route.get_attr("RTA_PRIORITY") or 0), names[index])
-            best = min(best, candidate) if best else candidate
-    return best[2] if best else ""
