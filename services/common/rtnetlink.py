@@ -162,8 +162,8 @@ class Netlink:
             for body in self.dump(GET_ROUTE, bytes([family_]) + bytes(11)):
                 if not body[1] and body[7] == _UNICAST:
                     found = attributes(body, 12)
-                    numbers = (int.from_bytes(found.get(kind, b""), "little") for kind in (6, 4))
-                    yield family_, *numbers
+                    metric, index = (int.from_bytes(found.get(kind, b""), "little") for kind in (6, 4))
+                    yield family_, metric, index
 
     def link(self, name: str) -> Link | None:
         """An interface by name."""

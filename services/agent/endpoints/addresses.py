@@ -65,8 +65,8 @@ class AddressKeeper:
                 if scope == _GLOBAL and index in names:
                     found.setdefault(names[index], []).append(ipaddress.ip_address(raw))
             # Where the outside is: the default route with the smallest metric, IPv4's before IPv6's.
-            routes = [(*route, names[index]) for *route, index in netlink.default_routes() if index in names]
-            default = min(routes)[-1] if routes else ""
+            routes = [route for route in netlink.default_routes() if route[2] in names]
+            default = names[min(routes)[2]] if routes else ""
         addresses = {name: tuple(sorted(have, key=self._rank)) for name, have in sorted(found.items())}
         now = NodeAddresses(addresses, default or self._official(addresses), self._devices)
         await self._found({name: index for index, name in names.items()}, now)
