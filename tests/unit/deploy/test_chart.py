@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,16 @@ def test_selectors_select_the_pods_that_they_mean(values: tuple[str, ...]) -> No
             wanted = selector.get("matchLabels", selector)
             chosen = [name for name, have in labels.items() if wanted.items() <= have.items()]
             assert chosen == [document["metadata"]["name"]]
+
+
+def test_every_dashboard_is_a_config_map_that_grafanas_side_car_finds() -> None:
+    documents = rendered(MEMBERS, "dashboards.enabled=true")
+    files = sorted((CHART.parents[1] / "grafana").glob("*.json"))
+    assert files
+    for file in files:
+        found = one(documents, "ConfigMap", f"ciliate-dashboard-{file.stem}")
+        assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert json.loads(found["data"][file.name]) == json.loads(file.read_text())
 
 
 @pytest.mark.parametrize(
