@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from services.cli import connect, policy_text
+from services.cli.asked import request_of
 from services.cli.inspection import as_item, policies
 from services.cli.observe import ALL, flows, request
 from services.cli.output import Output, OutputOption, as_yaml, render_one, say
@@ -59,23 +60,33 @@ def explain(
     destination: Annotated[str, typer.Option("--to", help="likewise")],
     port: Annotated[str, typer.Option("--port", "-p", help="80, 53/udp; for ICMP the type: 8/icmp")],
     http: Annotated[str, typer.Option("--http", help="a request on the connection: 'GET /x'")] = "",
+    method: Annotated[str, typer.Option("--method", help="the same in parts: its method ...")] = "",
+    path: Annotated[str, typer.Option("--path", help="... its path with the query, as sent ...")] = "",
+    host: Annotated[str, typer.Option("--host", help="... its Host ...")] = "",
+    header: Annotated[list[str] | None, typer.Option("--header", "-H", help="... and others, 'Name: value'")] = None,
     node: Annotated[str, typer.Option("--node", help="ask this node's agent (default: any)")] = "",
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Say what policy does with a connection: both directions, every rule that was considered, and why."""
     number, protocol = read_port(port)
-    method, path = read_request(http)
+    about = request_of(http, method, path, host, header or [])
     asked = agent_pb2.Connection(
         source=agent_pb2.Peer(name=source),
         destination=agent_pb2.Peer(name=destination),
         protocol=protocol,
         port=number,
-        http_method=method,
-        http_path=path,
+        http_method=about.method,
+        http_path=about.path,
+        http_host=about.host,
+        http_headers=[f"{name}: {value}" for name, value in about.headers],
     )
     call = agent_pb2.ExplainPolicyRequest(connection=asked)
     item = as_item(ask(context, node, lambda stub: stub.ExplainPolicy(call)))
-    say(policy_text.explained(item, port, http) if output is Output.TABLE else render_one(item, output))
+    say(
+        policy_text.explained(item, port, str(about) if about.path else "")
+        if output is Output.TABLE
+        else render_one(item, output)
+    )
 
 
 @policies.command("simulate")
@@ -197,16 +208,6 @@ def read_port(text: str) -> tuple[int, int]:
     if not number.isdecimal() or int(number) > last:
         raise Invalid(f"--port: {number!r} is no number from 0 to {last}; write 80 or 53/udp")
     return int(number), protocol
-
-
-def read_request(text: str) -> tuple[str, str]:
-    """(method, path) of `GET /x`; raises `Invalid`."""
-    if not text:
-        return "", ""
-    method, _, path = text.strip().partition(" ")
-    if not path.startswith("/") or not text.isascii() or not text.isprintable():
-        raise Invalid(f"--http: write it as 'GET /path', not {text!r}")
-    return method, path
 
 
 def read_selector(text: str) -> dict[str, str]:

@@ -39,11 +39,12 @@ class HttpRule:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An HTTP request, as far as rules look at it."""
+    """An HTTP request, as far as rules look at it. `headers`: (name, value); recorded requests have none."""
 
     method: str
     path: str
     host: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"

@@ -7,6 +7,7 @@ changes, so that a long simulation can run beside the event loop.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -29,6 +30,8 @@ from services.policy.world import Answer, Fate, Question, World, is_endpoint
 
 MAX_FLOWS = 50_000
 MAX_DOCUMENTS = 1000
+MAX_HEADERS = 100
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 FLIP_BYTES = 8 << 20
 """Of flips in an answer: more than anybody reads, and little of an agent's memory."""
 CLUSTERWIDE = frozenset({"CiliumClusterwideNetworkPolicy", CIDR_GROUP})
@@ -157,8 +160,18 @@ def answer_view(answer: Answer) -> pb.Answer:
 def _question(world: World, source: Actor, destination: Actor, asked: pb.Connection) -> Question:
     if asked.protocol > 255 or asked.port > 65535:
         raise Invalid(f"port: {asked.port} of protocol {asked.protocol} does not exist")
-    request = Request(asked.http_method, asked.http_path) if asked.http_method or asked.http_path else None
+    request = _request(asked) if asked.http_method or asked.http_path else None
     return Question(source.within(world), destination.within(world), asked.protocol, asked.port, request)
+
+
+def _request(asked: pb.Connection) -> Request:
+    headers = []
+    for index, text in enumerate(asked.http_headers[: MAX_HEADERS + 1]):
+        name, colon, value = text.partition(":")
+        if index == MAX_HEADERS or not colon or not HEADER_NAME.fullmatch(name):
+            raise Invalid(f"http_headers[{index}]: at most {MAX_HEADERS}, written as 'Name: value'")
+        headers.append((name, value.strip(" ")))
+    return Request(asked.http_method, asked.http_path, asked.http_host, tuple(headers))
 
 
 def _documents(texts: Iterable[str]) -> Iterator[PolicyObject]:

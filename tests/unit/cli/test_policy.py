@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import ParseDict
 
-from services.cli import policy, policy_text
+from services.cli import asked, policy, policy_text
 from services.cli.policy_files import check, parts
 from services.cli.recorded import distinct, observed_at
 from services.common.errors import Invalid
@@ -126,7 +127,7 @@ def test_words() -> None:
     assert policy.read_port("80") == (80, 6)
     assert policy.read_port("53/UDP") == (53, 17)
     assert policy.read_port("8/icmp") == (8, 1)
-    assert policy.read_request("GET /x?y") == ("GET", "/x?y")
+    assert asked.read_request("GET /x?y") == ("GET", "/x?y")
     assert policy.read_selector("app=web, k8s:tier=front") == {"app": "web", "tier": "front"}
     assert policy.policy_key("cnp/web", "team") == ObjectKey("CiliumNetworkPolicy", "team", "web")
     assert policy.policy_key("netpol/a/b", "team") == ObjectKey("NetworkPolicy", "a", "b")
@@ -141,8 +142,8 @@ def test_words() -> None:
         (policy.read_port, "65536"),
         (policy.read_port, "256/icmp"),
         (policy.read_port, "-1"),
-        (policy.read_request, "GET"),
-        (policy.read_request, "GET x"),
+        (asked.read_request, "GET"),
+        (asked.read_request, "GET x"),
         (policy.read_selector, "app"),
         (lambda text: policy.policy_key(text, "n"), "pod/x"),
         (lambda text: policy.policy_key(text, "n"), "cnp"),
@@ -152,6 +153,30 @@ def test_words() -> None:
 def test_words_that_are_none(call: Any, text: str) -> None:
     with pytest.raises(Invalid):
         call(text)
+
+
+def test_requests_in_parts() -> None:
+    assert asked.request_of("", "", "", "", []) == Request("", "")
+    assert asked.request_of("PUT /x", "", "", "a", []) == Request("PUT", "/x", "a")
+    assert asked.request_of("", "", "/x", "", ["X-A:  b "]) == Request("GET", "/x", "", (("X-A", "b"),))
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (("GET /x", "GET", "", "", []), "give one of them"),
+        (("", "GET", "", "", []), "--path is needed"),
+        (("", "", "", "", ["A: b"]), "--path is needed"),
+        (("", "GET", "x", "", []), "it begins with '/'"),
+        (("", "GET", "/x y", "", []), "--path: '/x y' has characters"),
+        (("", "GET\n", "/", "", []), "--method"),
+        (("", "GET", "/", "höst", []), "--host"),
+        (("", "GET", "/", "", ["nonsense"]), "write it as 'Name: value'"),
+    ],
+)
+def test_requests_that_are_none(parts: tuple[str, str, str, str, list[str]], told: str) -> None:
+    with pytest.raises(Invalid, match=re.escape(told)):
+        asked.request_of(*parts)
 
 
 def flow(**changes: Any) -> flow_pb2.Flow:

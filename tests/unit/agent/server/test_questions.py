@@ -18,6 +18,7 @@ from services.model.identity import Identity, NumericIdentity
 from services.model.labels import pod_identity_labels
 from services.model.objects import (
     ContainerPort,
+    Deleted,
     IdentityUpserted,
     IpEntry,
     IpUpserted,
@@ -345,3 +346,28 @@ def test_a_group_of_prefixes_is_simulated_like_a_policy(knowledge: Any) -> None:
     assert questions.explain(knowledge, asked("203.0.113.9", "web-1")).passes
     gone = simulated(knowledge, deletions=["CiliumCIDRGroup g"])
     assert {tuple(flip.source) for flip in gone.flips} == {("203.0.113.0/24",)}
+
+
+def test_requests_are_judged_with_host_and_headers(knowledge: Any) -> None:
+    http = {"method": "PUT", "host": "web[.]example", "headers": ["X-Role: admin"]}
+    ports = [{"ports": [{"port": "8080", "protocol": "TCP"}], "rules": {"http": [http]}}]
+    spec = {"endpointSelector": {}, "ingress": [{"fromEndpoints": [{}], "toPorts": ports}]}
+    engine = knowledge.engine
+    engine.apply(Deleted(ObjectKey("NetworkPolicy", "default", "p")))
+    engine.apply(Upserted(PolicyObject(ObjectKey("CiliumNetworkPolicy", "default", "roles"), {"spec": spec})))
+    engine.flush()
+
+    def passes(method: str, host: str, *headers: str) -> bool:
+        connection = asked("client", "web-1")
+        connection.http_method, connection.http_path, connection.http_host = method, "/x", host
+        connection.http_headers.extend(headers)
+        return questions.explain(knowledge, connection).passes
+
+    assert passes("PUT", "web.example", "x-role: admin")
+    assert not passes("PUT", "web.example")
+    assert not passes("PUT", "web.example", "X-Role: guest")
+    assert not passes("PUT", "web.example", "X-Role: admin", "X-Role: admin")
+    assert not passes("PUT", "other", "X-Role: admin")
+    assert not passes("GET", "web.example", "X-Role: admin")
+    with pytest.raises(Invalid, match=r"http_headers\[0\].*'Name: value'"):
+        passes("PUT", "web.example", "nonsense")
