@@ -16,7 +16,7 @@ from services.model.verdict import DropReason
 from tests.datapath.http_model import Rule
 from tests.datapath.http_node import Connection, HttpNode
 from tests.datapath.node import TC_ACT_REDIRECT, TC_ACT_SHOT, Node, Pod
-from tests.datapath.packets import ping, tcp
+from tests.datapath.packets import ping, tcp, udp
 from tests.datapath.walks import EGRESS, FAMILIES, FRONTEND, INGRESS, WEBAPP, Pods, at, send
 
 pytestmark = pytest.mark.root
@@ -85,9 +85,9 @@ def test_what_is_no_policy_is_dropped_all_the_same(node: Node, pods: Pods) -> No
 
 def test_l7_rules_that_nobody_enforces(node: Node, pods: Pods) -> None:
     frontend, webapp, _ = pods
-    node.rule(frontend, EGRESS, WEBAPP, 6, 80, l7=3, rule_id=4)
+    node.rule(frontend, EGRESS, WEBAPP, 17, 80, l7=3, rule_id=4)
     audit(node, frontend)
-    assert send(node, frontend, webapp.ipv4, tcp(1, 80)).verdict == TC_ACT_REDIRECT
+    assert send(node, frontend, webapp.ipv4, udp(1, 80)).verdict == TC_ACT_REDIRECT
     assert told(node)[0] == (EventType.NEW, 1, 4, DropReason.HTTP_NO_STATE, EventFlags.AUDIT)
 
 
