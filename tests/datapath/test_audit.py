@@ -86,6 +86,7 @@ def test_what_is_no_policy_is_dropped_all_the_same(node: Node, pods: Pods) -> No
 def test_l7_rules_that_nobody_enforces(node: Node, pods: Pods) -> None:
     frontend, webapp, _ = pods
     node.rule(frontend, EGRESS, WEBAPP, 17, 80, l7=3, rule_id=4)
+    node.open(webapp, INGRESS)
     audit(node, frontend)
     assert send(node, frontend, webapp.ipv4, udp(1, 80)).verdict == TC_ACT_REDIRECT
     assert told(node)[0] == (EventType.NEW, 1, 4, DropReason.HTTP_NO_STATE, EventFlags.AUDIT)
