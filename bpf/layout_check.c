@@ -3,6 +3,7 @@
  * and tests/datapath/test_layout.py compares them with services/agent/abi. Never loaded. */
 #include "lib/maps.h"
 #include "lib/dns.h"
+#include "lib/process.h"
 
 
 ARRAY_MAP(lay_event_lane, struct event_lane, 1);

@@ -59,6 +59,7 @@ from services.agent.host import Advertiser, HostAddresses, rows
 from services.agent.http_policy import HttpPolicy
 from services.agent.learned import LearnedNames
 from services.agent.name_policy import NamePolicy
+from services.agent.processes import Processes
 from services.agent.refusals import NodeOwner, Owners, Refusals
 from services.agent.server.cni import CniServer
 from services.agent.server.connections import watch_connections
@@ -162,7 +163,10 @@ async def run(config: Config) -> None:
         cni = _cni_server(config, state, ends)
         describe(state, sources, driver, sink, ends.registrar, cni, [http, names, engine.visibility], registry)
         state.checks += [relay_check(pipeline), kernel.devices.check, *routes.checks(engine)]
-        keeper = _exports(config, pipeline, state, registry)
+        keeper, processes = (
+            _exports(config, pipeline, state, registry),
+            _processes(config, stack, kernel, ends, pipeline, state),
+        )
         sweeper = _watch_sockets(kernel, knowledge, state)
         health = _health_checks(engine, state)
         AgentMetrics(registry, state, knowledge, driver, mailbox, sink, kernel.maps, cni, sources)
@@ -174,6 +178,7 @@ async def run(config: Config) -> None:
             await kernel.devices.enforce()
             await ends.manager.attach_all()
             kernel.sockets.enforce()
+            processes.enforce()
             kernel.programs.drop_earlier()
             await routes.table.sweep()
             state.become_ready()
@@ -182,14 +187,13 @@ async def run(config: Config) -> None:
         status = _status_writer(objects.write_status(engine), state, registry)
 
         followers = [knowledge.changed, hubble.applied, sweeper.changed, health.changed, lambda: routes.applied(engine)]
-        followers += [status.changed] if status else []
         driver.observers = (
             ends.manager.observe,
             routes.observe,
             hubble.observe,
             Advertiser(config.node_name, config.addresses, ends.registrar).observe,
         )
-        driver.on_applied, driver.on_sync = _each(followers), enforce
+        driver.on_applied, driver.on_sync = _each(followers + ([status.changed] if status else [])), enforce
         await _listen(config, stack, files, registry, state, knowledge, kernel, pipeline, hubble)
         await _recall(config, mailbox, ends)
         log.info("started", node=config.node_name, version=services.__version__, reused_maps=len(kernel.loaded.reused))
@@ -253,6 +257,19 @@ def _cni_server(config: Config, state: AgentState, ends: Endpoints) -> CniServer
 def _devices(kernel: Kernel) -> routing.Devices:
     names = tuple(device.name for device in kernel.uplinks)
     return routing.Devices(kernel.uplinks[0].ifindex, kernel.overlay, names, kernel.devices.follow)
+
+
+def _processes(
+    config: Config, stack: AsyncExitStack, kernel: Kernel, ends: Endpoints, pipeline: FlowPipeline, state: AgentState
+) -> Processes:
+    processes = Processes(kernel.loaded, config.cgroup_root, wanted=config.flow_processes)
+    owners = Owners(NodeOwner(config.addresses), ends.manager.local, time.monotonic)
+    processes.open(pipeline.store.dictionaries, owners)
+    stack.callback(processes.close)
+    if processes.table is not None:
+        pipeline.name_processes(processes.table, processes.take)
+    state.checks.append(processes.check)
+    return processes
 
 
 def _watch_refusals(

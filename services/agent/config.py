@@ -175,6 +175,7 @@ class Config(ExportOptions):
     hubble_metrics_series: int = Field(
         10_000, ge=16, description="series per metric; more are counted under `other` and told"
     )
+    flow_processes: bool = Field(True, description="tell which process is behind a local endpoint's socket")
     flow_interval: float = Field(10.0, description="seconds between records of a live connection", ge=0.1)
 
     @pydantic.field_validator("http_visibility_ports")

@@ -29,6 +29,12 @@ def _port(flow: flow_pb2.Flow) -> str:
     return f"{number}/{kind}" if number != "" else kind
 
 
+def _process(flow: flow_pb2.Flow) -> str:
+    details = details_pb2.FlowDetails()
+    flow.extensions.Unpack(details)
+    return details.process.executable or details.process.name
+
+
 KEYS: dict[str, Callable[[flow_pb2.Flow], str]] = {
     "source": lambda flow: _workload(flow.source),
     "destination": lambda flow: _workload(flow.destination),
@@ -44,6 +50,7 @@ KEYS: dict[str, Callable[[flow_pb2.Flow], str]] = {
     "service": lambda flow: flow.destination_service.name,
     "method": lambda flow: flow.l7.http.method,
     "node": lambda flow: flow.node_name,
+    "process": _process,
 }
 """What flows can be counted by."""
 

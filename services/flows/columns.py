@@ -63,6 +63,7 @@ WIRE: dict[str, tuple[int, str]] = {
     "retransmits": (pb.RETRANSMITS, "<u4"),
     "duration_us": (pb.DURATION_US, "<u4"),
     "status": (pb.STATUS, "<u2"),
+    "process": (pb.PROCESS, "<u4"),
 }
 """Column -> (wire number, type). What travels; the store adds `node`."""
 
@@ -76,6 +77,7 @@ DICTIONARY_OF: dict[str, str] = {
     "policy": "decisions",
     "service": "services",
     "http": "requests",
+    "process": "processes",
 }
 """Column -> the dictionary that its numbers point into."""
 

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from services.flows.columns import Array
-from services.flows.entries import Decision, L7Record, NodeRef, Party, ServiceRef
+from services.flows.entries import Decision, L7Record, NodeRef, Party, ProcessRef, ServiceRef
 
 T = TypeVar("T", bound=Hashable)
 
@@ -89,14 +89,18 @@ class Dictionaries:
         self.decisions: Dictionary[Decision] = Dictionary()
         self.services: Dictionary[ServiceRef] = Dictionary()
         self.requests: Dictionary[L7Record] = Dictionary()
+        self.processes: Dictionary[ProcessRef] = Dictionary()
         self.nodes: Dictionary[NodeRef] = Dictionary()
 
-    def of(self, name: str) -> Dictionary[Party] | Dictionary[Decision] | Dictionary[ServiceRef] | Dictionary[L7Record]:
+    def of(self, name: str) -> AnyDictionary:
         """The dictionary that `columns.DICTIONARY_OF` names."""
-        found: Dictionary[Party] | Dictionary[Decision] | Dictionary[ServiceRef] | Dictionary[L7Record] = getattr(
-            self, name
-        )
+        found: AnyDictionary = getattr(self, name)
         return found
+
+
+AnyDictionary = (
+    Dictionary[Party] | Dictionary[Decision] | Dictionary[ServiceRef] | Dictionary[L7Record] | Dictionary[ProcessRef]
+)
 
 
 def distinct(numbers: Array, size: int) -> Array:

@@ -116,6 +116,20 @@ L7Record = HttpRequest | NameRecord
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessRef:
+    """Whose socket it is that an endpoint talks through. Texts are hostile input."""
+
+    pid: int
+    """In the process namespace of the node's agent."""
+    name: str
+    """As the kernel calls it: at most 15 characters."""
+    executable: str = ""
+    """Empty where it had ended before anybody looked."""
+    container: str = ""
+    """As the container runtime names it; empty for the node's own."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeRef:
     """A node that flows were seen on."""
 

@@ -11,7 +11,7 @@ from services.common.pb.observer import observer_pb2
 from services.flows import mask, summary
 from services.flows.columns import Array, Columns, Kind, length
 from services.flows.dictionary import Dictionaries
-from services.flows.entries import Decision, NameRecord, NodeRef, Party
+from services.flows.entries import Decision, NameRecord, NodeRef, Party, ProcessRef
 from services.flows.facets import AUDIT, DROP, DROPPED, HUBBLE_REASON, L7, POLICY_VERDICT, TRACE, event_types, replies
 from services.flows.names import request_url, row_uuids
 from services.model.addresses import V4_MAPPED_PREFIX, from_bytes
@@ -123,7 +123,7 @@ class Renderer:
             self._policies(flow, row, decision)
         self._summarise(flow, row, decision, ipv6=ipv6)
         if self._details:
-            flow.extensions.Pack(_details(row, decision))
+            flow.extensions.Pack(_details(row, decision, self._dictionaries.processes[row.process]))
         if self._fields is not None:
             mask.apply(self._fields, flow)
         return response
@@ -276,12 +276,15 @@ def set_time(target: Any, time_ns: int) -> None:
     target.seconds, target.nanos = divmod(time_ns, NANOSECONDS)
 
 
-def _details(row: Row, decision: Decision | None) -> details_pb2.FlowDetails:
-    """What the record counted, and what the decision lacked."""
+def _details(row: Row, decision: Decision | None, process: ProcessRef | None) -> details_pb2.FlowDetails:
+    """What the record counted, and what the decision lacked, and whose socket it was."""
     found = details_pb2.FlowDetails(kind=row.kind, **{name: getattr(row, name) for name in _COUNTERS})
     if decision is not None and not decision.matched:
         found.default_deny = True
         if decision.nearest is not None:
             found.nearest_rule = decision.nearest.rule.place
             found.nearest_failed.extend(decision.nearest.failed)
+    if process is not None:
+        found.process.pid, found.process.name = process.pid, process.name
+        found.process.executable, found.process.container = process.executable, process.container
     return found

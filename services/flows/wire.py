@@ -12,7 +12,16 @@ import numpy as np
 
 from services.common.pb.ingest.v1 import ingest_pb2 as pb
 from services.flows.columns import DTYPES, WIRE, Columns, Kind, zeros
-from services.flows.entries import Decision, HttpRequest, NameRecord, NearestRule, Party, PolicyRef, ServiceRef
+from services.flows.entries import (
+    Decision,
+    HttpRequest,
+    NameRecord,
+    NearestRule,
+    Party,
+    PolicyRef,
+    ProcessRef,
+    ServiceRef,
+)
 
 MAX_ROWS = 65_536
 MAX_NUMBER = 1 << 22
@@ -20,7 +29,7 @@ MAX_NUMBER = 1 << 22
 MAX_TEXTS = 512
 MAX_TEXT = 4096
 
-Content = Party | Decision | ServiceRef | HttpRequest | NameRecord
+Content = Party | Decision | ServiceRef | HttpRequest | NameRecord | ProcessRef
 
 _NAMES = {number: name for name, (number, _) in WIRE.items()}
 
@@ -87,6 +96,10 @@ def put_entry(batch: pb.Batch, number: int, content: Content) -> None:
             entry.name.addresses.extend(content.addresses)
             entry.name.aliases.extend(content.aliases)
             entry.name.SetInParent()
+        case ProcessRef():
+            entry.process.pid, entry.process.name = content.pid, content.name
+            entry.process.executable, entry.process.container = content.executable, content.container
+            entry.process.SetInParent()
 
 
 def get_entry(entry: pb.Entry) -> tuple[str, int, Content]:
@@ -106,6 +119,10 @@ def get_entry(entry: pb.Entry) -> tuple[str, int, Content]:
             return "requests", entry.number, HttpRequest(method, path, entry.http.version, entry.http.path_length)
         case "name":
             return "requests", entry.number, _name(entry.name)
+        case "process":
+            given = entry.process
+            texts = _texts("process", (given.name, given.executable, given.container))
+            return "processes", entry.number, ProcessRef(given.pid, *texts)
         case _:
             raise WireError(f"entry {entry.number}: has no content")
 

@@ -24,6 +24,7 @@ from services.agent.abi import (
     names,
     nat,
     policy,
+    process,
     refined,
     sock,
 )
@@ -89,6 +90,8 @@ VALUES: dict[str, Any] = {
     "fqdn_names": names.FqdnName,
     "lay_fqdn_slot": names.FqdnSlot,
     "dns_asked": names.DnsAsked,
+    "listeners": process.Process,
+    "process_config": process.ProcessSettings,
 }
 KEYS: dict[str, Any] = {
     "egress_gateway": egress.EgressKey,
@@ -101,6 +104,7 @@ KEYS: dict[str, Any] = {
     "services": lb.ServiceKey,
     "backends": lb.BackendKey,
     "sockets": sock.SockKey,
+    "listeners": process.PortKey,
     "backend_slots": lb.BackendSlotKey,
     "maglev": lb.MaglevKey,
     "affinity": lb.AffinityKey,
@@ -140,6 +144,7 @@ def test_numpy_views_are_the_same_structs() -> None:
         (conntrack.CT_ENTRY, conntrack.CtEntry),
         (sock.SOCK_KEY, sock.SockKey),
         (sock.SOCK_ENTRY, sock.SockEntry),
+        (process.PROCESS, process.Process),
     ):
         assert python_fields(dtype) == python_fields(struct)
         assert dtype.itemsize == ctypes.sizeof(struct)

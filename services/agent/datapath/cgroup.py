@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from services.agent.datapath import syscall
@@ -18,8 +18,6 @@ from services.agent.datapath.units import SOCKET_HOOKS, Kind
 from services.common.errors import CiliateError, Denied, NotFound, Unavailable
 
 MOUNTS = Path("/proc/self/mounts")
-_ORDER = sorted(SOCKET_HOOKS, key=lambda name: ("connect" in name or "sendmsg" in name, name))
-"""Ways back first: nothing is translated that could not be translated back."""
 
 
 def find_cgroup2(mounts: Path = MOUNTS) -> Path:
@@ -46,8 +44,11 @@ def whole_tree(mounts: Path = MOUNTS) -> Path:
 class SocketHooks:
     """The hooks of one node: pinned programs of `root` on the cgroup directory `cgroup`."""
 
-    def __init__(self, root: Path, cgroup: Path) -> None:
+    def __init__(self, root: Path, cgroup: Path, hooks: Mapping[str, Kind] = SOCKET_HOOKS) -> None:
         self._progs, self._links, self._cgroup = root / "progs", root / "links", cgroup
+        self._hooks = hooks
+        # Ways back first: nothing is translated that could not be translated back.
+        self._order = sorted(hooks, key=lambda name: ("connect" in name or "sendmsg" in name, name))
 
     def attach(self) -> None:
         """Put or replace all of them. On failure those that were made by this call are taken away again.
@@ -60,7 +61,7 @@ class SocketHooks:
                 for name in self._loaded():
                     if not self._replace(name, directory):
                         made.append(self._links / name)
-                        self._create(name, SOCKET_HOOKS[name], directory)
+                        self._create(name, self._hooks[name], directory)
         except OSError as error:
             for link in made:
                 link.unlink(missing_ok=True)
@@ -74,23 +75,23 @@ class SocketHooks:
         try:
             name = self._loaded()[0]
             with _opened(self._cgroup) as directory, syscall.opened(self._progs / name) as program:
-                os.close(syscall.link_create(program, directory, SOCKET_HOOKS[name]))
+                os.close(syscall.link_create(program, directory, self._hooks[name]))
         except OSError as error:
             raise _error(error, self._cgroup) from error
 
     def detach(self) -> None:
         """Take all of them away; those that are not there are a success."""
         if self._links.is_dir():
-            for name in reversed(_ORDER):
+            for name in reversed(self._order):
                 (self._links / name).unlink(missing_ok=True)
 
     @property
     def attached(self) -> list[str]:
         """Names of the hooks that are in place."""
-        return sorted(name for name in _ORDER if (self._links / name).exists())
+        return sorted(name for name in self._order if (self._links / name).exists())
 
     def _loaded(self) -> list[str]:
-        found = [name for name in _ORDER if (self._progs / name).exists()]
+        found = [name for name in self._order if (self._progs / name).exists()]
         if not found:
             raise NotFound(f"no programs for sockets are pinned in {self._progs}")
         return found
@@ -102,7 +103,7 @@ class SocketHooks:
             return False
         with syscall.opened(pin) as link:
             info = syscall.cgroup_link_info(link)
-            if (info.cgroup, info.attach) == (os.fstat(directory).st_ino, SOCKET_HOOKS[name].attach):
+            if (info.cgroup, info.attach) == (os.fstat(directory).st_ino, self._hooks[name].attach):
                 with syscall.opened(self._progs / name) as program:
                     syscall.link_update(link, program)
                 return True

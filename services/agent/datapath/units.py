@@ -18,6 +18,7 @@ class ProgramType(IntEnum):
     SCHED_CLS = 3
     XDP = 6
     CGROUP_SOCK = 9
+    SOCK_OPS = 13
     CGROUP_SOCK_ADDR = 18
 
 
@@ -25,8 +26,11 @@ class AttachType(IntEnum):
     """`enum bpf_attach_type`, those in use; NONE for programs whose hook says it."""
 
     NONE = 0
+    CGROUP_SOCK_OPS = 3
     CGROUP_INET4_CONNECT = 10
     CGROUP_INET6_CONNECT = 11
+    CGROUP_INET4_POST_BIND = 12
+    CGROUP_INET6_POST_BIND = 13
     CGROUP_UDP4_SENDMSG = 14
     CGROUP_UDP6_SENDMSG = 15
     CGROUP_UDP4_RECVMSG = 19
@@ -76,12 +80,22 @@ SOCKET_HOOKS: Mapping[str, Kind] = {
 }
 """Programs on cgroups (`bpf/sock.c`)."""
 
-CILIATE, NAMES, XDP, SOCKET = "ciliate.c", "names.c", "xdp.c", "sock.c"
+PROCESS_HOOKS: Mapping[str, Kind] = {
+    "process_connect4": Kind(ProgramType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_CONNECT),
+    "process_connect6": Kind(ProgramType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET6_CONNECT),
+    "process_sockops": Kind(ProgramType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS),
+    "process_bind4": Kind(ProgramType.CGROUP_SOCK, AttachType.CGROUP_INET4_POST_BIND),
+    "process_bind6": Kind(ProgramType.CGROUP_SOCK, AttachType.CGROUP_INET6_POST_BIND),
+}
+"""Likewise (`bpf/process.c`)."""
+
+CILIATE, NAMES, XDP, SOCKET, PROCESS = "ciliate.c", "names.c", "xdp.c", "sock.c", "process.c"
 UNITS: tuple[Unit, ...] = (
     Unit(CILIATE),
     Unit(NAMES),
     Unit(XDP, default=Kind(ProgramType.XDP), optional=True),
     Unit(SOCKET, kinds=SOCKET_HOOKS, optional=True),
+    Unit(PROCESS, kinds=PROCESS_HOOKS, optional=True),
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from services.agent.abi.events import EVENT_VERSION, CtState, EventFlags, EventType, HttpSubtype
 from services.agent.events.enrich import Enricher
 from services.flows.columns import Array, Columns, take
-from services.model.verdict import DropReason
+from services.model.verdict import Direction, DropReason
 
 FORWARDED, DROPPED, AUDIT = 1, 2, 4
 
@@ -118,6 +118,8 @@ def _common(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:
     columns["source"] = enricher.parties(records["saddr"], records["src_identity"])
     columns["destination"] = enricher.parties(records["daddr"], records["dst_identity"])
     columns["service"] = enricher.services(records["service_id"])
+    near = np.where(records["direction"] == Direction.EGRESS, columns["source_port"], columns["destination_port"])
+    columns["process"] = enricher.processes(records, near)
     return columns
 
 

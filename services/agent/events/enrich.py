@@ -14,6 +14,7 @@ import numpy as np
 
 from services.agent.events.getters import Names
 from services.agent.events.index import FastIndex
+from services.agent.events.processes import ProcessTable
 from services.flows.columns import Array
 from services.flows.dictionary import Dictionaries
 from services.flows.entries import Decision, HttpRequest, NameRecord, NearestRule, Party
@@ -47,6 +48,8 @@ class Enricher:
         self._taught: OrderedDict[tuple[bytes, bytes], None] = OrderedDict()
         """(address, name) pairs that answers gave: of those there is nothing new to tell."""
         self._generation = names.generation
+        self.process_table: ProcessTable | None = None
+        """None: nobody tells."""
         self._recent: OrderedDict[PartyKey, tuple[Party, int]] = OrderedDict()
         """Parties with a pod, and since when (monotonic) they are found to have it no more; 0 = they have it."""
         self._now = 0
@@ -151,6 +154,12 @@ class Enricher:
             int(records["protocol"][row]),
             case >> 40,
         )
+
+    def processes(self, records: Array, ports: Array) -> Array:
+        """Numbers of the processes behind `ports` of the endpoints that saw the records."""
+        if self.process_table is None:
+            return np.zeros(len(records), np.uint32)
+        return self.process_table.find(records["endpoint_id"], ports, records["protocol"])
 
     def services(self, service_ids: Array) -> Array:
         """Numbers of the Services that clients addressed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -26,6 +26,7 @@ from services.agent.events.getters import LostCounters, Names
 from services.agent.events.lanes import open_events
 from services.agent.events.losses import LostWatch
 from services.agent.events.metrics import EventMetrics
+from services.agent.events.processes import ProcessTable
 from services.agent.events.push import RelayPusher
 from services.agent.events.reader import RingReader
 from services.agent.events.wake import RingWaker
@@ -96,11 +97,16 @@ class FlowPipeline:
         self._messages = RingReader.open(name_ring_fd, NAME_EVENT)
         self._lost = LostWatch(lost)
         self._clock = WallClock()
+        self._take_processes: Callable[[], None] = lambda: None
         self._enricher = Enricher(self.store.dictionaries, names, config.node.cluster)
         self._node = self.store.node(config.node)
         self._flow_metrics = FlowMetrics(registry, config.metrics, config.metrics_series)
         self._metrics = EventMetrics(registry, self.store, self.buffer, (self._flows, self._requests, self._messages))
         self._metrics.as_hubble = bool(config.metrics)
+
+    def name_processes(self, table: ProcessTable, take: Callable[[], None]) -> None:
+        """Flows get processes from `table`, which `take` brings up to date; called before `run`."""
+        self._enricher.process_table, self._take_processes = table, take
 
     async def run(self) -> None:
         """Read, keep, push, until cancelled."""
@@ -140,6 +146,7 @@ class FlowPipeline:
         messages, flows, requests = self._messages.read(CHUNK), self._flows.read(CHUNK), self._requests.read(CHUNK)
         taken = len(messages) + len(flows) + len(requests)
         if taken:
+            self._take_processes()  # after the records: whose sockets these are has been told before
             self._enricher.refresh(time.monotonic_ns())
             good_flows = decode.readable(flows, EventType.NEW, EventType.VERDICT_CHANGE)
             good_requests = decode.readable(requests, EventType.HTTP_REQUEST, EventType.HTTP_REQUEST)

@@ -46,6 +46,8 @@ _ENTRY: tuple[tuple[str, str, str, Callable[[Content], str | int]], ...] = (
     ("http_method", "http", "requests", lambda entry: str(getattr(entry, "method", ""))),
     ("http_path", "http", "requests", lambda entry: str(getattr(entry, "path", ""))),
     ("name", "http", "requests", lambda entry: str(getattr(entry, "query", ""))),
+    ("process", "process", "processes", lambda entry: str(getattr(entry, "name", ""))),
+    ("executable", "process", "processes", lambda entry: str(getattr(entry, "executable", ""))),
     ("name_addresses", "http", "requests", lambda entry: ",".join(getattr(entry, "addresses", ()))),
 )
 """(name in the file, column, dictionary, text)."""

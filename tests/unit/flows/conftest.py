@@ -12,7 +12,7 @@ import pytest
 from services.common.pb.flow import flow_pb2
 from services.common.pb.observer import observer_pb2
 from services.flows.columns import STORED, Kind
-from services.flows.entries import Decision, HttpRequest, NodeRef, Party, PolicyRef, ServiceRef
+from services.flows.entries import Decision, HttpRequest, NodeRef, Party, PolicyRef, ProcessRef, ServiceRef
 from services.flows.filters import Filters
 from services.flows.render import Renderer
 from services.flows.select import Part, Selection
@@ -70,6 +70,8 @@ class Flows:
                     values[name] = dictionaries.services.intern(value)
                 case HttpRequest():
                     values[name] = dictionaries.requests.intern(value)
+                case ProcessRef():
+                    values[name] = dictionaries.processes.intern(value)
         columns = {name: np.array([value], STORED[name]) for name, value in values.items()}
         self.store.append(columns, self.store.node(node))
         self._time = int(values["time_ns"])

@@ -15,7 +15,7 @@ import pytest
 from services.common.errors import Unavailable
 from services.common.pb.flow import flow_pb2 as pb
 from services.flows.columns import STORED, Kind
-from services.flows.entries import Decision, NearestRule, NodeRef, PolicyRef, ServiceRef
+from services.flows.entries import Decision, NearestRule, NodeRef, PolicyRef, ProcessRef, ServiceRef
 from services.flows.filters import Filters
 from services.flows.follow import past
 from services.flows.history import files
@@ -43,7 +43,7 @@ async def written(folder: Path, flows: Any, epoch: int) -> None:
 
 async def answer(flows: Any, archive: History, *allow: pb.FlowFilter, window: Window | None = None) -> list[bytes]:
     """All that a request gets."""
-    renderer = Renderer(flows.store.dictionaries, "1")
+    renderer = Renderer(flows.store.dictionaries, "1", details=True)
     found = past(flows.store, archive, renderer, Filters(allow), window or Window())
     return [response.SerializeToString(deterministic=True) async for response in found]
 
@@ -64,7 +64,8 @@ def fill(flows: Any, rows: int, seed: int = 7) -> None:
                 flows.add(node=node, time_ns=time, kind=Kind.CLOSE, bytes=choose.randrange(1 << 40), packets=70_000)
             case 3:
                 service = ServiceRef("default", f"web{choose.randrange(3)}")
-                flows.allow(node=node, time_ns=time, service=service, rtt_us=choose.randrange(300))
+                process = ProcessRef(choose.randrange(9), "curl", "/usr/bin/curl", "ab")
+                flows.allow(node=node, time_ns=time, service=service, rtt_us=choose.randrange(300), process=process)
             case _:
                 where = flows.store.node(node)
                 flows.store.append_lost(where, 1, choose.randrange(2), 5, time - 100, time)
