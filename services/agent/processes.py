@@ -15,16 +15,17 @@ import numpy as np
 
 from services.agent.abi.endpoints import HOST_ENDPOINT
 from services.agent.abi.process import PROCESS, ProcessSettings
-from services.agent.datapath.cgroup import SocketHooks, whole_tree
+from services.agent.datapath.cgroup import SocketHooks, find_cgroup2, whole_tree
 from services.agent.datapath.loader_client import Loaded
 from services.agent.datapath.maps import PinnedMap
 from services.agent.datapath.units import PROCESS as UNIT
 from services.agent.datapath.units import PROCESS_HOOKS
+from services.agent.events.inspection import Inspector
 from services.agent.events.processes import ProcessTable
 from services.agent.events.reader import RingReader
 from services.agent.refusals import Owners
 from services.agent.server.state import component
-from services.common.errors import CiliateError, Unavailable
+from services.common.errors import CiliateError, NotFound, Unavailable
 from services.common.log import get_logger
 from services.common.pb.agent.v1 import agent_pb2 as pb
 from services.flows.columns import Array
@@ -60,7 +61,8 @@ class Processes:
         except CiliateError as error:
             self.reason = f"off: {error}"
             return
-        self.table = ProcessTable(dictionaries, lambda cookie: _endpoint(owners, cookie))
+        inspector = Inspector(_cgroup_tree())
+        self.table = ProcessTable(dictionaries, lambda cookie: _endpoint(owners, cookie), inspector.inspect)
         self.table.take(_records(value for _, value in self._maps["listeners"].items()))
 
     def take(self) -> None:
@@ -102,6 +104,13 @@ def _namespace() -> ProcessSettings:
         if found.st_ino == FIRST_NAMESPACE
         else ProcessSettings(device=found.st_dev, inode=found.st_ino)
     )
+
+
+def _cgroup_tree() -> Path | None:
+    try:
+        return find_cgroup2()
+    except NotFound:
+        return None
 
 
 def _endpoint(owners: Owners, cookie: int) -> int | None:

@@ -6,10 +6,8 @@ process, is asked through arguments. What is not known is number 0: a flow witho
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -24,31 +22,16 @@ INSPECTED_PER_BATCH = 100
 """Executables looked up: what starts faster than that has ended before anybody could look."""
 WAITING = 1024
 """Ports whose namespace is not known to be anybody's yet: a pod's, perhaps, that is just being made."""
-_CONTAINER = re.compile(r"[0-9a-f]{64}")
-
 EndpointOf = Callable[[int], int | None]
 """Cookie of a network namespace -> endpoint; None: nobody's here."""
-Inspect = Callable[[int, str], tuple[str, str]]
-"""Pid and name -> (executable, container)."""
-
-
-def inspect(pid: int, name: str, proc: Path = Path("/proc")) -> tuple[str, str]:
-    """(executable, container) of a process that still is what it was; empty texts for one that has ended."""
-    place = proc / str(pid)
-    try:
-        if (place / "comm").read_text().rstrip("\n") != name:
-            return "", ""  # ended, and its number is another's now; or it has changed its name
-        executable = str((place / "exe").readlink())
-        container = _CONTAINER.findall((place / "cgroup").read_text())
-    except OSError:
-        return "", ""
-    return executable, container[-1] if container else ""
+Inspect = Callable[[int, str, int], ProcessRef]
+"""Pid, name and cgroup, as the kernel told -> what is to be known of the process."""
 
 
 class ProcessTable:
     """`take` records, `find` numbers."""
 
-    def __init__(self, dictionaries: Dictionaries, endpoint_of: EndpointOf, inspect: Inspect = inspect) -> None:
+    def __init__(self, dictionaries: Dictionaries, endpoint_of: EndpointOf, inspect: Inspect) -> None:
         self._dictionary, self._endpoint_of, self._inspect = dictionaries.processes, endpoint_of, inspect
         self._clients = FastIndex(2, self._dictionary, bits=16)
         self._servers = FastIndex(2, self._dictionary, bits=16)
@@ -97,10 +80,9 @@ class ProcessTable:
         return numbers
 
     def _learn(self, identity: tuple[int, int, bytes], *, look: bool) -> int:
-        pid, _, raw = identity
+        pid, cgroup, raw = identity
         name = raw.decode("utf-8", "replace")
-        executable, container = self._inspect(pid, name) if look else ("", "")
-        number = self._dictionary.intern(ProcessRef(pid, name, executable, container))
+        number = self._dictionary.intern(self._inspect(pid, name, cgroup) if look else ProcessRef(pid, name))
         self._dictionary.retain(np.array([number]))
         self._known[identity] = number
         while len(self._known) > KEPT:

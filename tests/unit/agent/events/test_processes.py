@@ -10,7 +10,8 @@ import pytest
 
 from services.agent.abi.process import PROCESS
 from services.agent.events import processes
-from services.agent.events.processes import ProcessTable, inspect
+from services.agent.events.inspection import Inspector
+from services.agent.events.processes import ProcessTable
 from services.flows.columns import Array
 from services.flows.dictionary import Dictionaries
 from services.flows.entries import ProcessRef
@@ -33,9 +34,9 @@ class Bench:
         self.asked: list[int] = []
         self.cookies = dict(COOKIES)
 
-        def look(pid: int, name: str) -> tuple[str, str]:
+        def look(pid: int, name: str, cgroup: int) -> ProcessRef:
             self.asked.append(pid)
-            return f"/bin/{name}", ""
+            return ProcessRef(pid, name, f"/bin/{name}")
 
         self.table = ProcessTable(self.dictionaries, self.cookies.get, look)
 
@@ -96,15 +97,57 @@ def test_few_are_looked_at_when_many_start_at_once(bench: Bench, monkeypatch: py
     assert bench.find((5, 4, TCP)) == [4]
 
 
-def test_what_the_process_itself_tells(tmp_path: Path) -> None:
-    container = "0123456789abcdef" * 4
-    place = tmp_path / "42"
-    place.mkdir()
-    (place / "comm").write_text("curl\n")
-    (place / "exe").symlink_to("/usr/bin/curl")
-    (place / "cgroup").write_text(f"0::/kubepods/pod1/cri-containerd-{container}.scope\n")
-    assert inspect(42, "curl", tmp_path) == ("/usr/bin/curl", container)
-    assert inspect(42, "wget", tmp_path) == ("", "")  # its number is another's now
-    assert inspect(43, "curl", tmp_path) == ("", "")
-    (place / "cgroup").write_text("0::/user.slice\n")
-    assert inspect(42, "curl", tmp_path) == ("/usr/bin/curl", "")
+CONTAINER = "0123456789abcdef" * 4
+
+
+class Machine:
+    """Folders that look like /proc and a cgroup tree."""
+
+    def __init__(self, root: Path) -> None:
+        self.proc, self.tree = root / "proc", root / "cgroup"
+        self.tree.mkdir()
+        self.now = 0.0
+        self.inspector = Inspector(self.tree, self.proc, lambda: self.now)
+
+    def cgroup(self, name: str, *pids: int) -> int:
+        place = self.tree / name
+        place.mkdir(parents=True)
+        (place / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
+        return place.stat().st_ino
+
+    def process(self, pid: int, name: str) -> None:
+        place = self.proc / str(pid)
+        place.mkdir(parents=True)
+        (place / "comm").write_text(f"{name}\n")
+        (place / "exe").symlink_to(f"/usr/bin/{name}")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_a_process_of_our_namespace(machine: Machine) -> None:
+    cgroup = machine.cgroup(f"kubepods/pod1/cri-containerd-{CONTAINER}.scope", 42)
+    machine.process(42, "curl")
+    assert machine.inspector.inspect(42, "curl", cgroup) == ProcessRef(42, "curl", "/usr/bin/curl", CONTAINER)
+    assert machine.inspector.inspect(42, "wget", cgroup) == ProcessRef(42, "wget", "", CONTAINER)  # another's now
+    assert machine.inspector.inspect(43, "curl", 1) == ProcessRef(43, "curl")
+    assert Inspector(None, machine.proc).inspect(42, "curl", 0) == ProcessRef(42, "curl", "/usr/bin/curl")
+
+
+def test_a_process_of_a_namespace_below_is_found_in_its_cgroup(machine: Machine) -> None:
+    cgroup = machine.cgroup("pod", 0, 71, 70, 72)
+    for pid, name in ((70, "sh"), (71, "nginx"), (72, "nginx")):
+        machine.process(pid, name)
+    assert machine.inspector.inspect(9001, "nginx", cgroup) == ProcessRef(71, "nginx", "/usr/bin/nginx")
+    assert machine.inspector.inspect(9001, "curl", cgroup) == ProcessRef(9001, "curl")
+
+
+def test_cgroups_that_are_not_known_are_searched_for_now_and_then(machine: Machine) -> None:
+    assert machine.inspector.inspect(1, "a", 12345) == ProcessRef(1, "a")
+    cgroup = machine.cgroup("late", 5)
+    machine.process(5, "a")
+    assert machine.inspector.inspect(1, "a", cgroup) == ProcessRef(1, "a")
+    machine.now += 1
+    assert machine.inspector.inspect(1, "a", cgroup) == ProcessRef(5, "a", "/usr/bin/a")
