@@ -229,6 +229,11 @@ class Cluster:
         self._children.append(child)
         return child
 
+    @property
+    def etcd_pid(self) -> int:
+        """Of the running etcd."""
+        return self._etcd.pid
+
     async def start_identity(self) -> asyncio.subprocess.Process:
         """The identity service, on a unix socket, in plaintext."""
         config = {
