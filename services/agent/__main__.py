@@ -13,10 +13,7 @@ os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-PSK-CHACHA20-POLY1305")
 
 from services.agent.app import run as run_agent
 from services.agent.config import Config
-from services.common import log
-from services.common.config import load
-from services.common.errors import CiliateError
-from services.common.runner import run
+from services.common import runner
 
 COMMANDS = {
     "preflight": "services.agent.preflight.__main__",
@@ -30,13 +27,7 @@ def main() -> int:
     """Run until told to stop; returns the exit code."""
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         return int(importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:]))
-    try:
-        config = load(Config, sys.argv[1:], process="ciliate-agent")
-    except CiliateError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    log.configure("ciliate-agent", config.log_level, config.log_format == "json")
-    return run(run_agent(config), asyncio.new_event_loop)
+    return runner.main("ciliate-agent", Config, run_agent, sys.argv[1:], asyncio.new_event_loop)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -21,9 +21,12 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services.common.config import BaseConfig, load
 from services.common.errors import CiliateError, Unavailable
 from services.common.grpc_errors import ErrorInterceptor
+from services.common.log import configure
 
+C = TypeVar("C", bound=BaseConfig)
 GRACE_SECONDS = 2.0
 
 _SERVER_OPTIONS = [
@@ -110,6 +113,26 @@ class GrpcServer:
         for path in self._sockets:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+def main(
+    process: str,
+    config_class: type[C],
+    serve: Callable[[C], Coroutine[Any, Any, None]],
+    arguments: Sequence[str],
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop,
+) -> int:
+    """A process from its arguments to its exit code: configuration, logging, `serve` until told to stop.
+
+    0 = told to stop; 1 = something that a person can fix, in one line on standard error.
+    """
+    try:
+        config = load(config_class, arguments, process=process)
+    except CiliateError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    configure(process, config.log_level, config.log_format == "json")
+    return run(serve(config), new_loop)
 
 
 def run(
