@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 from aiohttp import web
 
 from services.common.errors import CiliateError, Conflict, Denied, Invalid, NotFound
-from services.common.kube.client import Gone, KubeClient
+from services.common.kube.client import OPENED, Gone, KubeClient
 from tests.kube import schema
 from tests.kube.store import Document, Place, Refused, Store, place
 
@@ -76,7 +76,8 @@ class Forward:
 
     async def watch(self, path: str, query: dict[str, str]) -> AsyncIterator[Document]:
         async for event in self._client.watch(path, query, int(query.get("timeoutSeconds") or 60)):
-            yield event
+            if event["type"] != OPENED:
+                yield event
 
 
 class Faults:

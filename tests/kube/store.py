@@ -135,6 +135,8 @@ class Store:
             last = self.version
             bare = {"kind": self.kinds[at.collection][0], "metadata": {"resourceVersion": str(last)}}
             yield {"type": "BOOKMARK", "object": bare}
+            if self.version != last:
+                continue  # something happened while the reader was slow
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             await waiter

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from services.agent.sources.decode_services import endpoint_slice, service
-from services.agent.sources.fields import FieldError, Node
+from services.agent.sources.fields import FieldError, Node, shared
 from services.model.addresses import IPAddress
 from services.model.objects import (
     POOL_ANNOTATION,
@@ -64,19 +64,19 @@ def _pod(node: Node, _origin: str) -> Pod:
     metadata, spec, status = node.get("metadata"), node.get("spec"), node.get("status")
     labels = metadata.get("labels").strings()
     return Pod(
-        namespace=_namespace(node),
+        namespace=shared(_namespace(node)),
         name=_name(node),
         uid=metadata.get("uid").text(""),
-        node=spec.get("nodeName").text(""),
+        node=shared(spec.get("nodeName").text("")),
         labels=labels,
         annotations=metadata.get("annotations").strings(),
-        service_account=spec.get("serviceAccountName").text("default"),
+        service_account=shared(spec.get("serviceAccountName").text("default")),
         addresses=_pod_addresses(status),
-        ports=_container_ports(spec),
+        ports=shared(_container_ports(spec)),
         host_ports=_host_ports(spec),
         host_network=spec.get("hostNetwork").flag(False),
-        phase=status.get("phase").text("Pending"),
-        workload=_workload(metadata, labels),
+        phase=shared(status.get("phase").text("Pending")),
+        workload=shared(_workload(metadata, labels)),
     )
 
 

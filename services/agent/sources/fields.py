@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any, TypeVar
 
 from services.common.errors import Invalid
 from services.model.addresses import IPAddress, IPNetwork
 from services.model.verdict import Protocol
+
+SHARED = 1 << 15
+"""Different values that are remembered for sharing."""
+H = TypeVar("H", bound=Hashable)
 
 Path = tuple[str | int, ...]
 
@@ -120,10 +125,24 @@ class Node:
             return {}
         if not isinstance(self.value, Mapping):
             raise self.error(f"must be a mapping, not {_kind(self.value)}")
-        return {
-            Node(key, self.path).text(""): Node(value, (*self.path, str(key))).text("")
-            for key, value in self.value.items()
-        }
+        found = {}
+        for key, value in self.value.items():
+            if not (isinstance(key, str) and isinstance(value, str) and key.isascii() and value.isascii()):
+                key, value = Node(key, self.path).text(""), Node(value, (*self.path, str(key))).text("")  # noqa: PLW2901
+            found[key] = value
+        return _same(tuple(found.items()))
+
+
+@lru_cache(SHARED)
+def _same(items: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Thousands of pods have the same labels: they share them. Nobody changes a mapping of strings."""
+    return dict(items)
+
+
+@lru_cache(SHARED)
+def shared(value: H) -> H:
+    """A value that is equal to one that was seen before is that one."""
+    return value
 
 
 def is_unicode(text: str) -> bool:

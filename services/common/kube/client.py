@@ -25,6 +25,7 @@ SILENCE_SECONDS = 150.0
 """Servers send bookmarks about every minute: a watch that is silent for longer hangs on a connection that is dead."""
 MAX_LINE = 16 << 20
 """Bytes of one event of a watch. etcd takes objects of 1.5 MB; whatever is longer is no event."""
+OPENED = "OPENED"
 MERGE, JSON = "application/merge-patch+json", "application/json"
 
 
@@ -130,12 +131,16 @@ class KubeClient:
         return document
 
     async def watch(self, path: str, query: Mapping[str, str], seconds: int) -> AsyncIterator[dict[str, Any]]:
-        """Events of one watch request that the server ends after `seconds`; raises like `list`, and `Gone`."""
+        """Events of one watch request that the server ends after `seconds`; raises like `list`, and `Gone`.
+
+        The first one, {"type": "OPENED"}, is not the server's: it says that the request was accepted.
+        """
         asked = {**query, "watch": "true", "timeoutSeconds": str(seconds)}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=SILENCE_SECONDS)
         try:
             response = await self._request("GET", path, asked, timeout)
             async with response:
+                yield {"type": OPENED}
                 async for line in _lines(response.content):
                     event = json.loads(line)
                     if isinstance(event, dict):

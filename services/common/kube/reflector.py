@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from services.common.errors import CiliateError, NotFound
-from services.common.kube.client import Gone, error_of
+from services.common.kube.client import OPENED, Gone, error_of
 from services.common.kube.resources import Resource
 from services.common.log import get_logger
 from services.common.retry import Backoff
@@ -101,17 +101,20 @@ class Reflector:
         async for event, at in self._listing():
             version = at
             yield event
-        self._healthy()
+        if not version:
+            self._healthy()  # nothing to watch; else it is well once a watch stands
         while version and fruitless < FRUITLESS_WATCHES:
             began, told, failed = self._now(), False, False
             try:
                 async for kind, document in self._once(version):
+                    self._healthy()
+                    if kind == OPENED:
+                        continue
                     told = True
                     version = _version(document) or version
                     if kind != "BOOKMARK":
                         self._had_objects = True
                         yield Change(kind, document)
-                self._healthy()
             except (Gone, NotFound):
                 self._log.info("watch expired, listing again", version=version)
                 return
@@ -129,6 +132,8 @@ class Reflector:
         query = self.resource.query | {"resourceVersion": version, "allowWatchBookmarks": "true"}
         async for event in self._client.watch(self.resource.path, query, random.randint(*WATCH_SECONDS)):
             kind, document = event.get("type"), event.get("object")
+            if kind == OPENED:
+                yield OPENED, {}
             if not isinstance(document, dict):
                 continue
             if kind == "ERROR":
