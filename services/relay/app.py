@@ -110,7 +110,15 @@ def make_exporter(config: Config, store: FlowStore, registry: CollectorRegistry)
         "service.instance.id": config.node_name,
     }
     to = target.parse(config.otlp_endpoint, config.otlp_headers, config.otlp_ca)
-    return Exporter(to, config.otlp_flows, config.otlp_interval, store.dictionaries, registry, resource)
+    return Exporter(
+        to,
+        config.otlp_flows,
+        config.otlp_interval,
+        store.dictionaries,
+        registry,
+        resource,
+        traces=config.otlp_traces,
+    )
 
 
 @contextlib.asynccontextmanager

@@ -15,16 +15,24 @@ import grpc.aio
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 
-class Receiver(logs_service_pb2_grpc.LogsServiceServicer, metrics_service_pb2_grpc.MetricsServiceServicer):
-    """Both services: their one method has the same name."""
+class Receiver(
+    logs_service_pb2_grpc.LogsServiceServicer,
+    metrics_service_pb2_grpc.MetricsServiceServicer,
+    trace_service_pb2_grpc.TraceServiceServicer,
+):
+    """All three services: their one method has the same name."""
 
     def __init__(self, refuse: str, count: int) -> None:
         self._refuse, self._left = refuse, count
 
     async def Export(self, request: Any, context: Any) -> Any:
         """Print it."""
+        if isinstance(request, trace_service_pb2.ExportTraceServiceRequest):
+            print(json.dumps(MessageToDict(request), default=str), flush=True)
+            return trace_service_pb2.ExportTraceServiceResponse()
         is_logs = isinstance(request, logs_service_pb2.ExportLogsServiceRequest)
         if is_logs and self._left:
             self._left -= 1
@@ -45,6 +53,7 @@ async def main(address: str, refuse: str = "", count: str = "0") -> None:
     receiver = Receiver(refuse, int(count))
     logs_service_pb2_grpc.add_LogsServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(address)
     await server.start()
     print(json.dumps({"ready": True}), flush=True)

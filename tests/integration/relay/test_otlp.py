@@ -21,7 +21,7 @@ from services.flows.columns import STORED, Columns, Kind
 from services.flows.entries import Decision, HttpRequest, NodeRef, Party, PolicyRef
 from services.flows.store import FlowStore
 from services.model.addresses import to_bytes
-from services.relay.export import otlp, target
+from services.relay.export import lane, spans, target
 from services.relay.export.otlp import Exporter
 from services.relay.export.wanted import Wanted
 
@@ -52,12 +52,12 @@ async def collector(address: str, *refuse: str) -> AsyncIterator[asyncio.StreamR
 class Relay:
     """A store with an exporter beside it."""
 
-    def __init__(self, address: str, wanted: Wanted = Wanted.DROPS) -> None:
+    def __init__(self, address: str, wanted: Wanted = Wanted.DROPS, traces: float = 0) -> None:
         self.store = FlowStore(4096)
         self.registry = CollectorRegistry()
         to = target.parse(f"http://{address}", ["X-Tenant=blue"], "")
         resource = {"service.name": "ciliate-relay", "service.version": "1.0"}
-        self.exporter = Exporter(to, wanted, 0.2, self.store.dictionaries, self.registry, resource)
+        self.exporter = Exporter(to, wanted, 0.2, self.store.dictionaries, self.registry, resource, traces=traces)
         self.node = self.store.node(NodeRef("node1"))
 
     def rows(self, count: int, **fields: Any) -> None:
@@ -92,7 +92,7 @@ class Relay:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def until(self, condition: Callable[[otlp.Figures], bool]) -> otlp.Figures:
+    async def until(self, condition: Callable[[lane.Figures], bool]) -> lane.Figures:
         while not condition(self.exporter.figures):  # noqa: ASYNC110 - the condition is another process's doing
             await asyncio.sleep(0.01)
         return self.exporter.figures
@@ -161,6 +161,94 @@ async def test_requests_carry_the_conventions_names() -> None:
         assert (attributes["http.request.method"], attributes["url.full"]) == ("GET", "http://10.0.0.2/api")
 
 
+async def test_answered_requests_are_spans_of_the_workload_that_served_them() -> None:
+    address = free_address()
+    relay = Relay(address, Wanted.NONE, traces=1)
+    names = relay.store.dictionaries
+    server = Party(to_bytes(ipaddress.ip_address("10.0.0.2")), 1002, (), "shop", "cart-1", "Deployment", "cart")
+    client = Party(to_bytes(ipaddress.ip_address("10.0.0.1")), 1001, (), "shop", "front-1", "Deployment", "front")
+    ends = {"source": names.parties.intern(server), "destination": names.parties.intern(client)}
+    ports = {"source_port": 80, "destination_port": 40_000}
+    common = {"kind": Kind.HTTP, "http": names.requests.intern(HttpRequest("GET", "/api?q=1", 11, 8)), "drop_reason": 0}
+    passed = {"verdict": flow_pb2.FORWARDED, "ct_state": 2, "duration_us": 2500, "policy": 0}
+    async with collector(address) as output, relay.running():
+        relay.rows(1, **common, verdict=flow_pb2.FORWARDED)  # the question is told by its answer
+        relay.rows(1, **common, **ends, **ports, **passed, status=200)
+        relay.rows(1, **common, **ends, **ports, **passed, status=503, time_ns=1_700_000_001_000_000_000)
+        found = [(await received(output, "resourceSpans"))["resourceSpans"][0] for _ in range(2)]
+        resource = named(found[0]["resource"]["attributes"])
+        assert resource.items() >= {"service.name": "cart", "k8s.deployment.name": "cart"}.items()
+        (span,) = found[0]["scopeSpans"][0]["spans"]
+        assert (span["name"], span["kind"], "status" in span) == ("GET", "SPAN_KIND_SERVER", False)
+        assert int(span["endTimeUnixNano"]) - int(span["startTimeUnixNano"]) == 2_500_000
+        expected = {
+            "http.request.method": "GET",
+            "url.path": "/api",
+            "url.query": "q=1",
+            "http.response.status_code": "200",
+            "network.protocol.version": "1.1",
+            "client.address": "10.0.0.1",
+            "server.address": "10.0.0.2",
+            "server.port": "80",
+            "ciliate.client.workload": "front",
+            "ciliate.trace.parent": "unknown",
+        }
+        attributes = named(span["attributes"])
+        assert expected.items() <= attributes.items()
+        assert "error.type" not in attributes
+        (broken,) = found[1]["scopeSpans"][0]["spans"]
+        assert broken["status"]["code"] == "STATUS_CODE_ERROR"
+        assert named(broken["attributes"])["error.type"] == "503"
+        assert broken["traceId"] != span["traceId"]
+        assert relay.exporter.span_figures.offered == 2
+
+
+async def test_a_refused_request_is_a_span_that_failed() -> None:
+    address = free_address()
+    relay = Relay(address, Wanted.NONE, traces=1)
+    request = relay.store.dictionaries.requests.intern(HttpRequest("BREW", "/pot", 11, 4))
+    async with collector(address) as output, relay.running():
+        relay.rows(1, kind=Kind.HTTP, http=request, drop_reason=220)
+        (span,) = (await received(output, "resourceSpans"))["resourceSpans"][0]["scopeSpans"][0]["spans"]
+        attributes = named(span["attributes"])
+        assert (span["name"], attributes["http.request.method"], attributes["http.request.method_original"]) == (
+            "HTTP", "_OTHER", "BREW",
+        )  # fmt: skip
+        assert (attributes["error.type"], attributes["http.response.status_code"]) == ("policy_denied", "403")
+        assert attributes["ciliate.policies"] == ["no"]
+        assert "CiliumNetworkPolicy default/no" in span["status"]["message"]
+
+
+async def test_spans_wait_and_are_dropped_and_counted_like_flows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "QUEUE_ROWS", 100)
+    monkeypatch.setattr(lane, "PAUSE_S", 0.05)
+    address = free_address()
+    relay = Relay(address, Wanted.NONE, traces=1)
+    request = relay.store.dictionaries.requests.intern(HttpRequest("GET", "/", 11, 1))
+    async with relay.running():
+        for _ in range(3):
+            relay.rows(60, kind=Kind.HTTP, http=request, drop_reason=220)
+        async with collector(address) as output:
+            seen = 0
+            while seen < 100:
+                whole = (await received(output, "resourceSpans"))["resourceSpans"]
+                seen += sum(len(scope["spans"]) for each in whole for scope in each["scopeSpans"])
+            figures = relay.exporter.span_figures
+            while figures.sent < 100:  # noqa: ASYNC110 - the answer comes in another task
+                await asyncio.sleep(0.01)
+    assert (figures.offered, figures.sent, figures.dropped) == (180, 100, 80)
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
+def test_a_share_of_requests_is_traced(share: float) -> None:
+    rows = 20_000
+    columns = {name: np.zeros(rows, kind) for name, kind in STORED.items()}
+    columns["kind"][:] = Kind.HTTP
+    columns["ct_state"][:] = 2
+    columns["time_ns"][:] = 1_700_000_000_000_000_000 + np.arange(rows) * 1_234_567
+    assert len(spans.wanted(columns, share)) == pytest.approx(share * rows, abs=rows * 0.02)
+
+
 async def test_every_figure_of_the_registry_arrives() -> None:
     address = free_address()
     relay = Relay(address)
@@ -181,8 +269,8 @@ async def test_every_figure_of_the_registry_arrives() -> None:
 async def test_a_collector_that_is_away_gets_what_waited_and_the_rest_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(otlp, "QUEUE_ROWS", 100)
-    monkeypatch.setattr(otlp, "PAUSE_S", 0.05)
+    monkeypatch.setattr(lane, "QUEUE_ROWS", 100)
+    monkeypatch.setattr(lane, "PAUSE_S", 0.05)
     address = free_address()
     relay = Relay(address)
     async with relay.running():
@@ -201,7 +289,7 @@ async def test_a_collector_that_is_away_gets_what_waited_and_the_rest_is_counted
     [("UNAVAILABLE", 4, 0, 0), ("PARTLY", 3, 1, 0), ("INVALID_ARGUMENT", 0, 0, 4)],
 )
 async def test_refusals(refusal: str, sent: int, rejected: int, failed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(otlp, "PAUSE_S", 0.05)
+    monkeypatch.setattr(lane, "PAUSE_S", 0.05)
     address = free_address()
     relay = Relay(address)
     async with collector(address, refusal, "1"), relay.running():
