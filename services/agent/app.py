@@ -82,6 +82,7 @@ from services.common.metrics import MetricsServer
 from services.common.pb.agent.v1 import agent_pb2_grpc
 from services.common.runner import GrpcServer
 from services.common.tls import TlsFiles, server_credentials
+from services.common.tracing import tracing
 from services.flows.agent_events import AgentEvents
 from services.flows.entries import NodeRef
 from services.flows.export.keeper import Keeper
@@ -126,7 +127,7 @@ async def run(config: Config) -> None:
     log = get_logger("app")
     files = None if config.insecure else TlsFiles(config.tls_ca, config.tls_cert, config.tls_key)
     registry = CollectorRegistry()
-    async with AsyncExitStack() as stack:
+    async with tracing(config, "ciliate-agent", registry, config.node_name), AsyncExitStack() as stack:
         trust = await establish(config, stack, files)
         identities = trust.identities
         objects, config = await object_sources.build(config, stack)

@@ -35,6 +35,10 @@ class BaseConfig(BaseModel):
     tls_ca: str = Field("", description="file with the certificate authority that peers must be signed by (PEM)")
     tls_cert: str = Field("", description="file with this process's certificate chain (PEM)")
     tls_key: str = Field("", description="file with the certificate's private key (PEM)")
+    trace_endpoint: str = Field(
+        "", description="OpenTelemetry collector for spans of this process's calls, http(s)://host:port; empty = none"
+    )
+    trace_ca: str = Field("", description="PEM file of that collector's authority; empty = the system's")
     insecure: bool = Field(False, description="speak plaintext instead of mutual TLS; for tests only")
 
     _origins: dict[str, str] = pydantic.PrivateAttr(default_factory=dict)

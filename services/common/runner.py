@@ -21,6 +21,7 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services.common import tracing
 from services.common.config import BaseConfig, load
 from services.common.errors import CiliateError, Unavailable
 from services.common.grpc_errors import ErrorInterceptor
@@ -66,7 +67,9 @@ class GrpcServer:
         """Bound TCP ports, in the order of `addresses` (0 for unix sockets)."""
 
     async def __aenter__(self) -> Self:
-        server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=self._options)
+        server = grpc.aio.server(
+            interceptors=[*tracing.server_interceptors(), ErrorInterceptor()], options=self._options
+        )
         self._register(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(

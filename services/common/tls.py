@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from services.common import tracing
 from services.common.errors import Denied, Invalid
 
 STOCK_READERS = ".hubble-relay.cilium.io"
@@ -99,12 +100,12 @@ def channel(target: str, files: TlsFiles | None, server_role: str) -> grpc.aio.C
     The server must present a certificate for `<server_role>.ciliate`, whatever address it is reached by.
     """
     if files is None:
-        return grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS, interceptors=tracing.client_interceptors())
     ca, cert, key = files.read()
     credentials = grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
     name = f"{server_role}.ciliate"
     options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", name), ("grpc.default_authority", name)]
-    return grpc.aio.secure_channel(target, credentials, options=options)
+    return grpc.aio.secure_channel(target, credentials, options=options, interceptors=tracing.client_interceptors())
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from services.common.metrics import MetricsServer
 from services.common.pb.identity.v1.identity_pb2_grpc import add_IdentityServiceServicer_to_server
 from services.common.runner import GrpcServer
 from services.common.tls import TlsFiles, server_credentials
+from services.common.tracing import tracing
 from services.identity.allocator import Allocator, Numbers
 from services.identity.config import Config
 from services.identity.endpoints import EndpointRegistry
@@ -64,6 +65,7 @@ async def replica(config: Config) -> AsyncIterator[GrpcServer]:
     keys, registry = Keys(config.etcd_root), CollectorRegistry()
     metrics = Metrics(registry)
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(tracing(config, "ciliate-identity", registry))
         store = await stack.enter_async_context(_store(config))
         mirror = Mirror(store, keys, Journal(config.journal_changes), config.backlog_revisions)
         fanout = Fanout(mirror, lambda reason: metrics.resets.labels(reason).inc())

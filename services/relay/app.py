@@ -24,6 +24,7 @@ from services.common.pb.ingest.v1 import ingest_pb2_grpc
 from services.common.pb.observer import observer_pb2_grpc
 from services.common.runner import GrpcServer
 from services.common.tls import TlsFiles, peer_identity, server_credentials
+from services.common.tracing import tracing
 from services.flows.entries import NodeRef
 from services.flows.export.keeper import Keeper
 from services.flows.follow import NoArchive
@@ -153,6 +154,7 @@ async def run(config: Config) -> None:
     registry = CollectorRegistry()
     serves = asyncio.Event()
     async with (
+        tracing(config, "ciliate-relay", registry, config.node_name),
         MetricsServer(config.metrics_address, registry, lambda: "" if serves.is_set() else "not serving yet"),
         serving(config, registry),
     ):
