@@ -65,6 +65,7 @@ INLINE int skip_ipv6_extensions(struct __sk_buff *skb, u32 *offset, u8 *protocol
 /* ICMP error: what it is about. A packet cut too short to tell is simply related to nothing. */
 INLINE void parse_inner(struct __sk_buff *skb, struct pkt_ctx *ctx, u32 offset)
 {
+	u32 fragment_id = 0, flags = 0;
 	struct l4_header *l4;
 	u8 type;
 
@@ -79,6 +80,8 @@ INLINE void parse_inner(struct __sk_buff *skb, struct pkt_ctx *ctx, u32 offset)
 		addr_set_v4(&ctx->inner_saddr, ip->saddr);
 		addr_set_v4(&ctx->inner_daddr, ip->daddr);
 		ctx->inner_protocol = ip->protocol;
+		if (ip->fragment & bpf_htons(0x1fff))
+			return; /* what is behind the header is no header */
 		offset += (ip->version_ihl & 15) * 4;
 	} else {
 		struct ipv6_header *ip = packet_bytes(skb, offset, sizeof(*ip));
@@ -87,8 +90,13 @@ INLINE void parse_inner(struct __sk_buff *skb, struct pkt_ctx *ctx, u32 offset)
 			return;
 		ctx->inner_saddr = ip->saddr;
 		ctx->inner_daddr = ip->daddr;
-		ctx->inner_protocol = ip->next_header;
+		type = ip->next_header;
 		offset += sizeof(*ip);
+		/* Else the compiler keeps addresses of skb's fields, which the verifier does not allow. */
+		asm volatile("" : "+r"(skb));
+		if (skip_ipv6_extensions(skb, &offset, &type, &fragment_id, &flags) || (flags & CTX_F_NO_L4))
+			return;
+		ctx->inner_protocol = type;
 	}
 	l4 = packet_bytes(skb, offset, sizeof(*l4));
 	if (!l4)

@@ -138,6 +138,9 @@ class Config(ExportOptions):
     ipcache_max: int = Field(524_288, description="entries of the address table", ge=1024)
     lb_algorithm: Algorithm = Field(Algorithm.RANDOM, description="backend of a new connection from outside")
     lb_mode: Forwarding = Field(Forwarding.SNAT, description="how the outside reaches backends of other nodes")
+    lb_dsr_dispatch: str = Field(
+        "opt", description="how DSR carries a Service's address: opt (IPv4 option, IPv6 extension header)"
+    )
     lb_annotations: bool = Field(False, description="Services may choose algorithm and mode by annotation")
     lb_topology: bool = Field(True, description="follow the hints of EndpointSlices (zones, nodes)")
     lb_external_cluster_ip: bool = Field(False, description="the outside may use cluster addresses of Services")
@@ -177,6 +180,15 @@ class Config(ExportOptions):
     )
     flow_processes: bool = Field(True, description="tell which process is behind a local endpoint's socket")
     flow_interval: float = Field(10.0, description="seconds between records of a live connection", ge=0.1)
+
+    @pydantic.field_validator("lb_dsr_dispatch")
+    @classmethod
+    def _dispatch(cls, text: str) -> str:
+        if text in ("geneve", "ipip"):
+            raise ValueError(f"{text} is not possible here: kernels without its devices are to work as well; use opt")
+        if text != "opt":
+            raise ValueError(f"{text!r} is no way to carry an address; use opt")
+        return text
 
     @pydantic.field_validator("http_visibility_ports")
     @classmethod

@@ -16,6 +16,7 @@ from scapy.all import (
     ICMPv6DestUnreach,
     ICMPv6PacketTooBig,
     IPv6,
+    IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
     Raw,
     SCTPChunkInit,
@@ -158,9 +159,10 @@ def test_flows_show_the_pod(node: Node, pod: Pod) -> None:
     assert list(entry.packets) == [1, 1]
 
 
-@FAMILIES
-def test_errors_from_outside_find_the_pod(node: Node, pods: Pods, v6: bool) -> None:
-    """A router says that a masqueraded packet is too big: the pod must recognise its own packet in it."""
+@pytest.mark.parametrize(("v6", "options"), [(False, None), (True, None), (True, IPv6ExtHdrDestOpt())])
+def test_errors_from_outside_find_the_pod(node: Node, pods: Pods, v6: bool, options: Any) -> None:
+    """A router says that a masqueraded packet is too big: the pod must recognise its own packet in it, also where it
+    quotes headers between IPv6's and UDP's."""
     prepare(node, flags=ConfigFlags.MASQUERADE)
     own, world = ends(v6)
     pod, other = pods[0], pods[1]
@@ -170,14 +172,14 @@ def test_errors_from_outside_find_the_pod(node: Node, pods: Pods, v6: bool) -> N
         sent = leaves(node, at(opener, v6), world, udp(40000, 53))
     port = parse(sent.packet)[UDP].sport
     assert port != 40000
-    quoted = network(own, world) / udp(port, 53)
+    quoted = network(own, world) / (options / udp(port, 53) if options else udp(port, 53))
     error = (ICMPv6PacketTooBig(mtu=1280) if v6 else ICMP(type=3, code=4, nexthopmtu=1280)) / quoted
     got = arrives(node, router, own, error)
     assert got.verdict == TC_ACT_REDIRECT
     seen = parse(got.packet)
     assert (seen[1].src, seen[1].dst) == (router, at(pod, v6))
     inside = (IPv6 if v6 else IP)(raw(seen[2].payload))
-    assert (inside.src, inside.dst, inside.sport, inside.dport) == (at(pod, v6), world, 40000, 53)
+    assert (inside.src, inside.dst, inside[UDP].sport, inside[UDP].dport) == (at(pod, v6), world, 40000, 53)
     assert checksums_hold(got.packet)
 
 

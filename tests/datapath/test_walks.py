@@ -5,7 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from scapy.all import ARP, ICMP, IP, TCP, Ether, ICMPv6DestUnreach, ICMPv6ND_NA, ICMPv6ND_NS, IPv6, fragment, raw
+from scapy.all import (
+    ARP,
+    ICMP,
+    IP,
+    TCP,
+    Ether,
+    ICMPv6DestUnreach,
+    ICMPv6ND_NA,
+    ICMPv6ND_NS,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    fragment,
+    raw,
+)
 
 from services.agent.abi.events import CtState, EventType
 from services.agent.events.aggregation import EVERY_PACKET_S
@@ -135,6 +150,27 @@ def test_icmp_errors_pass_with_their_connection(node: Node, pods: Pods, v6: bool
     assert seen(node) == []
     # An error about nothing that is known is traffic like any other.
     assert send(node, webapp, at(other, v6), error).verdict == TC_ACT_SHOT
+
+
+def test_what_errors_quote_is_read_to_its_ports_or_not_at_all(node: Node, pods: Pods) -> None:
+    frontend, webapp, _ = pods
+    node.rule(webapp, INGRESS, FRONTEND, 17, 53, rule_id=6)
+    node.map("policy").delete(node.rule(webapp, EGRESS, rule_id=0))
+    node.change_policy(webapp)
+    for chain in (IPv6ExtHdrDestOpt(), IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt()):
+        sent = parse(send(node, frontend, webapp.ipv6, chain / udp(4000, 53)).packet).payload
+        error = ICMPv6DestUnreach(code=4) / raw(sent)
+        assert send(node, webapp, frontend.ipv6, error).verdict == TC_ACT_REDIRECT
+    # Later fragments have no ports; what lies there is not taken for some.
+    send(node, frontend, webapp.ipv4, udp(4000, 53))
+    four, six = (IP(src=frontend.ipv4, dst=webapp.ipv4, proto=17), IPv6(src=frontend.ipv6, dst=webapp.ipv6))
+    later = IPv6ExtHdrFragment(offset=100, nh=17, id=1)
+    whole = ICMP(type=3, code=3) / four / udp(4000, 53)
+    assert send(node, webapp, frontend.ipv4, whole).verdict == TC_ACT_REDIRECT
+    four.frag = 100
+    assert send(node, webapp, frontend.ipv4, ICMP(type=3, code=3) / four / udp(4000, 53)).verdict == TC_ACT_SHOT
+    error = ICMPv6DestUnreach(code=4) / six / later / udp(4000, 53)
+    assert send(node, webapp, frontend.ipv6, error).verdict == TC_ACT_SHOT
 
 
 @FAMILIES

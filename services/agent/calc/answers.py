@@ -213,6 +213,10 @@ class Answers:
         are here as a whole and in parts, which `party_at` finds."""
         return self._identities.parties
 
+    def outside_identity(self, prefix: IPNetwork) -> int:
+        """What the kernel takes an outside prefix for."""
+        return self._ipcache.outside(prefix)
+
     def service_name(self, service_id: int) -> tuple[str, str] | None:
         """(namespace, name) of the Service behind a datapath service id."""
         return self._services.name_of(service_id)

@@ -80,6 +80,11 @@ class Ipcache:
         self._moved = True
         self._settle(prefix)
 
+    def outside(self, prefix: IPNetwork) -> int:
+        """The identity of an outside prefix: of the longest one around it which policies name, else the world's."""
+        around = [known for known in self._local if known.version == prefix.version and _within(prefix, known)]
+        return self._local[max(around, key=lambda known: known.prefixlen)]
+
     def take(self) -> tuple[list[Change], list[Change], bool]:
         """(puts, removals, whether some known address has another identity than before).
 
@@ -120,3 +125,7 @@ def _length(change: Change) -> int:
 
 def _host(address: IPAddress) -> IPNetwork:
     return ipaddress.ip_network(address)
+
+
+def _within(prefix: IPNetwork, around: IPNetwork) -> bool:
+    return prefix.subnet_of(around)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from services.agent.server.views import considered_view, rule_view
 from services.common.errors import Invalid, NotFound
 from services.common.pb.agent.v1 import agent_pb2 as pb
 from services.model.addresses import IPNetwork, to_bytes
+from services.model.identity import Reserved
 from services.model.labels import POD_NAMESPACE, SOURCE_FQDN, SOURCE_K8S, Label, Labels
 from services.model.objects import ObjectKey, PolicyObject
 from services.model.verdict import Direction
@@ -48,14 +49,23 @@ def explain(knowledge: Knowledge, asked: pb.Connection) -> pb.ExplainPolicyRespo
     response = pb.ExplainPolicyResponse(
         source=source.names[0],
         destination=destination.names[0],
-        source_identity=max(question.source.id, 0),
-        destination_identity=max(question.destination.id, 0),
+        source_identity=_identity(knowledge, source, question.source),
+        destination_identity=_identity(knowledge, destination, question.destination),
         passes=all(world.answer(question, direction).passes for direction in Direction),
         enforcement=world.mode.value,
     )
     for direction, subject in ((Direction.EGRESS, source), (Direction.INGRESS, destination)):
         response.directions.append(_explained(knowledge, world, question, direction, subject))
     return response
+
+
+def _identity(knowledge: Knowledge, actor: Actor, party: Party) -> int:
+    """The number that flows show; of the outside as the kernel has it, by name without an IP version the world's."""
+    if party.id >= 0:
+        return party.id
+    if actor.prefix is None or actor.names[0] == "world":
+        return int(Reserved.WORLD)
+    return knowledge.engine.outside_identity(actor.prefix)
 
 
 def named(knowledge: Knowledge, party: Party, prefix: IPNetwork) -> Party:

@@ -55,6 +55,16 @@ def test_bad_exclusions_name_the_setting(setting: str) -> None:
         config(**{setting: ["10.0.0.0/33"]})
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("geneve", "geneve is not possible here.*use opt"), ("ipip", "ipip is not"), ("x", "'x' is no way")],
+)
+def test_other_ways_of_answering_directly_are_refused(text: str, words: str) -> None:
+    with pytest.raises(ValidationError, match=f"lb_dsr_dispatch\n.*{words}"):
+        config(lb_mode="dsr", lb_dsr_dispatch=text)
+    assert config(lb_mode="dsr", lb_dsr_dispatch="opt").load_balancing.forwarding == "dsr"
+
+
 def test_exclusions_become_prefixes() -> None:
     wanted = config(native_routing_cidr=["10.0.0.0/8"], masquerade_exclude=["2001:db8::/32"])
     keys = {IpcacheKey.unpack(key) for key in translation.excluded_entries(wanted.excluded_ranges)}

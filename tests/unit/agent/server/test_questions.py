@@ -99,6 +99,17 @@ def test_others_are_dropped_and_told_the_nearest_rule(knowledge: Any, source: st
     assert found.directions[0].has_policy == (source == "web-2")
 
 
+@pytest.mark.parametrize(
+    ("source", "identity"),
+    [("world", 2), ("world-ipv4", 9), ("world-ipv6", 10), ("8.8.8.8", 9), ("2001:db8::1", 10), ("remote-node", 6)],
+)
+def test_the_outside_has_the_numbers_that_flows_show(knowledge: Any, source: str, identity: int) -> None:
+    assert questions.explain(knowledge, asked(source, "web-1")).source_identity == identity
+    knowledge.engine._ipcache.set_prefix(ipaddress.ip_network("8.8.0.0/16"), 1 << 24)
+    known = questions.explain(knowledge, asked("8.8.8.8", "web-1"))
+    assert known.source_identity == 1 << 24, "a prefix that a policy names"
+
+
 def test_the_node_reaches_its_pods(knowledge: Any) -> None:
     assert questions.explain(knowledge, asked("host", "web-1", 1)).passes
 
