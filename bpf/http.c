@@ -32,9 +32,13 @@ INLINE int http_without_data(struct __sk_buff *skb, struct pkt_ctx *ctx, struct 
 {
 	const struct http_parse *now = &w->flow.now;
 
-	if (!(ctx->tcp_flags & TCP_FIN) || !w->present || http_watching(ctx) || w->flow.mode != HTTP_FOLLOWED || !ctx->l7_ruleset ||
-	    (s32)(ctx->tcp_seq - w->acked) < 0)
+	if (!(ctx->tcp_flags & TCP_FIN) || !w->present || w->flow.mode != HTTP_FOLLOWED || (s32)(ctx->tcp_seq - w->acked) < 0)
 		return HTTP_PASSES;
+	if (!ctx->l7_ruleset || http_watching(ctx)) {
+		if (ctx->tcp_seq != now->seq || http_unreported(now))
+			http_distrust(ctx);
+		return HTTP_PASSES;
+	}
 	if (ctx->tcp_seq != now->seq)
 		return -DROP_HTTP_OUT_OF_ORDER;
 	w->expected = now->seq;
@@ -55,16 +59,17 @@ INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 	struct http_conn *conn;
 	int reason;
 
-	if (ctx->tcp_flags & TCP_SYN) /* data on a SYN would not be in anybody's stream yet */
+	if (ctx->tcp_flags & TCP_SYN) { /* data on a SYN would not be in anybody's stream yet */
+		if (ctx->payload_len && !ctx->l7_ruleset)
+			http_distrust(ctx);
 		return ctx->payload_len && ctx->l7_ruleset ? -DROP_HTTP_OUT_OF_ORDER : HTTP_PASSES;
+	}
 	conn = http_conns.lookup(&ctx->key);
 	if (ctx->tcp_flags & TCP_RST) {
 		if (conn)
 			http_settle(ctx, conn, false, 0);
 		return HTTP_PASSES;
 	}
-	if (conn && http_watching(ctx))
-		conn->watched = 1;
 	if (conn && http_closes(ctx, conn, HTTP_FIN_CLIENT))
 		return HTTP_PASSES;
 	if (conn && conn->tunnel)
@@ -96,7 +101,7 @@ INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 	}
 	reason = http_check_segment(ctx);
 	if (reason && http_watching(ctx))
-		return HTTP_PASSES;
+		return -reason; /* http_finish knows */
 	if (reason)
 		return !w->audit && (ctx->l7_ruleset || !conn) ? -reason : http_refuse(skb, ctx, w, reason);
 	if (!ctx->payload_len)
@@ -121,8 +126,10 @@ INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 /* What is only watched passes, whatever is thought of it. */
 INLINE int http_finish(struct __sk_buff *skb, struct pkt_ctx *ctx, int verdict)
 {
-	if (unlikely(verdict < 0) && http_watching(ctx))
+	if (unlikely(verdict < 0) && http_watching(ctx)) {
+		http_distrust(ctx);
 		verdict = HTTP_PASSES;
+	}
 	return finish(skb, ctx, verdict == HTTP_PASSES ? http_onward(skb, ctx) : verdict);
 }
 

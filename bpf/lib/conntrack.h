@@ -27,6 +27,7 @@ enum ct_flags {
 	CT_F_CLOSED = 32, /* CLOSE was emitted */
 	CT_F_HTTP = 64,   /* was under an L7 rule set once: HTTP follows it, so that rules may come back */
 	CT_F_AUDITED = 128, /* the current policy refuses it, but the endpoint is only audited */
+	CT_F_UNREAD = 512, /* data came with the SYN that no HTTP program has read */
 	CT_F_SETTLED = 256, /* has come to stay: see lib/ct_room.h */
 	CT_F_NORTH_SOUTH = 1024, /* opened through a Service from outside: answers leave with its address */
 	CT_F_CLOSING = CT_F_RST | CT_F_CLOSED,

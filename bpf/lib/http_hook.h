@@ -19,6 +19,7 @@
 INLINE void http_open(struct pkt_ctx *ctx)
 {
 	struct http_config *cfg = http_configuration();
+	struct ct_entry *entry = ct.lookup(&ctx->key);
 	struct http_conn *conn;
 	u32 zero = 0;
 	int i;
@@ -32,6 +33,7 @@ INLINE void http_open(struct pkt_ctx *ctx)
 	conn->acked = ctx->tcp_ack;
 	conn->first = ctx->tcp_ack;
 	conn->opened = ctx->tcp_seq;
+	conn->watched = entry && (entry->flags & CT_F_UNREAD);
 	conn->flow.now.seq = ctx->tcp_ack;
 	conn->flow.now.phase = HTTP_PHASE_START;
 	conn->flow.body_start = ctx->tcp_ack;

@@ -25,6 +25,22 @@ INLINE bool http_watching(const struct pkt_ctx *ctx)
 	return ctx->l7_ruleset == HTTP_VISIBLE;
 }
 
+/* Something passes that was not read, or not as policy reads it: no policy that comes later may trust what is known of
+ * the connection. */
+INLINE void http_distrust(const struct pkt_ctx *ctx)
+{
+	struct http_conn *conn = http_conns.lookup(&ctx->key);
+	struct ct_entry *entry;
+
+	if (conn)
+		conn->watched = 1;
+	if (!(ctx->tcp_flags & TCP_SYN))
+		return;
+	entry = ct.lookup(&ctx->key); /* of what a SYN carries there is no state yet */
+	if (entry)
+		entry->flags |= CT_F_UNREAD;
+}
+
 /* Publish the flow, also of a connection of which nothing was known. */
 INLINE bool http_record(struct pkt_ctx *ctx, struct http_work *w)
 {
@@ -83,7 +99,7 @@ INLINE int http_strike(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_w
 }
 
 /* Follow a connection from here on, if this looks like a request. Only for telling: where a request really begins is not
- * known, which is why `watched` is never trusted by policy. */
+ * known, which is why such a connection is never trusted by policy. */
 INLINE bool http_adopt(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w, const struct http_config *cfg)
 {
 	struct http_conn *conn;
@@ -108,6 +124,7 @@ INLINE bool http_adopt(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_w
 	conn = http_conns.lookup(&ctx->key);
 	if (!conn)
 		return false;
+	conn->watched = 1;
 	w->present = 1;
 	w->version = http_version(conn);
 	return !(w->version & 1);

@@ -130,7 +130,7 @@ struct http_conn {
 	u32 first;  /* sequence number of the client's first byte ... */
 	u32 opened; /* ... and of the server's SYN-ACK: together they tell a new connection on the same ports. The client
 		     * chooses the one, the server the other. */
-	u8 watched; /* requests were only told: bytes may have passed that nobody has inspected */
+	u8 watched; /* while requests were only told, bytes passed that nobody has read */
 	u8 tunnel;  /* the server has agreed to a WebSocket: no HTTP any more */
 	u8 fins;    /* enum http_fins: who has closed */
 	u8 pad;

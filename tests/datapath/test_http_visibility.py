@@ -150,6 +150,60 @@ def test_what_was_only_watched_is_not_trusted_by_a_policy(node: HttpNode) -> Non
     assert fresh.send(len(OK), NO).reset
 
 
+def test_what_was_read_whole_goes_on_under_a_policy(node: HttpNode) -> None:
+    """Watched from its first byte, and everything in order and well-formed: it is known where requests begin."""
+    connection = Connection(node).open()
+    upload = b"POST /a HTTP/1.1\r\nContent-Length: 5\r\n\r\nhel"
+    assert connection.send(0, NO).passed
+    answer(connection, len(NO))
+    assert connection.send(len(NO), upload, ack=1 + len(RESPONSE)).passed
+    told(node)
+    node.policy()
+    at = len(NO) + len(upload)
+    assert connection.send(at, b"lo" + OK, ack=1 + len(RESPONSE)).passed
+    answer(connection, at + 2 + len(OK), at=len(RESPONSE))
+    assert connection.send(at + 2 + len(OK), NO, ack=1 + 2 * len(RESPONSE)).reset
+    (refused,) = node.answers()
+    assert bytes(refused[TCP].payload).startswith(b"HTTP/1.1 403")
+
+
+@pytest.mark.parametrize("how", ["data on the syn", "fin ahead", "urgent", "not http", "later"])
+def test_what_was_not_read_whole_does_not(node: HttpNode, how: str) -> None:
+    connection, at = Connection(node), 0
+    if how == "data on the syn":
+        assert connection.raw(tcp(connection.port, 80, "S", b"POST /x HTTP/1.1\r\n", seq=connection.isn)).passed
+        connection.from_server("SA", seq=connection.server_isn, ack=connection.seq(18))
+        at = 18
+    else:
+        connection.open()
+    if how == "fin ahead":
+        assert connection.send(len(OK) - 5, b"", "FA").passed
+    if how == "urgent":
+        assert connection.send(0, OK, "PAU", urgptr=3).passed
+        at = len(OK)
+    if how == "not http":
+        assert connection.send(0, b"hello").passed
+        at = 5
+    if how == "later":
+        node.map("http_conns").delete_batch([key for key, _ in node.map("http_conns").items()])
+        assert connection.send(0, OK).passed
+        at = len(OK)
+    node.policy()
+    assert connection.send(at, OK).reset
+
+
+def test_data_on_a_syn_while_no_policy_holds_is_remembered(node: HttpNode) -> None:
+    node.settings()
+    node.policy()
+    connection = Connection(node)
+    connection.raw(tcp(connection.port, 80, "S", seq=connection.isn))
+    node.policy(l7=0)
+    assert connection.raw(tcp(connection.port, 80, "S", b"GET /no HTTP/1.1\r\n", seq=connection.isn)).passed
+    connection.from_server("SA", seq=connection.server_isn, ack=connection.seq(18))
+    node.policy()
+    assert connection.send(18, OK).reset
+
+
 def test_a_policy_on_the_port_comes_first(node: HttpNode) -> None:
     node.policy()
     connection = Connection(node).open()

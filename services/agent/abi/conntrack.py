@@ -40,6 +40,8 @@ class CtFlags(IntFlag):
     """The current policy refuses it, but the endpoint is only audited."""
     NORTH_SOUTH = 1024
     """Opened through a Service from outside: answers leave with its address."""
+    UNREAD = 512
+    """Data came with the SYN that no HTTP program has read."""
     SETTLED = 256
     """Has come to stay: see `ct_room`."""
 
