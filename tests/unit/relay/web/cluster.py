@@ -44,8 +44,8 @@ ALLOWED = Decision(True, (PolicyRef("CiliumNetworkPolicy", "shop", "cart", rule=
 class Shop:
     """Rows go in by keyword, a millisecond apart."""
 
-    def __init__(self, start_ns: int = START) -> None:
-        self.store = FlowStore(1 << 16)
+    def __init__(self, start_ns: int = START, capacity: int = 1 << 16) -> None:
+        self.store = FlowStore(capacity)
         self.node = self.store.node(NodeRef("node1"))
         self.now = start_ns
 
