@@ -23,11 +23,21 @@ COMMANDS = {
 """What the program does instead of running: `ciliate-agent cleanup`. Each has a `main(arguments)`."""
 
 
+async def run(config: Config) -> None:
+    """Be the node's network, or only watch another one's."""
+    if config.observe_only:
+        from services.agent.observe_only import run as watch
+
+        await watch(config)
+    else:
+        await run_agent(config)
+
+
 def main() -> int:
     """Run until told to stop; returns the exit code."""
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         return int(importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:]))
-    return runner.main("ciliate-agent", Config, run_agent, sys.argv[1:], asyncio.new_event_loop)
+    return runner.main("ciliate-agent", Config, run, sys.argv[1:], asyncio.new_event_loop)
 
 
 if __name__ == "__main__":

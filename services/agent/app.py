@@ -158,7 +158,7 @@ async def run(config: Config) -> None:
         )
         knowledge = Knowledge(engine, ends.manager, ends.pods, identities, LearnedNames(kernel.maps), driver.realised)
         hubble = HubbleApi(config, engine, driver, sink)
-        pipeline = _pipeline(config, files, kernel, knowledge, registry, hubble.events)
+        pipeline = flow_pipeline(config, files, kernel.maps, knowledge, registry, hubble.events)
         stack.callback(pipeline.close)
         state = AgentState(config.node_name, config.cluster_name, services.__version__)
         cni = _cni_server(config, state, ends)
@@ -195,7 +195,7 @@ async def run(config: Config) -> None:
             Advertiser(config.node_name, config.addresses, ends.registrar).observe,
         )
         driver.on_applied, driver.on_sync = _each(followers + ([status.changed] if status else [])), enforce
-        await _listen(config, stack, files, registry, state, knowledge, kernel, pipeline, hubble)
+        await listen(config, stack, files, registry, state, knowledge, kernel.maps, pipeline, hubble)
         await _recall(config, mailbox, ends)
         log.info("started", node=config.node_name, version=services.__version__, reused_maps=len(kernel.loaded.reused))
         jobs = {f"source:{source.name}": pump(source, mailbox) for source in sources} | {
@@ -364,10 +364,10 @@ async def _endpoints(
     return Endpoints(manager, links, pods, references, registrar)
 
 
-def _pipeline(
+def flow_pipeline(
     config: Config,
     files: TlsFiles | None,
-    kernel: Kernel,
+    maps: Mapping[str, PinnedMap],
     knowledge: Knowledge,
     registry: CollectorRegistry,
     events: AgentEvents,
@@ -386,30 +386,28 @@ def _pipeline(
             observer_address=config.hubble_address,
         ),
         knowledge,
-        kernel.maps["events"].fd,
-        kernel.maps["http_events"].fd,
-        kernel.maps["name_events"].fd,
-        LostMap(kernel.maps["lost"]),
+        maps["events"].fd,
+        maps["http_events"].fd,
+        maps["name_events"].fd,
+        LostMap(maps["lost"]),
         registry,
         events,
     )
 
 
-async def _listen(
+async def listen(
     config: Config,
     stack: AsyncExitStack,
     files: TlsFiles | None,
     registry: CollectorRegistry,
     state: AgentState,
     knowledge: Knowledge,
-    kernel: Kernel,
+    maps: Mapping[str, PinnedMap],
     pipeline: FlowPipeline,
     hubble: HubbleApi,
 ) -> None:
     """The sockets: introspection with certificates; flows plain on one that only root may open, as `hubble` expects."""
-    service = AgentService(
-        state, knowledge, kernel.maps, [str(network) for network in config.pod_ranges], settings(config)
-    )
+    service = AgentService(state, knowledge, maps, [str(network) for network in config.pod_ranges], settings(config))
     credentials = server_credentials(files) if files else None
 
     def introspection(server: grpc.aio.Server) -> None:

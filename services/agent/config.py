@@ -89,6 +89,14 @@ class Config(ExportOptions):
         description="who makes the certificate: somebody who put the tls_ files there, or this agent asks the "
         "cluster's operator by a CertificateSigningRequest and writes them",
     )
+    observe_only: bool = Field(
+        False,
+        description="only watch, beside another network: flows of its pods; nothing is policed or changed",
+    )
+    observe_interfaces: list[str] = Field(
+        ["veth*", "cali*", "lxc*", "eni*", "azv*", "gke*"],
+        description="with observe_only: host sides of pods' interfaces, as patterns",
+    )
     source: Literal["folder", "kubernetes"] = Field("kubernetes", description="where objects come from")
     objects_dir: str = Field("", description="folder of manifests, for source folder")
     kubeconfig: str = Field("", description="kubeconfig file, for source kubernetes; empty = the service account")
@@ -205,7 +213,7 @@ class Config(ExportOptions):
                 raise ValueError(f"{name} is needed")
         if self.source == "folder" and not self.objects_dir:
             raise ValueError("objects_dir is needed with source: folder")
-        if self.ipam == "static" and not self.pod_ranges:
+        if self.ipam == "static" and not self.pod_ranges and not self.observe_only:
             raise ValueError("pod_cidr4 or pod_cidr6 is needed with ipam: static")
         if self.ipam != "static" and self.source != "kubernetes":
             raise ValueError(f"ipam: {self.ipam} needs source: kubernetes; or write the ranges here with ipam: static")

@@ -20,6 +20,7 @@ from services.agent.config import Config
 from services.agent.datapath import attach, loader_client, settings
 from services.agent.datapath.bpffs import drop_retired
 from services.agent.datapath.maps import PinnedMap, possible_cpus
+from services.agent.datapath.units import WATCH
 from services.agent.datapath.xdp import Mode as XdpMode
 from services.agent.datapath.xdp import XdpHooks
 from services.agent.events.aggregation import interval_s
@@ -149,6 +150,7 @@ async def load_programs(config: Config) -> loader_client.Loaded:
         loader_client.LoaderConfig(
             root=config.pins,
             cache_dir=config.cache_dir,
+            units=[WATCH] if config.observe_only else [],
             max_entries={
                 "policy": config.policy_max,
                 "ct": config.ct_max,

@@ -52,7 +52,7 @@ def load(config: LoaderConfig) -> Loaded:
     started = time.monotonic()
     source_dir = Path(config.source_dir)
     cache_dir = Path(config.cache_dir) if config.cache_dir else None
-    compiled = compile_units(units.present(source_dir), source_dir, cache_dir, ())
+    compiled = compile_units(units.present(source_dir, config.units), source_dir, cache_dir, ())
     compile_s = time.monotonic() - started
     root = Path(config.root)
     ensure_bpffs(root)

@@ -22,6 +22,8 @@ class LoaderConfig:
     source_dir: str = str(SOURCE_DIR)
     cache_dir: str = ""
     """Compiled objects by source hash; empty = compile every time (about a second)."""
+    units: list[str] = field(default_factory=list)
+    """Units that are loaded on demand."""
     max_entries: dict[str, int] = field(default_factory=dict)
     """Map name -> size, where it differs from the header's."""
 

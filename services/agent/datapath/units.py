@@ -6,7 +6,7 @@ optional may be refused by the compiler or the kernel, and the rest is loaded wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -61,6 +61,8 @@ class Unit:
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     """Programs that are loaded otherwise than the default."""
     optional: bool = False
+    on_demand: bool = False
+    """Loaded only where it is asked for."""
 
     def kind(self, program: str) -> Kind:
         """How one of its programs is loaded."""
@@ -90,15 +92,19 @@ PROCESS_HOOKS: Mapping[str, Kind] = {
 """Likewise (`bpf/process.c`)."""
 
 CILIATE, NAMES, XDP, SOCKET, PROCESS = "ciliate.c", "names.c", "xdp.c", "sock.c", "process.c"
+WATCH = "watch.c"
 UNITS: tuple[Unit, ...] = (
     Unit(CILIATE),
     Unit(NAMES),
     Unit(XDP, default=Kind(ProgramType.XDP), optional=True),
     Unit(SOCKET, kinds=SOCKET_HOOKS, optional=True),
     Unit(PROCESS, kinds=PROCESS_HOOKS, optional=True),
+    Unit(WATCH, on_demand=True),
 )
 
 
-def present(source_dir: Path) -> tuple[Unit, ...]:
-    """The units whose source is there; the first one always is, or its absence is an error."""
-    return tuple(unit for unit in UNITS if not unit.optional or (source_dir / unit.entry).is_file())
+def present(source_dir: Path, wanted: Collection[str] = ()) -> tuple[Unit, ...]:
+    """The units whose source is there; the first one always is, or its absence is an error. `wanted`: of those that are
+    loaded on demand."""
+    asked = [unit for unit in UNITS if not unit.on_demand or unit.entry in wanted]
+    return tuple(unit for unit in asked if not unit.optional or (source_dir / unit.entry).is_file())

@@ -297,7 +297,7 @@ class Cluster:
                         raise AssertionError(f"{node.name} ended with {node.process.returncode}:\n{self.log(node)}")
                     with contextlib.suppress(grpc.aio.AioRpcError):
                         status = await self.status(node)
-                        if status.ready and (node.run_dir / "cni.sock").exists():
+                        if status.ready and (self.options.get("observe_only") or (node.run_dir / "cni.sock").exists()):
                             return status
                     await asyncio.sleep(0.05)
         except TimeoutError as error:
