@@ -18,7 +18,9 @@ INLINE bool is_node(const struct addr *address)
 {
 	struct remote_endpoint_info *info = ipcache_lookup(address);
 
-	return info && (info->identity == IDENTITY_HOST || info->identity == IDENTITY_REMOTE_NODE);
+	/* An API server outside of the cluster has an identity of another kind. */
+	return info && (info->identity == IDENTITY_HOST || info->identity == IDENTITY_REMOTE_NODE ||
+			info->identity == IDENTITY_KUBE_APISERVER);
 }
 
 /* The Service that a client in the network namespace `netns` means by an address and port, or NULL. */

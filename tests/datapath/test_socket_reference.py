@@ -70,7 +70,7 @@ def random_services(node: Node, chance: random.Random) -> None:
             flags = chance.choice((ServiceFlags.NODE_PORT, ServiceFlags.HOST_PORT))
             services.put(200 + number * 10 + port, (address, port), [(each, 7000) for each in same], UDP, flags)
     for address in NODES:
-        node.ipcache(address, chance.choice((Reserved.HOST, Reserved.REMOTE_NODE)))
+        node.ipcache(address, chance.choice((Reserved.HOST, Reserved.REMOTE_NODE, Reserved.KUBE_APISERVER)))
     node.ipcache(OUTSIDE, Reserved.WORLD_IPV4)
 
 

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from services.agent.abi.endpoints import HOST_ENDPOINT, EndpointFlags
 from services.agent.calc.answers import Answers
+from services.agent.calc.apiserver import ApiServers
 from services.agent.calc.binding import Capabilities
 from services.agent.calc.egress import NodeRole
 from services.agent.calc.endpoints import Audit, EndpointTables
@@ -21,7 +22,7 @@ from services.agent.calc.maps import Change
 from services.agent.calc.pressure import POLICY_CAPACITY
 from services.agent.calc.sequencer import sequence
 from services.agent.calc.services import LbOptions, NodeFacts, Services
-from services.model.addresses import IPAddress
+from services.model.addresses import IPAddress, IPNetwork
 from services.model.objects import (
     Deleted,
     EndpointDeleted,
@@ -30,6 +31,7 @@ from services.model.objects import (
     IdentityDeleted,
     IdentityUpserted,
     IpDeleted,
+    IpEntry,
     IpUpserted,
     KubeNode,
     KubeObject,
@@ -82,6 +84,7 @@ class Engine(Answers):
             capacity,
             NodeRole(node, native_routing, uplink),
         )
+        self._api_servers = ApiServers(self._identities, self._maps.peers, self._set_row, self._ipcache.row)
         self._official = addresses
         self._waiting = set(sources)
         self.revision = revision
@@ -111,13 +114,9 @@ class Engine(Answers):
             case IdentityDeleted(id=number):
                 self._identities.set_labels(number, None)
             case IpUpserted(entry=entry):
-                self._egress.set_row(entry.prefix, entry)
-                self._ipcache.set_row(entry.prefix, entry)
-                self._identities.set_row(entry.prefix, entry)
+                self._api_servers.set_row(entry.prefix, entry)
             case IpDeleted(prefix=prefix):
-                self._egress.set_row(prefix, None)
-                self._ipcache.set_row(prefix, None)
-                self._identities.set_row(prefix, None)
+                self._api_servers.set_row(prefix, None)
             case EndpointUpserted(endpoint=endpoint):
                 self._set_endpoint(endpoint.id, endpoint)
             case EndpointDeleted(id=number):
@@ -184,6 +183,7 @@ class Engine(Answers):
             case "EndpointSlice":
                 assert thing is None or isinstance(thing, EndpointSlice)
                 self._services.set_slice(key, thing)
+                self._api_servers.set_slice(key, thing)
             case "Namespace":
                 # Namespace labels are part of identities' labels, which come from the identity service.
                 assert thing is None or isinstance(thing, Namespace)
@@ -199,6 +199,11 @@ class Engine(Answers):
             case _:
                 assert thing is None or isinstance(thing, PolicyObject)
                 self._policies.set_document(key, thing)
+
+    def _set_row(self, prefix: IPNetwork, entry: IpEntry | None) -> None:
+        self._egress.set_row(prefix, entry)
+        self._ipcache.set_row(prefix, entry)
+        self._identities.set_row(prefix, entry)
 
     def _set_node(self, name: str, node: KubeNode | None) -> None:
         """A node came, changed or went; this one's labels decide which host policies select it."""

@@ -183,6 +183,11 @@ class PrefixIdentities:
             raise OverflowError("no identity is left for another prefix")
         return NumericIdentity(number), prefix_labels(prefix)
 
+    def number(self, prefix: IPNetwork) -> NumericIdentity | None:
+        """The identity of a prefix that is in use; None where no number was left for it."""
+        found = self._numbers.take(str(prefix))
+        return None if found is None else NumericIdentity(found)
+
     def release(self, prefix: IPNetwork) -> NumericIdentity | None:
         """Count a user less; the identity if that was the last."""
         self._users[prefix] -= 1

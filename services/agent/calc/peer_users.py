@@ -9,9 +9,11 @@ from collections.abc import Iterable
 
 from services.agent.calc.fqdn import FqdnSelectors
 from services.agent.calc.group import GroupKey
-from services.agent.calc.identities import Identities, PrefixIdentities
+from services.agent.calc.identities import Identities, PrefixIdentities, prefix_labels
 from services.agent.calc.ipcache import Ipcache
 from services.agent.calc.peer_index import PeerIndex
+from services.model.addresses import IPNetwork
+from services.model.labels import Label, Labels
 from services.policy.peers import CidrPeer, FqdnPeer, IpBlockPeer, Peer
 
 
@@ -23,6 +25,7 @@ class PeerUsers:
         self.index, self.fqdn = PeerIndex(), FqdnSelectors(identities)
         self._prefixes = PrefixIdentities()
         self._users: dict[Peer, set[GroupKey]] = {}
+        self._outside: frozenset[IPNetwork] = frozenset()
 
     def of(self, peer: Peer) -> Iterable[GroupKey]:
         """The groups whose rules name a peer."""
@@ -62,3 +65,21 @@ class PeerUsers:
                         if gone is not None:
                             self._identities.set_labels(gone, None)
                             self._ipcache.set_prefix(prefix, None)
+
+    def set_outside(self, prefixes: frozenset[IPNetwork], label: Label) -> None:
+        """These prefixes, and no others, have identities that carry a label besides."""
+        before, self._outside = self._outside, prefixes
+        for prefix in sorted(prefixes - before, key=str):
+            made = self._prefixes.acquire(prefix)
+            number = made[0] if made else self._prefixes.number(prefix)
+            if number is not None:
+                self._identities.set_labels(number, Labels([*prefix_labels(prefix), label]))
+                self._ipcache.set_prefix(prefix, number)
+        for prefix in sorted(before - prefixes, key=str):
+            number = self._prefixes.number(prefix)
+            gone = self._prefixes.release(prefix)
+            if gone is not None:
+                self._identities.set_labels(gone, None)
+                self._ipcache.set_prefix(prefix, None)
+            elif number is not None:
+                self._identities.set_labels(number, prefix_labels(prefix))

@@ -54,7 +54,7 @@ class PolicyMaps:
         self._mode, self._capabilities, self._capacity = mode, capabilities, capacity
         self.catalogue = Catalogue()
         self.groups: dict[GroupKey, Group] = {}
-        self._entries, self._peers = Entries(), PeerUsers(identities, ipcache)
+        self._entries, self.peers = Entries(), PeerUsers(identities, ipcache)
         self._policy_ids = StableNumbers(1, (1 << 31) - 1)
         self._rebind: set[GroupKey] = set()
         self._host = node_view({})
@@ -116,8 +116,8 @@ class PolicyMaps:
         programs = [(group, self._bind(group, released, revision)) for group in rebound]
         for group in dead:
             released += self._drop(group)
-        self._peers.release(released)
-        names_moved = self._peers.fqdn.settle()
+        self.peers.release(released)
+        names_moved = self.peers.fqdn.settle()
         # Prefixes and names that came or went have changed what identities there are.
         for number, _, party in self._identities.refresh():
             self.identity_changed(number, party)
@@ -126,7 +126,7 @@ class PolicyMaps:
         for group, program in programs:
             looked_at = group.flags()
             for direction, side in group.sides.items():
-                former = side.load(program[direction], self._peers.index, self._identities.parties)
+                former = side.load(program[direction], self.peers.index, self._identities.parties)
                 loaded.setdefault(group.key, {})[direction] = former
             if looked_at != group.flags():
                 self._entries.touched.add(group.key)
@@ -145,21 +145,21 @@ class PolicyMaps:
     def identity_changed(self, number: int, party: Party | None) -> None:
         """An identity came, changed or went."""
         affected: set[GroupKey] = set()
-        for peer in self._peers.index.update(number, party):
-            affected.update(self._peers.of(peer))
+        for peer in self.peers.index.update(number, party):
+            affected.update(self.peers.of(peer))
         for key in sorted_keys(affected):
             group = self.groups.get(key)
             if group is None or key in self._rebind:
                 # What is about to be compiled from scratch sees the change anyway.
                 continue
             for direction, side in group.sides.items():
-                former = side.update(number, self._peers.index, party)
+                former = side.update(number, self.peers.index, party)
                 if former is not None and not group.full:
                     self._entries.write(group, direction, number, former, side.templates.get(number, ()))
 
     def endpoints_with(self, peer: Peer) -> frozenset[int]:
         """The endpoints whose rules name a peer."""
-        groups = (self.groups[key] for key in self._peers.of(peer) if key in self.groups)
+        groups = (self.groups[key] for key in self.peers.of(peer) if key in self.groups)
         return frozenset(number for group in groups for number in group.endpoints)
 
     def subject_changed(self, number: int) -> None:
@@ -177,7 +177,7 @@ class PolicyMaps:
 
     def pressure(self) -> list[str]:
         """What people must know about groups that do not fit the map; empty = all do."""
-        sizes = self._peers.index.sizes()
+        sizes = self.peers.index.sizes()
         return [
             describe(group, {(sizes[p], str(p)) for side in group.sides.values() for p in side.program.peers()})
             for group in self.groups.values()
@@ -200,7 +200,7 @@ class PolicyMaps:
         specs = self.specs(group.key)
         former = [peer for side in group.sides.values() for peer in side.program.peers()]
         released += former
-        self._peers.leave(former, group.key)
+        self.peers.leave(former, group.key)
         self._watch_names(group, on=False)
         group.applied = {policy.key for policy, _ in specs}
         group.conflicts = () if self._mode is Mode.NEVER else conflicts(specs)
@@ -212,7 +212,7 @@ class PolicyMaps:
             else:
                 programs[direction] = self._program(group, direction, party, specs)
             for peer in programs[direction].peers():
-                self._peers.acquire(peer, group.key)
+                self.peers.acquire(peer, group.key)
         group.realised |= party is not None and not group.conflicts
         group.names = programs[Direction.EGRESS].names()
         self._watch_names(group, on=True)
@@ -269,7 +269,7 @@ class PolicyMaps:
         """Remove a group that no endpoint obeys; the peers it named."""
         peers = [peer for side in group.sides.values() for peer in side.program.peers()]
         self._entries.drop(group)
-        self._peers.leave(peers, group.key)
+        self.peers.leave(peers, group.key)
         self._watch_names(group, on=False)
         self._policy_ids.give_back(group.key.name)
         return peers
@@ -310,7 +310,7 @@ class PolicyMaps:
 
     def name_rules(self) -> NameRules:
         """Everything that the datapath should know of names."""
-        return NameRules(self._entries.name_sets.desired(), *self._peers.fqdn.rules())
+        return NameRules(self._entries.name_sets.desired(), *self.peers.fqdn.rules())
 
     def _l7_in_use(self) -> set[L7]:
         sides = (side for group in self.groups.values() for side in group.sides.values())

@@ -53,6 +53,7 @@ class Cast:
         }
         for address, key in self._at.items():
             self._addresses.setdefault(key, []).append(address)
+        self._engine = knowledge.engine
         self._node_at = {
             entry.prefix.network_address: entry.node
             for entry in knowledge.identities.entries.values()
@@ -128,10 +129,12 @@ class Cast:
         """A node: to others it is the host or a remote one, to host policies what its labels say."""
         if name == self._own:
             return Actor(("host",), self._parties[Reserved.HOST])
-        party = self._parties[Reserved.REMOTE_NODE]
         labels = self._nodes.get(name)
         view = node_view(labels) if labels is not None else None
         own = tuple(address for address, node in self._node_at.items() if node == name)
+        # A node that the API server is on has another identity: the one of its first address counts.
+        row = self._engine.row(ipaddress.ip_network(own[0])) if own else None
+        party = self._parties[row.identity if row else Reserved.REMOTE_NODE]
         return Actor((f"node {name}",), dataclasses.replace(party, addresses=own or party.addresses, node=view))
 
     def _all_nodes(self) -> list[Actor]:
