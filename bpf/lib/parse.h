@@ -282,6 +282,11 @@ INLINE int parse_packet(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	ctx->now_ns = bpf_ktime_get_coarse_ns();
 	ctx->precise_ns = 0;
 	ctx->family = 0;
+	/* Of a packet that is refused before its ports are read, the record shall not tell another's. */
+	ctx->sport = 0;
+	ctx->dport = 0;
+	ctx->protocol = 0;
+	ctx->tcp_flags = 0;
 	if (unlikely(skb->vlan_present))
 		return DROP_UNSUPPORTED_L3_PROTOCOL;
 	if (likely(skb->protocol == bpf_htons(ETHERTYPE_IPV4)))

@@ -109,6 +109,13 @@ def _now(context: typer.Context, node: str) -> dict[str, Any]:
 WAIT_STEP = 0.5
 """Seconds between looks."""
 
+
+def _lost(item: Item) -> str:
+    """How many events, and where: in the kernel's ring, in the agent's buffer, before a slow reader."""
+    counts = {place: int(number) for place, number in (item.get("lost_events") or {}).items() if int(number)}
+    return ", ".join(f"{number} ({place.replace('_', ' ')})" for place, number in sorted(counts.items())) or "0"
+
+
 NODE_COLUMNS: tuple[Column, ...] = (
     ("node", "node"),
     ("state", _health),
@@ -120,7 +127,7 @@ NODE_COLUMNS: tuple[Column, ...] = (
     ("policy", _policy),
     ("services", "services"),
     ("connections", _connections),
-    ("lost events", lambda item: sum(int(number) for number in (item.get("lost_events") or {}).values())),
+    ("lost events", _lost),
 )
 
 

@@ -17,7 +17,7 @@ from services.flows.filters import Filters
 from services.flows.history.stored import BrokenFile, StoredSegment
 from services.flows.render import NANOSECONDS, Renderer, set_time
 from services.flows.select import Held, Window, appended, pieces, select
-from services.flows.store import FlowStore, Segment
+from services.flows.store import FlowStore, Mark, Segment
 
 CHUNK = 256
 """Rows rendered in one go, before others have a turn."""
@@ -65,10 +65,10 @@ async def past(
 
 
 class Follower:
-    """Rows from a position on, as they are appended. One that the store overtakes is told how many rows it missed."""
+    """Rows from a place on, as they are appended. One that the store overtakes is told how many events it missed."""
 
-    def __init__(self, store: FlowStore, server: NodeRef, cursor: int, now: Now) -> None:
-        self._store, self._cursor = store, cursor
+    def __init__(self, store: FlowStore, server: NodeRef, mark: Mark, now: Now) -> None:
+        self._store, self._mark = store, mark
         self._gap = _Gap(server, now)
         self._ended = False
 
@@ -80,21 +80,24 @@ class Follower:
             while not self._ended:
                 news.clear()
                 self._skip_gap()
-                start, self._cursor = self._cursor, self._store.end
+                start, self._mark = self._mark, self._store.mark
                 with self._store.pinned() as held:
-                    for columns, facets in self._runs(held, start, filters, until_ns):
+                    for columns, facets in self._runs(held, start.position, filters, until_ns):
                         for response in renderer.responses(columns, facets):
                             yield response
                         await asyncio.sleep(0)
                 for response in self._gap.due():
                     yield response
-                if self._store.end == self._cursor and not self._ended:
+                if self._store.end == self._mark.position and not self._ended:
                     await _wait(news, self._gap.seconds)
 
     def _skip_gap(self) -> None:
-        if self._cursor < self._store.first:
-            self._gap.missed(self._store.first - self._cursor)
-            self._cursor = self._store.first
+        first = self._store.first_mark
+        if self._mark.position < first.position:
+            missed = first.events - self._mark.events
+            self._gap.missed(missed)
+            self._store.missed += missed
+            self._mark = first
 
     def _runs(
         self, held: list[tuple[Segment, int]], start: int, filters: Filters, until_ns: int | None
@@ -138,11 +141,11 @@ class _Gap:
         self._server, self._now = server, now
         self._missed, self._first, self._told = 0, 0, 0
 
-    def missed(self, rows: int) -> None:
+    def missed(self, events: int) -> None:
         """The store has thrown away rows before this follower saw them."""
         if not self._missed:
             self._first = self._now()
-        self._missed += rows
+        self._missed += events
 
     @property
     def seconds(self) -> float | None:

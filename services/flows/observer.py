@@ -116,12 +116,12 @@ class Observer(observer_pb2_grpc.ObserverServicer):
         self, window: Window, filters: Filters, fields: mask.Tree | None, *, details: bool
     ) -> AsyncIterator[pb.GetFlowsResponse]:
         renderer = Renderer(self._store.dictionaries, self._version, fields, details=details)
-        cursor = self._store.end
+        mark = self._store.mark
         if not window.only_new:
             async for response in past(self._store, self._archive, renderer, filters, window):
                 yield response
         if window.follow:
-            follower = Follower(self._store, self._server, cursor, self._now)
+            follower = Follower(self._store, self._server, mark, self._now)
             async for response in follower.run(renderer, filters, window.until_ns):
                 yield response
 

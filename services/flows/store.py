@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,10 +26,24 @@ RATE_SECONDS = 60
 class Segment:
     """A run of rows. Appended to until full, then immutable."""
 
-    __slots__ = ("base", "capacity", "columns", "evicted", "lost", "max_time", "min_time", "pins", "rows", "uses")
+    __slots__ = (
+        "base",
+        "capacity",
+        "columns",
+        "events_before",
+        "evicted",
+        "lost",
+        "max_time",
+        "min_time",
+        "pins",
+        "rows",
+        "uses",
+    )
 
-    def __init__(self, base: int, capacity: int, dictionaries: Dictionaries) -> None:
+    def __init__(self, base: int, capacity: int, dictionaries: Dictionaries, events_before: int = 0) -> None:
         self.base, self.capacity, self.rows = base, capacity, 0
+        self.events_before = events_before
+        """Events told before the first row: flows, and those that earlier rows say were lost."""
         self.columns: Columns = {name: np.zeros(capacity, kind) for name, kind in STORED.items()}
         self.uses = Uses(dictionaries)
         self.min_time, self.max_time = np.iinfo(np.int64).max, 0
@@ -72,6 +87,13 @@ def _narrow(name: str, values: Array) -> Array:
     return values.astype(kind)
 
 
+class Mark(NamedTuple):
+    """A place between two rows: how many rows, and how many events, were told before it."""
+
+    position: int
+    events: int
+
+
 class FlowStore:
     """Keeps the newest `capacity` rows, in whole segments."""
 
@@ -87,6 +109,10 @@ class FlowStore:
         """Flows ever appended (without lost-event rows)."""
         self.lost = 0
         """Events ever told to be lost."""
+        self.events = 0
+        """Events ever told: flows and lost ones. What a follower misses is counted in these."""
+        self.missed = 0
+        """Events that followers did not get because the store had thrown them away before."""
         self._segment_rows = max(MIN_SEGMENT_ROWS, min(MAX_SEGMENT_ROWS, capacity // 16))
         self._rate: deque[tuple[int, int]] = deque()
 
@@ -94,6 +120,21 @@ class FlowStore:
     def first(self) -> int:
         """Position of the oldest row held."""
         return self.segments[0].base if self.segments else self.end
+
+    @property
+    def mark(self) -> Mark:
+        """Where something begins that is appended from now on."""
+        return Mark(self.end, self.events)
+
+    @property
+    def first_mark(self) -> Mark:
+        """Where the oldest row held is."""
+        return Mark(self.first, self.segments[0].events_before) if self.segments else self.mark
+
+    @property
+    def evicted(self) -> int:
+        """Flows that were thrown away to make room."""
+        return self.seen - self.flows
 
     @property
     def flows(self) -> int:
@@ -112,7 +153,7 @@ class FlowStore:
 
     def append(self, columns: Columns, node: int) -> None:
         """Add a batch of flows of one node; numbers are this store's, times are wall-clock nanoseconds."""
-        self._append(columns, node)
+        self._append(columns, node, 1)
         rows = length(columns)
         self.seen += rows
         if rows:
@@ -129,21 +170,22 @@ class FlowStore:
             "bytes": events,
             "reply_bytes": max(0, last_ns - first_ns),
         }
-        self._append({name: np.array([value], STORED[name]) for name, value in values.items()}, node)
+        self._append({name: np.array([value], STORED[name]) for name, value in values.items()}, node, events)
         self.segments[-1].lost += 1
         self.lost += events
         self._tell()
 
-    def _append(self, columns: Columns, node: int) -> None:
+    def _append(self, columns: Columns, node: int, events_per_row: int) -> None:
         start, rows = 0, length(columns)
         while start < rows:
             if not self.segments or self.segments[-1].rows == self.segments[-1].capacity:
                 if self.segments:
                     self.segments[-1].seal()
-                self.segments.append(Segment(self.end, self._segment_rows, self.dictionaries))
+                self.segments.append(Segment(self.end, self._segment_rows, self.dictionaries, self.events))
             count = self.segments[-1].append(columns, start, node)
             start += count
             self.end += count
+            self.events += count * events_per_row
         while self.end - self.first > self.capacity and len(self.segments) > 1:
             self._evict(self.segments.popleft())
 

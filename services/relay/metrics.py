@@ -28,6 +28,7 @@ class IngestMetrics:
         self._lost = Counter(
             "hubble_lost_events", "Events lost before they came here, by place", ["source"], registry=registry
         )
+        registry.register(_StoreCounters(store))
         held = Gauge("ciliate_relay_flows_held", "Flows in the store", registry=registry)
         held.set_function(lambda: float(store.flows))
         parties = Gauge("ciliate_relay_parties", "Distinct flow ends in the store", registry=registry)
@@ -45,6 +46,20 @@ class IngestMetrics:
     def refused(self, node: str) -> None:
         """A batch could not be read."""
         self._refused.labels(node).inc()
+
+
+class _StoreCounters(Collector):
+    """What the store threw away, and what of it somebody was still waiting for."""
+
+    def __init__(self, store: FlowStore) -> None:
+        self._store = store
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """One sample each."""
+        text = "Flows thrown out of memory to make room"
+        yield CounterMetricFamily("ciliate_relay_flows_evicted", text, value=self._store.evicted)
+        text = "Events that followers did not get: they were slower than the store"
+        yield CounterMetricFamily("ciliate_relay_events_missed", text, value=self._store.missed)
 
 
 def watch_history(registry: CollectorRegistry, history: History) -> None:

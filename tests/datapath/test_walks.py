@@ -220,6 +220,17 @@ def test_lengths_that_lie(node: Node, pods: Pods) -> None:
     assert node.events()[0]["bytes"][0] == 40
 
 
+def test_a_packet_refused_early_tells_no_other_packets_ports(node: Node, pods: Pods) -> None:
+    frontend, webapp, _ = pods
+    node.run("from_endpoint", from_pod(frontend, webapp.ipv4, tcp(4000, 53, "A")), frontend.ifindex)
+    node.events()
+    solicitation = raw(Ether(dst="33:33:00:00:00:16") / IPv6(src="fe80::1", dst="ff02::16") / ICMPv6ND_NS())
+    assert node.run("from_endpoint", solicitation, node.ifindexes[3]).verdict == TC_ACT_SHOT
+    (drop,) = node.events()
+    assert drop["drop_reason"] == DropReason.DROP_EP_NOT_READY
+    assert [int(drop[name]) for name in ("sport", "dport", "protocol", "tcp_flags")] == [0, 0, 0, 0]
+
+
 @FAMILIES
 def test_ttl_ends(node: Node, pods: Pods, v6: bool) -> None:
     frontend, webapp, _ = pods

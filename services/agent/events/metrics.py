@@ -60,7 +60,11 @@ class EventMetrics(Collector):
         losses = self._lost | {pb.AGENT_BUFFER: self._buffer.dropped_rows}
         for source, events in losses.items():
             lost.add_metric([pb.LostSource.Name(source).lower()], events)  # type: ignore[arg-type]
+        if self._store.missed:
+            lost.add_metric(["slow_reader"], self._store.missed)
         yield from (read, fill, lost)
+        text = "Flows thrown out of this node's memory to make room"
+        yield CounterMetricFamily("ciliate_flows_evicted", text, value=self._store.evicted)
         if self.as_hubble:
             yield _hubble(losses)
         yield CounterMetricFamily(

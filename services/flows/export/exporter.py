@@ -81,7 +81,7 @@ class Exporter:
             )
         except Invalid as error:
             raise Invalid(f"{spec.name}: filePath: {error}") from error
-        self._cursor = store.end
+        self._mark = store.mark
         self._waiting = _Lines()
         self._writing = asyncio.Lock()
         self._untold = 0
@@ -92,7 +92,7 @@ class Exporter:
         """Follow and write."""
         ticking = asyncio.create_task(self._tick())
         renderer = Renderer(self._store.dictionaries, services.__version__, self._mask)
-        follower = Follower(self._store, self._server, self._cursor, self._now)
+        follower = Follower(self._store, self._server, self._mark, self._now)
         try:
             async for event in follower.run(renderer, self._filters, self.spec.end_ns):
                 if event.lost_events.source == flow_pb2.HUBBLE_RING_BUFFER:
