@@ -84,17 +84,18 @@ async def test_every_stage_accounts_for_every_event(
         export_file_path=str(export),
     )
     sums, pause = Sums(), asyncio.Event()
-    async with agent.pushing():
-        # 1. Nobody takes what the agent has: its buffer overflows.
-        for _ in range(100):
-            agent.emit(BATCH, time_ns=START)
-        agent.buffer.lose(ingest_pb2.KERNEL_RING, 1, KERNEL_LOST, START)
-        dropped = agent.buffer.dropped_rows
-        assert dropped > 10_000
-        async with serving(config, place.registry), place.client() as stub:
-            call = stub.GetFlows(pb.GetFlowsRequest(follow=True, number=1))
-            reading = asyncio.create_task(follow(call, sums, pause))
-            try:
+    # 1. Nobody takes what the agent has: its buffer overflows.
+    for _ in range(100):
+        agent.emit(BATCH, time_ns=START)
+    agent.buffer.lose(ingest_pb2.KERNEL_RING, 1, KERNEL_LOST, START)
+    dropped = agent.buffer.dropped_rows
+    assert dropped > 10_000
+    async with serving(config, place.registry), place.client() as stub:
+        call = stub.GetFlows(pb.GetFlowsRequest(follow=True))
+        await call.initial_metadata()  # from here on it follows
+        reading = asyncio.create_task(follow(call, sums, pause))
+        try:
+            async with agent.pushing():
                 await until(lambda: agent.buffer.empty, 20)
                 # 2. The reader stands still while the store throws away what it has not seen.
                 for number in range(25):
@@ -110,7 +111,6 @@ async def test_every_stage_accounts_for_every_event(
                 pause.set()
                 agent.emit(1, time_ns=START + 10**9)
                 await until(lambda: sums.events == emitted + 1, 20)
-                # The reader came while next to nothing was stored: all since then it got, or was told that it did not.
                 assert sums.lost[flow_pb2.HUBBLE_RING_BUFFER] > 15_000
                 assert place.count("ciliate_relay_events_missed_total") >= sums.lost[flow_pb2.HUBBLE_RING_BUFFER]
                 # 4. The file: full until now. Every event is in it, or counted in it.
@@ -119,13 +119,13 @@ async def test_every_stage_accounts_for_every_event(
                 agent.emit(1, time_ns=START + 2 * 10**9)
                 await until(lambda: export.stat().st_size > 0)
                 await until(lambda: _read(export).events == emitted + 2)
-            finally:
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
-        # 5. The history was never in time but for what was held at the end.
-        unwritten, rows = (place.count(f"ciliate_relay_history_{name}") for name in ("unwritten_total", "rows"))
-        assert unwritten > 0
-        assert unwritten + rows == stored + 2 + LOSS_ROWS
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+    # 5. The history was never in time but for what was held at the end.
+    unwritten, rows = (place.count(f"ciliate_relay_history_{name}") for name in ("unwritten_total", "rows"))
+    assert unwritten > 0
+    assert unwritten + rows == stored + 2 + LOSS_ROWS
 
 
 def _read(path: Path) -> Sums:
