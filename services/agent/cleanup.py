@@ -121,7 +121,8 @@ async def _trees(paths: Sequence[Path]) -> list[str]:
 def running(run_dir: str) -> list[str]:
     """Agents that live: those whose socket takes connections. They would put everything back."""
     found = []
-    for path in sorted(Path(run_dir).glob("*/agent.sock")) if run_dir else ():
+    places = [Path(run_dir) / "agent.sock", *sorted(Path(run_dir).glob("*/agent.sock"))] if run_dir else []
+    for path in places:
         with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
             probe.connect(str(path))
             found.append(path.parent.name)

@@ -25,7 +25,7 @@ from services.common.pb.agent.v1 import agent_pb2
 
 app = typer.Typer(help="Configuration of agents: values in force, and changing them.", no_args_is_help=True)
 DEFAULT_FILE = Path("/etc/ciliate/agent.yaml")
-CONFIG_MAP, KEY, NAMESPACE = "ciliate-config", "agent.yaml", "kube-system"
+CONFIG_MAP, KEY, NAMESPACE = "ciliate-agent", "config.yaml", "kube-system"
 COLUMNS: tuple[Column, ...] = (("node", "node"), ("name", "name"), ("value", "value"), ("from", "origin"))
 
 

@@ -63,8 +63,9 @@ def find(settings: Settings) -> Servers:
     elif found:
         agents = tuple((node.name, f"unix://{node.agent_socket}") for node in found.nodes)
     else:
-        sockets = sorted(AGENT_SOCKETS.glob("*/agent.sock"))
-        agents = tuple((path.parent.name, f"unix://{path}") for path in sockets)
+        # One agent's own folder on a cluster's node; a folder each where several nodes share a machine.
+        sockets = [*AGENT_SOCKETS.glob("agent.sock"), *sorted(AGENT_SOCKETS.glob("*/agent.sock"))]
+        agents = tuple(("" if path.parent == AGENT_SOCKETS else path.parent.name, f"unix://{path}") for path in sockets)
     return Servers(
         relay=settings.relay or (found.relay if found else DEFAULT_RELAY),
         identity=settings.identity or (found.identity if found else DEFAULT_IDENTITY),

@@ -66,9 +66,12 @@ class Kubernetes:
         self._client: Any = None
 
     async def __aenter__(self) -> Self:
-        from kubernetes_asyncio import client, config
+        # Submodules: the packages themselves may have been registered without their models (services/common/kube).
+        from kubernetes_asyncio import config
+        from kubernetes_asyncio.client.api_client import ApiClient
+        from kubernetes_asyncio.client.configuration import Configuration
 
-        configuration = client.Configuration()
+        configuration = Configuration()
         try:
             await config.load_kube_config(
                 config_file=self._kubeconfig or None,
@@ -78,7 +81,7 @@ class Kubernetes:
             )
         except (config.ConfigException, OSError, ValueError) as error:
             raise Invalid(f"--kubeconfig: {self._kubeconfig or '~/.kube/config'}: {error}") from error
-        self._client = client.ApiClient(configuration)
+        self._client = ApiClient(configuration)
         return self
 
     async def __aexit__(
@@ -158,7 +161,7 @@ class Kubernetes:
 
     async def exec(self, namespace: str, pod: str, command: Sequence[str], seconds: float) -> tuple[int, str, str]:
         """Run a command in a pod's first container; returns (exit status, output, errors)."""
-        from kubernetes_asyncio.client import CoreV1Api
+        from kubernetes_asyncio.client.api.core_v1_api import CoreV1Api
         from kubernetes_asyncio.stream import WsApiClient
         from kubernetes_asyncio.stream.ws_client import ERROR_CHANNEL, STDERR_CHANNEL, STDOUT_CHANNEL
 

@@ -43,6 +43,19 @@ def _http_asks(lane: Lane) -> Iterable[Ask]:
     yield from lane.reach(lane.stranger, Outcome.UNANSWERED, path="/allowed/1", seen=Seen("DROPPED"))
 
 
+def _http_out(lane: Lane) -> Sequence[Document]:
+    rules = {"http": [{"method": "GET", "path": "/allowed/.*"}]}
+    rule = {"toEndpoints": [{"matchLabels": ECHO}], "toPorts": ports(objects.HTTP, rules=rules)}
+    return [policy(lane.namespace, "http-out", CLIENT, egress=[rule])]
+
+
+@case("http/egress", applies=_http_out)
+def _http_out_asks(lane: Lane) -> Iterable[Ask]:
+    yield from lane.reach(lane.client, Outcome.FORBIDDEN, seen=Seen("DROPPED", http="GET /"))
+    yield from lane.reach(lane.client, path="/allowed/1")
+    yield from lane.reach(lane.stranger)
+
+
 def _dns(lane: Lane) -> Sequence[Document]:
     pattern = {"dns": [{"matchPattern": f"echo.{lane.namespace}.svc.cluster.local"}]}
     rule = {**DNS_RULE, "toPorts": ports(53, protocol="ANY", rules=pattern)}

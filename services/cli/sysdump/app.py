@@ -85,7 +85,7 @@ def _of_sandbox(name: str) -> Iterable[Collector]:
 
 
 def _of_machine() -> Iterable[Collector]:
-    configurations = sorted(CONFIGURATIONS.glob("*.yaml")) if CONFIGURATIONS.is_dir() else []
+    configurations = sorted(CONFIGURATIONS.rglob("*.yaml")) if CONFIGURATIONS.is_dir() else []
     logs = sorted(Path("/var/log/ciliate").glob("*.log"))
     yield from machine.collectors([machine.NodePlace("node")], logs, configurations)
     yield from _metrics(configurations, {})

@@ -89,14 +89,14 @@ def test_a_file_is_replaced_whole_and_only_when_it_is_right(tmp_path: Path) -> N
 
 
 async def test_the_config_map_of_a_cluster(tmp_path: Path) -> None:
-    path = "/api/v1/namespaces/kube-system/configmaps/ciliate-config"
+    path = "/api/v1/namespaces/kube-system/configmaps/ciliate-agent"
     async with serving(tmp_path) as (server, kubeconfig):
-        metadata = {"name": "ciliate-config", "namespace": "kube-system", "resourceVersion": "7"}
+        metadata = {"name": "ciliate-agent", "namespace": "kube-system", "resourceVersion": "7"}
         document = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": metadata,
-            "data": {"agent.yaml": FILE, "b": "c"},
+            "data": {"config.yaml": FILE, "b": "c"},
         }
         server.objects[path] = document
         words = ["config", "set", "--kubeconfig", kubeconfig]
@@ -105,10 +105,10 @@ async def test_the_config_map_of_a_cluster(tmp_path: Path) -> None:
             return CliRunner().invoke(app, [*words, *more], catch_exceptions=False)
 
         await asyncio.to_thread(run, "mtu", "1400")
-        assert server.objects[path]["data"] == {"agent.yaml": f"{FILE}mtu: 1400\n", "b": "c"}
+        assert server.objects[path]["data"] == {"config.yaml": f"{FILE}mtu: 1400\n", "b": "c"}
         await asyncio.to_thread(run, "mtu", "1300", "--dry-run")
-        assert "mtu: 1400" in server.objects[path]["data"]["agent.yaml"]
-        with pytest.raises(NotFound, match=r"has no relay\.yaml; it has agent\.yaml, b"):
+        assert "mtu: 1400" in server.objects[path]["data"]["config.yaml"]
+        with pytest.raises(NotFound, match=r"has no relay\.yaml; it has b, config\.yaml"):
             await asyncio.to_thread(run, "mtu", "1300", "--key", "relay.yaml")
         original = server.handle
 
