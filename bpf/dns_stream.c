@@ -95,7 +95,7 @@ INLINE int dns_stream_asked(struct __sk_buff *skb, struct pkt_ctx *ctx, struct t
 	if (!d->continuing) {
 		/* All of it is behind us, and the server has it. */
 		if ((s32)(ctx->tcp_seq + ctx->payload_len - conn->start) <= 0)
-			return tls_forward(skb);
+			return tls_onward(skb, ctx);
 		if (conn->mode == TLS_REFUSED || __sync_val_compare_and_swap(&conn->busy, 0, 1))
 			return -DROP_DNS_NO_STATE;
 		w->expected = conn->start + conn->have;
@@ -116,7 +116,7 @@ INLINE int dns_stream_asked(struct __sk_buff *skb, struct pkt_ctx *ctx, struct t
 		conn->mode = TLS_REFUSED;
 	conn->busy = 0;
 	if (reason == TLS_MORE)
-		return tls_forward(skb);
+		return tls_onward(skb, ctx);
 	w->reason = reason;
 	return tls_reset(skb, ctx, w, pod, w->expected);
 }

@@ -243,7 +243,7 @@ INLINE int l7_to_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	if (ctx->ct_state == CT_REPLY && kind == L7_KIND_TLS)
 		tls_heard(ctx);
 	if (ctx->ct_state == CT_NEW || ctx->ct_state == CT_ESTABLISHED)
-		tailcalls.call(skb, TAIL_HTTP_ENTRY);
+		tailcalls.call(skb, kind == L7_KIND_TLS ? TAIL_TLS_HELLO : TAIL_HTTP_ENTRY);
 	else if (ctx->ct_state == CT_REPLY && kind == L7_KIND_HTTP && ctx->protocol == PROTO_TCP)
 		tailcalls.call(skb, TAIL_HTTP_REPLY);
 	else if (ctx->ct_state == CT_REPLY && kind == L7_KIND_DNS)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Server names of TLS clients.
  *
- * tls_hello (tail call of from_endpoint): is it a ClientHello, whom does it name -> on its way, or both sides reset */
+ * tls_hello (tail call of from_endpoint, or of ingress): is it a ClientHello, whom does it name -> on its way, or both
+ * sides reset */
 #include "lib/deliver.h"
 #include "lib/dns_event.h"
 #include "lib/tailcall.h"
@@ -20,15 +21,17 @@ INLINE void tls_emit(struct pkt_ctx *ctx, struct tls_work *w, u8 reason, bool au
 	name_events.ringbuf_submit(e, wakeup_flags(ctx));
 }
 
-/* A reset over the packet at hand, to the pod or to the server. 0 or a drop reason. */
-INLINE int tls_build_reset(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_work *w, bool to_pod, u32 seq, u32 ack)
+/* A reset over the packet at hand, to the client or to the server. 0 or a drop reason. */
+INLINE int tls_build_reset(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_work *w, bool to_client, u32 seq, u32 ack)
 {
-	struct addr from = to_pod ? ctx->daddr : ctx->saddr, to = to_pod ? ctx->saddr : ctx->daddr;
-	u16 sport = to_pod ? ctx->dport : ctx->sport, dport = to_pod ? ctx->sport : ctx->dport;
+	struct addr from = ctx->saddr, to = to_client ? ctx->saddr : ctx->daddr;
+	u16 sport = ctx->sport, dport = to_client ? ctx->sport : ctx->dport;
 	u8 *l4 = own_l4(&w->own, ctx);
 	struct tcp_header *tcp = (void *)l4;
 	u32 l3;
 
+	if (to_client)
+		own_server(ctx, &from, &sport);
 	__builtin_memset(tcp, 0, sizeof(*tcp));
 	tcp->sport = sport;
 	tcp->dport = dport;
@@ -41,38 +44,47 @@ INLINE int tls_build_reset(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tl
 	return own_store(skb, &w->own, ctx, l3, sizeof(*tcp), __builtin_offsetof(struct tcp_header, checksum));
 }
 
-/* Both sides are told. The pod's reset is sent at once and runs through the hooks: what they write over the context is
- * put back. Then the packet at hand goes to the server in its place. `expected`: the server's next byte. */
+/* On to the server: a pod, or, from the sender's turn, wherever it is. Returns a verdict for `finish`. */
+INLINE int tls_onward(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	if (ctx->direction == DIR_INGRESS)
+		return deliver(skb, ctx);
+	tailcalls.call(skb, TAIL_FORWARD);
+	return -DROP_MISSED_TAIL_CALL;
+}
+
+/* Both sides are told. The client's reset is sent at once: to the pod whose turn it is, or as if the server's pod had sent
+ * it. It may run through hooks: what they write over the context is put back. Then the packet at hand goes to the server in
+ * its place. `expected`: the server's next byte. */
 INLINE int tls_reset(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_work *w, struct endpoint_info *pod, u32 expected)
 {
+	bool sends = ctx->direction == DIR_EGRESS;
 	u32 mark = skb->mark;
 	u8 mac[12], own[12];
 	int reason;
 
-	count_packet(DIR_EGRESS, w->reason, ctx->ip_len);
+	count_packet(ctx->direction, w->reason, ctx->ip_len);
 	if (bpf_skb_load_bytes(skb, 0, mac, sizeof(mac)))
 		return -DROP_INVALID_PACKET_DROPPED;
-	__builtin_memcpy(own, pod->mac, 6);
-	__builtin_memcpy(own + 6, pod->node_mac, 6);
+	__builtin_memcpy(own, sends ? pod->mac : pod->node_mac, 6);
+	__builtin_memcpy(own + 6, sends ? pod->node_mac : pod->mac, 6);
 	reason = tls_build_reset(skb, ctx, w, true, ctx->tcp_ack, ctx->tcp_seq + ctx->payload_len);
 	if (reason || bpf_skb_store_bytes(skb, 0, own, sizeof(own), 0))
 		return -DROP_ERROR_WRITING_TO_PACKET;
 	w->saved = *ctx;
-	skb->mark = OWN_PACKET_MARK;
-	bpf_clone_redirect(skb, pod->ifindex, 0);
+	if (sends)
+		skb->mark = OWN_PACKET_MARK;
+	bpf_clone_redirect(skb, pod->ifindex, sends ? 0 : BPF_F_INGRESS);
 	skb->mark = mark;
 	*ctx = w->saved;
 	reason = tls_build_reset(skb, ctx, w, false, expected, ctx->tcp_ack);
 	if (reason || bpf_skb_store_bytes(skb, 0, mac, sizeof(mac), 0))
 		return -DROP_ERROR_WRITING_TO_PACKET;
-	tailcalls.call(skb, TAIL_FORWARD);
-	return -DROP_MISSED_TAIL_CALL;
-}
-
-INLINE int tls_forward(struct __sk_buff *skb)
-{
-	tailcalls.call(skb, TAIL_FORWARD);
-	return -DROP_MISSED_TAIL_CALL;
+	/* The next turn is about this packet. */
+	ctx->tcp_flags = TCP_RST | TCP_ACK;
+	ctx->tcp_seq = expected;
+	ctx->payload_len = 0;
+	return tls_onward(skb, ctx);
 }
 
 /* `count` bytes of the payload from `from` on are what is at `at` of the window: they passed before. */
@@ -221,7 +233,7 @@ INLINE int tls_follow(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_wor
 
 INLINE int tls_handle(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_work *w)
 {
-	struct endpoint_info *pod = endpoint_by_id(ctx->src_endpoint);
+	struct endpoint_info *pod = endpoint_by_id(ctx->direction == DIR_EGRESS ? ctx->src_endpoint : ctx->dst_endpoint);
 	struct names_config *cfg = names_configuration();
 	struct name_table *table = name_table_of(cfg);
 	struct tls_server *server;
@@ -234,7 +246,7 @@ INLINE int tls_handle(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_wor
 	if (reason)
 		return -reason;
 	if (!ctx->payload_len)
-		return tls_forward(skb);
+		return tls_onward(skb, ctx);
 	audit = pod->flags & ENDPOINT_F_AUDIT;
 	__builtin_memset(&w->server, 0, sizeof(w->server));
 	w->expected = ctx->tcp_seq;
@@ -252,7 +264,7 @@ INLINE int tls_handle(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_wor
 		tls_emit(ctx, w, reason, false);
 	}
 	if (!reason)
-		return tls_forward(skb);
+		return tls_onward(skb, ctx);
 	if (reason == TLS_MORE)
 		return -DROP_TLS_OUT_OF_ORDER;
 	w->reason = reason;

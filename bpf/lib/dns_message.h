@@ -107,14 +107,16 @@ INLINE void dns_emit(struct pkt_ctx *ctx, struct dns_work *w, u8 type, u8 reason
 INLINE int dns_rebuild(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *w, bool turn)
 {
 	struct dns_header *header = (void *)w->message;
-	struct addr from = turn ? ctx->daddr : ctx->saddr, to = turn ? ctx->saddr : ctx->daddr;
-	u16 sport = turn ? ctx->dport : ctx->sport, dport = turn ? ctx->sport : ctx->dport;
+	struct addr from = ctx->saddr, to = turn ? ctx->saddr : ctx->daddr;
+	u16 sport = ctx->sport, dport = turn ? ctx->sport : ctx->dport;
 	u32 length = w->at, i, l3;
 	u8 *l4 = own_l4(&w->own, ctx);
 	struct l4_header *udp = (void *)l4;
 
 	if (length > DNS_HEADER + DNS_QUESTION_MAX)
 		return DROP_DNS_MALFORMED;
+	if (turn)
+		own_server(ctx, &from, &sport);
 	header->flags = DNS_QR | (header->flags & (DNS_OPCODE | DNS_RD)) | (turn ? 0 : DNS_TC);
 	header->code = turn ? (header->code & DNS_CD) | DNS_REFUSED : header->code & ~DNS_RCODE;
 	header->answers = 0;

@@ -26,7 +26,7 @@ INLINE bool l7_enforced(u32 ruleset, u8 direction, u8 protocol)
 	case L7_KIND_DNS:
 		return direction == DIR_EGRESS && (protocol == PROTO_UDP || protocol == PROTO_TCP);
 	case L7_KIND_TLS:
-		return direction == DIR_EGRESS && protocol == PROTO_TCP;
+		return protocol == PROTO_TCP;
 	}
 	return false;
 }

@@ -6,6 +6,7 @@
 #include "endpoints.h"
 #include "l7.h"
 #include "tailcall.h"
+#include "tls.h"
 
 /* A pod's packet on a connection under L7 rules. Returns 0 to go on, or a drop reason; packets that have to be looked
  * into come back by TAIL_FORWARD. */
@@ -21,6 +22,8 @@ INLINE int l7_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, const st
 		tailcalls.call(skb, asks ? TAIL_HTTP_ENTRY : TAIL_HTTP_REPLY);
 		return DROP_MISSED_TAIL_CALL;
 	}
+	if (kind == L7_KIND_TLS && ctx->ct_state == CT_REPLY)
+		tls_heard(ctx);
 	if (kind == L7_KIND_HTTP || !asks)
 		return 0;
 	tailcalls.call(skb, kind == L7_KIND_DNS ? TAIL_DNS_QUERY : TAIL_TLS_HELLO);

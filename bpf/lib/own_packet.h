@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Packets that the kernel sends by itself: built over the one at hand, from scratch, with its addresses. */
 #pragma once
+#include "conntrack.h"
 #include "endpoints.h"
 #include "l3_header.h"
 #include "parse.h"
@@ -18,6 +19,20 @@ struct own_packet {
 	u8 bytes[OWN_PACKET_BYTES];
 	u8 pseudo[40];
 };
+
+/* In whose name a client is answered: whom it has addressed. In the receiver's turn that is the pod; what else it may have
+ * been is put back on the way. In the sender's turn nobody does, so that it is put back here. */
+INLINE void own_server(const struct pkt_ctx *ctx, struct addr *address, u16 *port)
+{
+	struct ct_entry *entry = ctx->direction == DIR_EGRESS ? ct.lookup(&ctx->key) : NULL;
+
+	*address = ctx->daddr;
+	*port = ctx->dport;
+	if (entry && entry->nat_port) {
+		*address = entry->nat_address;
+		*port = entry->nat_port;
+	}
+}
 
 INLINE u8 *own_l4(struct own_packet *p, const struct pkt_ctx *ctx)
 {

@@ -21,6 +21,9 @@ from tests.datapath.wire import WiredNode
 pytestmark = pytest.mark.root
 CLIENT, SERVER = 1001, 1002
 DNS, TLS = 1, 2
+GUARDED = 8443
+"""A port where the server's own rules ask for names, on ingress; at 443 the client's do."""
+VIPS = {False: "10.96.0.10", True: "fd00:10:96::10"}
 UDP_SEGMENT = 103
 TIMEOUT = 3.0
 GOOD, BAD = "api.example.com", "evil.test"
@@ -38,13 +41,15 @@ class Servers:
         self.seen: list[bytes] = []
         with inside(namespace):
             self._udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-            self._tcp = [socket.socket(socket.AF_INET6) for _ in range(2)]
+            self._tcp = [socket.socket(socket.AF_INET6) for _ in range(3)]
         self._udp.bind(("::", 53))
-        for sock, port in zip(self._tcp, (53, 443), strict=True):
+        for sock, port in zip(self._tcp, (53, 443, GUARDED), strict=True):
             sock.bind(("::", port))
             sock.listen(8)
-        for work in (self._datagrams, self._streams, self._handshakes):
+        for work in (self._datagrams, self._streams):
             threading.Thread(target=work, daemon=True).start()
+        for sock in self._tcp[1:]:
+            threading.Thread(target=self._handshakes, args=(sock,), daemon=True).start()
 
     def _reply(self, asked: bytes) -> bytes:
         self.seen.append(asked[12:])
@@ -74,10 +79,10 @@ class Servers:
             except OSError:
                 return
 
-    def _handshakes(self) -> None:
+    def _handshakes(self, listener: socket.socket) -> None:
         while True:
             try:
-                connection, _ = self._tcp[1].accept()
+                connection, _ = listener.accept()
             except OSError:
                 return
             try:
@@ -101,7 +106,15 @@ def place(object_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         for protocol in (6, 17):
             node.rule(client, Direction.EGRESS, SERVER, protocol, 53, l7=L7Kind.DNS.ruleset(DNS))
         node.rule(client, Direction.EGRESS, SERVER, 6, 443, l7=L7Kind.TLS.ruleset(TLS))
+        node.rule(client, Direction.EGRESS, SERVER, 6, GUARDED)
         node.open(server)
+        node.rule(server, Direction.INGRESS, CLIENT, 6, GUARDED, l7=L7Kind.TLS.ruleset(TLS), precedence=3)
+        # Without socket hooks here, Services are translated packet by packet.
+        for number, v6 in enumerate((False, True)):
+            for port in (53, 443, GUARDED):
+                for protocol in (6, 17) if port == 53 else (6,):
+                    backends = [(server.ipv6 if v6 else server.ipv4, port)]
+                    node.service(40 + 8 * number + port % 7, VIPS[v6], port, backends, protocol)
         servers = Servers(node.pod_ns(server), tmp_path_factory.mktemp("tls"))
         yield node, servers
         servers.close()
@@ -109,19 +122,26 @@ def place(object_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         node.close()
 
 
-def client_socket(node: WiredNode, kind: socket.SocketKind, v6: bool, port: int) -> socket.socket:
+def client_socket(
+    node: WiredNode, kind: socket.SocketKind, v6: bool, port: int, *, service: bool = False
+) -> socket.socket:
     server = node.pods[2]
     with inside(node.pod_ns(node.pods[1])):
         sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, kind)
     sock.settimeout(TIMEOUT)
-    sock.connect((server.ipv6 if v6 else server.ipv4, port))
+    sock.connect((VIPS[v6] if service else server.ipv6 if v6 else server.ipv4, port))
     return sock
 
 
-@pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
-def test_datagrams(place: tuple[WiredNode, Servers], v6: bool) -> None:
+FAMILIES = pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
+PLACES = pytest.mark.parametrize("service", [False, True], ids=["pod", "service"])
+
+
+@FAMILIES
+@PLACES
+def test_datagrams(place: tuple[WiredNode, Servers], v6: bool, service: bool) -> None:
     node, servers = place
-    with client_socket(node, socket.SOCK_DGRAM, v6, 53) as sock:
+    with client_socket(node, socket.SOCK_DGRAM, v6, 53, service=service) as sock:
         sock.send(question(GOOD, edns=True))
         assert struct.unpack_from(">4H", sock.recv(512))[3] == 1
         sock.send(question(BAD, number=9, edns=True))
@@ -143,10 +163,11 @@ def test_a_super_packet_carries_no_questions(place: tuple[WiredNode, Servers]) -
     assert not any(b"evil" in name for name in servers.seen)
 
 
-@pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
-def test_streams(place: tuple[WiredNode, Servers], v6: bool) -> None:
+@FAMILIES
+@PLACES
+def test_streams(place: tuple[WiredNode, Servers], v6: bool, service: bool) -> None:
     node, servers = place
-    with client_socket(node, socket.SOCK_STREAM, v6, 53) as sock, sock.makefile("rb") as stream:
+    with client_socket(node, socket.SOCK_STREAM, v6, 53, service=service) as sock, sock.makefile("rb") as stream:
         for number in range(5):
             asked = question(GOOD, number=number)
             sock.send(struct.pack(">H", len(asked)))
@@ -163,10 +184,20 @@ def test_streams(place: tuple[WiredNode, Servers], v6: bool) -> None:
     assert not any(b"evil" in name for name in servers.seen)
 
 
-@pytest.mark.parametrize("v6", [False, True], ids=["ipv4", "ipv6"])
-def test_handshakes(place: tuple[WiredNode, Servers], v6: bool) -> None:
+@FAMILIES
+@PLACES
+@pytest.mark.parametrize("port", [443, GUARDED], ids=["egress", "ingress"])
+def test_handshakes(place: tuple[WiredNode, Servers], v6: bool, service: bool, port: int) -> None:
     node, servers = place
-    with servers.context.wrap_socket(client_socket(node, socket.SOCK_STREAM, v6, 443), server_hostname=GOOD) as secured:
+
+    def connection() -> socket.socket:
+        return client_socket(node, socket.SOCK_STREAM, v6, port, service=service)
+
+    with servers.context.wrap_socket(connection(), server_hostname=GOOD) as secured:
         assert secured.recv(16) == b"hello"
     with pytest.raises(ConnectionResetError):
-        servers.context.wrap_socket(client_socket(node, socket.SOCK_STREAM, v6, 443), server_hostname=BAD)
+        servers.context.wrap_socket(connection(), server_hostname=BAD)
+    with connection() as plain:
+        plain.send(b"GET / HTTP/1.1\r\n\r\n")
+        with pytest.raises(ConnectionResetError):
+            plain.recv(16)

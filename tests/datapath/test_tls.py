@@ -6,6 +6,7 @@ import itertools
 import ssl
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -54,11 +55,16 @@ def names(node: Node) -> Iterator[Names]:
     found.close()
 
 
-@pytest.fixture
-def pod(node: Node, names: Names) -> Pod:
+CLIENT_POD, SERVER_POD = 1, 2
+DIRECTIONS = {CLIENT_POD: Direction.EGRESS, SERVER_POD: Direction.INGRESS}
+
+
+@pytest.fixture(params=[CLIENT_POD, SERVER_POD], ids=["egress", "ingress"])
+def pod(node: Node, names: Names, request: pytest.FixtureRequest) -> Pod:
+    """The pod whose rules ask for names: the client, or the server."""
     sh("ip", "link", "set", "host0", "up", netns=node.name)
-    found = node.pod(1, 1001)
-    node.rule(found, Direction.EGRESS, 0, 6, 443, l7=L7Kind.TLS.ruleset(RULESET), rule_id=3)
+    found = node.pod(request.param, 1000 + request.param)
+    node.rule(found, DIRECTIONS[request.param], 0, 6, 443, l7=L7Kind.TLS.ruleset(RULESET), rule_id=3)
     del names
     return found
 
@@ -71,8 +77,14 @@ class Connection:
         assert self._send(tcp(self.port, 443, "S", seq=START - 1)).verdict == TC_ACT_OK
         self.acknowledge(0, "SA")
 
+    def _run(self, l4: TCP, *, leaves: bool) -> Any:
+        """A packet through the pod's hook, in one direction or the other."""
+        if leaves:
+            return self.node.run("from_endpoint", from_pod(self.pod, self.site, l4), self.pod.ifindex)
+        return self.node.run("to_endpoint", to_pod(self.pod, self.site, l4), self.pod.ifindex)
+
     def _send(self, l4: TCP) -> object:
-        return self.node.run("from_endpoint", from_pod(self.pod, self.site, l4), self.pod.ifindex)
+        return self._run(l4, leaves=self.pod.id == CLIENT_POD)
 
     def send(self, data: bytes, at: int = 0) -> object:
         """A segment, `at` bytes behind the first."""
@@ -81,7 +93,7 @@ class Connection:
     def acknowledge(self, count: int, flags: str = "A") -> None:
         """The server has so many bytes."""
         l4 = tcp(443, self.port, flags, seq=500, ack=(START + count) & 0xFFFFFFFF)
-        assert self.node.run("to_endpoint", to_pod(self.pod, self.site, l4), self.pod.ifindex).verdict == TC_ACT_OK
+        assert self._run(l4, leaves=self.pod.id == SERVER_POD).verdict == TC_ACT_OK
 
 
 def is_reset(result: object, expected: int) -> bool:
@@ -210,9 +222,8 @@ def test_what_follows_passes_and_rules_change_under_it(node: Node, pod: Pod, nam
     assert not [key for key, _ in node.map("tls_conns").items()]
     for patterns, fine in (("api.*.com", True), ("other.test", False)):
         names.write({RULESET: PATTERNS, RULESET + 1: [patterns]})
-        node.rule(
-            pod, Direction.EGRESS, 0, 6, 443, l7=L7Kind.TLS.ruleset(RULESET + 1 if fine else RULESET + 2), rule_id=3
-        )
+        ruleset = L7Kind.TLS.ruleset(RULESET + 1 if fine else RULESET + 2)
+        node.rule(pod, DIRECTIONS[pod.id], 0, 6, 443, l7=ruleset, rule_id=3)
         names.write({RULESET + (1 if fine else 2): [patterns]})
         node.change_policy(pod)
         result = connection.send(b"more", size + 9)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from services.model.verdict import Direction
 from services.policy.compile import Piece
-from services.policy.l7 import HTTP, L7, ORIGINATING
+from services.policy.l7 import HTTP, L7, ORIGINATING, TLS
 from services.policy.peers import ANYONE, FqdnPeer, IpBlockPeer, Peer, PortHolder, PortNames, reserved
 from services.policy.problems import Problem
 from services.policy.rules import Policy, Rule, Traffic
@@ -25,7 +25,7 @@ class Capabilities:
 
     http: bool = True
     names: bool = True
-    """DNS rules and TLS server names, on egress."""
+    """DNS rules, on egress, and TLS server names."""
     other_l7: bool = False
     authentication: bool = False
     host_policies: bool = True
@@ -41,7 +41,7 @@ class Capabilities:
             return traffic, False
         if l7.kind == HTTP and self.http:
             return traffic, False
-        if self.other_l7 or (self.names and l7.by_names and direction == Direction.EGRESS):
+        if self.other_l7 or (self.names and l7.by_names and (direction == Direction.EGRESS or l7.kind == TLS)):
             return traffic, False
         if any(rule.kind == ORIGINATING for rule in l7.other):
             return dataclasses.replace(traffic, l7=None), True  # it would go on in plain text

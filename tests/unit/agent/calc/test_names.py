@@ -100,10 +100,12 @@ def engine_at(state: State) -> tuple[Engine, Kernel, list[Any]]:
     return engine, kernel, changes
 
 
-def entry(kernel: Kernel, peer: int, protocol: int, port: int) -> PolicyEntry | None:
+def entry(
+    kernel: Kernel, peer: int, protocol: int, port: int, direction: Direction = Direction.EGRESS
+) -> PolicyEntry | None:
     info = kernel.endpoint(1)
     assert info is not None
-    raw = kernel.maps["policy"].get(PolicyKey.of(info.policy_id, Direction.EGRESS, peer, protocol, port).pack())
+    raw = kernel.maps["policy"].get(PolicyKey.of(info.policy_id, direction, peer, protocol, port).pack())
     return None if raw is None else PolicyEntry.unpack(raw)
 
 
@@ -188,3 +190,13 @@ def test_a_plain_allow_beside_server_names_opens_nothing_for_the_same_selector()
         answer = engine.world().answer(Question(parties[WEB], parties[DB], 6, 443), Direction.EGRESS)
         assert answer.requests == (("tls a.test", "tls b.test") if asked else ()), answer
         assert answer.fate is (Fate.REQUESTS if asked else Fate.ALLOWED)
+
+
+def test_server_names_are_asked_for_on_ingress_too() -> None:
+    rules = [{"fromEndpoints": labels(app="db"), "toPorts": ports("443", serverNames=["a.test"])}]
+    engine, kernel, _ = engine_at(PLACE + cnp("in", ingress=rules))
+    found = entry(kernel, DB, 6, 443, Direction.INGRESS)
+    assert found is not None
+    assert (found.l7_ruleset >> 16, found.flags & PolicyFlags.DENY) == (L7Kind.TLS, 0)
+    assert engine.name_rules().rulesets[found.l7_ruleset & 0xFFFF] == frozenset({"a.test"})
+    assert all(not each.warnings for each in engine.policy_status())
