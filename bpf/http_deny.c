@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* HTTP policy says no: answer the client, reset the server; and what the client still sends after that. */
+#include "lib/http_cut.h"
 #include "lib/http_event.h"
 #include "lib/http_refuse.h"
 
@@ -79,6 +80,7 @@ int http_deny(struct __sk_buff *skb)
 	struct pkt_ctx *ctx = pkt_context();
 	struct http_work *w = http_working();
 	struct http_conn *conn;
+	u32 length;
 	int reason;
 
 	if (!ctx || !w)
@@ -91,6 +93,15 @@ int http_deny(struct __sk_buff *skb)
 	if (w->answer == HTTP_ANSWER_AFTER)
 		return finish(skb, ctx, http_deny_after(skb, ctx, w));
 	conn = http_conns.lookup(&ctx->key);
+	if (w->answer == HTTP_ANSWER_FORBIDDEN) {
+		length = http_before(ctx, w);
+		if (length) {
+			reason = http_cut(skb, ctx, w, conn, length);
+			return finish(skb, ctx, reason == HTTP_PASSES ? http_onward(skb, ctx) : reason);
+		}
+		if (http_answers_first(ctx, conn))
+			return finish(skb, ctx, -DROP_HTTP_OUT_OF_ORDER);
+	}
 	if (conn)
 		http_settle(ctx, conn, false, 0); /* what was asked before is not answered any more */
 	if (w->asked.waiting)

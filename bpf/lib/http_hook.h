@@ -108,6 +108,10 @@ INLINE int http_reply_hook(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	}
 	if (!conn)
 		return 0;
+	if (unlikely(conn->cut) && ctx->payload_len) {
+		conn->heard_seq = ctx->tcp_seq + ctx->payload_len;
+		conn->heard_ns = ctx->now_ns;
+	}
 	if (conn->asked.waiting == HTTP_WAITS) {
 		http_response(skb, ctx, conn);
 		if (unlikely(ctx->tcp_flags & (TCP_FIN | TCP_RST)))

@@ -7,6 +7,21 @@
 
 #define HTTP_STEPS 16 /* actions, buffers or bodies in one run */
 
+/* The packet has another request: the one before is told without its answer. */
+INLINE void http_pipelined(struct pkt_ctx *ctx, struct http_work *w)
+{
+	struct http_conn *conn;
+
+	if (likely(!w->asked.waiting))
+		return;
+	conn = http_conns.lookup(&ctx->key);
+	if (conn)
+		http_settle(ctx, conn, false, 0);
+	http_emit(ctx, &w->asked, w->method, w->path, false, 0, 0);
+	w->asked.waiting = HTTP_WAITS_NOT;
+	w->asked.pipelined = 1;
+}
+
 /* A head is complete: what follows it? 0 or a drop reason. */
 INLINE int http_head_done(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w, const struct http_table *table)
 {
@@ -18,6 +33,7 @@ INLINE int http_head_done(struct __sk_buff *skb, struct pkt_ctx *ctx, struct htt
 	if (w->probing)
 		return DROP_HTTP_NO_STATE;
 	if (!w->comparing && ctx->l7_ruleset) {
+		http_pipelined(ctx, w);
 		http_note(skb, ctx, w, denied ? DROP_HTTP_DENIED : 0);
 		w->asked.waiting = HTTP_WAITS;
 	}
@@ -62,7 +78,6 @@ INLINE int http_step(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wor
 {
 	struct http_parse *now = &w->flow.now;
 	struct http_table *table;
-	struct http_conn *conn;
 	u32 left = w->limit - w->pos, action;
 	int step;
 	u8 c;
@@ -77,14 +92,6 @@ INLINE int http_step(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wor
 			return 0;
 	}
 	if (!now->begun) {
-		if (unlikely(w->asked.waiting)) { /* another request in the packet */
-			conn = http_conns.lookup(&ctx->key);
-			if (conn)
-				http_settle(ctx, conn, false, 0);
-			http_emit(ctx, &w->asked, w->method, w->path, false, 0, 0);
-			w->asked.waiting = HTTP_WAITS_NOT;
-			w->asked.pipelined = 1;
-		}
 		http_begin(now, cfg, ctx->l7_ruleset, ctx->tcp_seq + w->pos);
 	}
 	table = http_table_of(now->generation);
@@ -149,8 +156,10 @@ INLINE int http_inspected(struct __sk_buff *skb, struct pkt_ctx *ctx, struct htt
 			return http_overlong(skb, ctx, w);
 		}
 	} else {
-		if (http_unreported(&flow->now))
+		if (http_unreported(&flow->now)) {
+			http_pipelined(ctx, w);
 			http_collect(skb, ctx, w, ctx->tcp_seq + w->pos);
+		}
 		flow->now.seq = ctx->tcp_seq + ctx->payload_len;
 		if (!flow->marked) {
 			flow->mark_seq = flow->now.seq;

@@ -133,7 +133,10 @@ struct http_conn {
 	u8 watched; /* while requests were only told, bytes passed that nobody has read */
 	u8 tunnel;  /* the server has agreed to a WebSocket: no HTTP any more */
 	u8 fins;    /* enum http_fins: who has closed */
-	u8 pad;
+	u8 cut;     /* a packet passed without the refused request at its end (http_cut.h), which comes again ... */
+	u32 heard_seq; /* ... and meanwhile the server has said so much, ... */
+	u32 pad;
+	u64 heard_ns;  /* ... the last of it then; 0: nothing */
 	struct http_flow flow;
 	u8 method[HTTP_METHOD_MAX]; /* of a head that is not complete */
 	u8 path[HTTP_PATH_MAX];
@@ -141,7 +144,7 @@ struct http_conn {
 	u8 asked_method[HTTP_METHOD_MAX];
 	u8 asked_path[HTTP_PATH_MAX];
 };
-_Static_assert(sizeof(struct http_conn) == 576, "http_conn");
+_Static_assert(sizeof(struct http_conn) == 592, "http_conn");
 
 BPF_F_TABLE("lru_hash", struct ct_key, struct http_conn, http_conns, 65536, 0);
 

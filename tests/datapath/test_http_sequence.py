@@ -6,6 +6,7 @@ queue), acknowledgements that come late; the stream that the server assembles is
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,9 +155,12 @@ def test_a_head_does_not_end_with_the_stream(node: HttpNode) -> None:
     assert out_of_order(node, connection.send(7, b"", "FA"))  # ahead: the server would keep it until the hole is filled
     assert connection.send(6, b"", "FA").reset
     assert b"403" in bytes(node.answers()[0][TCP].payload)
-    for payload in (b"GET /n", OK + b"GET /ok HTTP/1.1", OK[:-2], b"\r"):
+    for payload in (b"GET /n", OK[:-2], b"\r"):
         connection = Connection(node).open()
         assert connection.send(0, payload, "FPA").reset
+    connection = Connection(node).open()
+    cut = connection.send(0, OK + b"GET /ok HTTP/1.1", "FPA")
+    assert (cut.passed, cut.payload, str(cut.packet[TCP].flags)) == (True, OK, "PA")
     # Behind a complete head, and in a body whose request was decided.
     body = b"POST /ok HTTP/1.1\r\nContent-Length: 100\r\n\r\nabc"
     for payload in (OK, body, OK + OK):
@@ -238,7 +242,8 @@ def test_holes_are_filled_when_the_next_chunks_have_begun(node: HttpNode) -> Non
     assert connection.send(starts[0] + 20, b"y" * 40).passed
     connection.acknowledge(starts[1])
     assert connection.send(starts[4] + 60, chunk[60:]).passed
-    assert connection.send(starts[5], b"0\r\n\r\n" + NO).reset
+    last = connection.send(starts[5], b"0\r\n\r\n" + NO)
+    assert (last.passed, last.payload) == (True, b"0\r\n\r\n")
 
 
 def test_repetitions_pass_when_acknowledged_or_the_same(node: HttpNode) -> None:
@@ -256,7 +261,39 @@ def test_repetitions_pass_when_acknowledged_or_the_same(node: HttpNode) -> None:
     # A repetition with something new behind it.
     assert connection.send(len(OK), OK).passed
     assert connection.send(len(OK), OK + OK).passed
-    assert connection.send(len(OK), OK + OK + NO).reset
+    assert connection.send(len(OK), OK + OK + NO).payload == OK + OK
+    assert out_of_order(node, connection.send(len(OK), OK + NO))
+
+
+@FAMILIES
+def test_allowed_in_front_of_denied(node: HttpNode, v6: bool) -> None:
+    """The one is served, and the other one answered behind it, when its turn has come."""
+    options = [("NOP", None), ("NOP", None), ("Timestamp", (77, 55))]
+    connection, answer = Connection(node, v6).open(), b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+    body = b"POST /ok HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"
+    cut = connection.send(0, body + NO + OK, options=options)
+    assert (cut.passed, cut.payload) == (True, body)
+    assert checksums_hold(bytes(cut.packet))
+    assert dict(option for option in cut.packet[TCP].options if option[1])["Timestamp"] == (77, 55)
+    assert node.answers() == []
+    node.http_events()
+    # It comes again before the server has answered, and before the client has the answer.
+    assert out_of_order(node, connection.send(len(body), NO + OK))
+    connection.from_server("PA", answer, seq=connection.server_isn + 1, ack=connection.seq(len(body)))
+    assert out_of_order(node, connection.send(len(body), NO + OK))
+    deadline = time.monotonic() + 5
+    while not (outcome := connection.send(len(body), NO + OK, ack=1 + len(answer))).reset:
+        assert out_of_order(node, outcome)
+        assert time.monotonic() < deadline
+    (refusal,) = node.answers()
+    assert refusal[TCP].seq == connection.server_isn + 1 + len(answer)
+    assert [(bytes(e["method"]), int(e["status"])) for e in node.http_events()] == [(b"POST", 200), (b"GET", 403)]
+
+
+def test_what_is_too_long_to_cut_goes_with_the_denied_one(node: HttpNode) -> None:
+    connection = Connection(node).open()
+    long = b"GET /ok HTTP/1.1\r\nX: " + b"y" * 400 + b"\r\n\r\n"
+    assert connection.send(0, long + NO).reset
 
 
 def test_repetitions_of_several_packets(node: HttpNode) -> None:
@@ -469,6 +506,8 @@ def test_adversary(node: HttpNode, steps: list[tuple[tuple[str, bytes, int], tup
             break
         if not outcome.passed:
             continue
+        assert payload.startswith(outcome.payload)
+        payload = outcome.payload  # what is refused behind something allowed is cut off
         sent.append((offset, payload))
         top = max(top, offset + len(payload))
         if not lost:

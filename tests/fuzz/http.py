@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
+from services.model.verdict import Direction
 from tests.datapath.http_model import Header, Rule, meets
 from tests.datapath.http_node import HttpNode
 from tests.datapath.node import inside
@@ -84,10 +85,12 @@ class Result:
 
 
 @contextlib.contextmanager
-def bench(folder: Path, objects: Path, rules: Sequence[Rule] = RULES) -> Iterator[tuple[HttpNode, Wire, list[Server]]]:
-    """A node under policy, and the servers."""
+def bench(
+    folder: Path, objects: Path, rules: Sequence[Rule] = RULES, side: Direction = Direction.INGRESS
+) -> Iterator[tuple[HttpNode, Wire, list[Server]]]:
+    """A node under policy of the server or of the client, and the servers."""
     with contextlib.ExitStack() as stack:
-        node = HttpNode(objects)
+        node = HttpNode(objects, side)
         stack.callback(node.close)
         node.rules(*rules)
         servers = start_all(folder)
@@ -135,6 +138,7 @@ def main() -> None:
     parser.add_argument("--begin", type=int, default=0, help="number of the first stream")
     parser.add_argument("--streams", type=int, default=1_000_000)
     parser.add_argument("--only", type=int, help="run and show this one")
+    parser.add_argument("--client", action="store_true", help="the rules are the client's, on egress")
     parser.add_argument("--most", type=int, default=20, help="bypasses after which to give up")
     options = parser.parse_args()
     generator, result, began = Generator(options.seed), Result(), time.monotonic()
@@ -143,7 +147,11 @@ def main() -> None:
         begin, end = options.only, options.only + 1
     with (
         tempfile.TemporaryDirectory() as folder,
-        bench(Path(folder), Path(folder) / "objects") as (node, wire, servers),
+        bench(
+            Path(folder),
+            Path(folder) / "objects",
+            side=Direction.EGRESS if options.client else Direction.INGRESS,
+        ) as (node, wire, servers),
     ):
         for start in range(begin, end, BATCH):
             before = len(result.bypasses)

@@ -42,6 +42,8 @@ class Runner:
         self._attr = ctypes.create_string_buffer(160)
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._program = program
+        self.size = 0
+        """Of the packet that the program left."""
 
     def run(self, length: int) -> tuple[int, int]:
         """(verdict, TCP flags of the packet that the program left)."""
@@ -66,6 +68,7 @@ class Runner:
         if self._libc.syscall(syscall._NUMBER, int(Cmd.PROG_TEST_RUN), self._attr, 160) < 0:
             raise OSError(ctypes.get_errno(), "BPF_PROG_TEST_RUN")
         verdict = int.from_bytes(self._attr[4:8], "little")
+        self.size = int.from_bytes(self._attr[12:16], "little")
         return verdict, self._out[TCP_AT + 13][0]
 
     def left(self, length: int) -> bytes:
@@ -110,7 +113,9 @@ class Wire:
             if reset:
                 return received
             if passed and not segment.lost:
-                take(received, segment.offset, segment.payload, newer_wins=bool(number & 1))
+                # What is refused behind something allowed is cut off.
+                payload = segment.payload[: self._client.size - self._length]
+                take(received, segment.offset, payload, newer_wins=bool(number & 1))
             if not script.ordered and number % 3 == 2:
                 self._acknowledge(len(received.stream))
         if len(received.stream) == end:

@@ -247,7 +247,7 @@ class HttpAsked(Struct):
 
 
 class HttpConn(Struct):
-    """`struct http_conn`, 576 bytes, keyed by the server's conntrack key."""
+    """`struct http_conn`, 592 bytes, keyed by the server's conntrack key."""
 
     _fields_ = [
         ("version", ctypes.c_uint64),
@@ -257,7 +257,10 @@ class HttpConn(Struct):
         ("watched", ctypes.c_uint8),
         ("tunnel", ctypes.c_uint8),
         ("fins", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8),
+        ("cut", ctypes.c_uint8),
+        ("heard_seq", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("heard_ns", ctypes.c_uint64),
         ("flow", HttpFlow),
         ("method", ctypes.c_uint8 * 16),
         ("path", ctypes.c_uint8 * 136),
@@ -292,4 +295,4 @@ assert ctypes.sizeof(HttpMemo) == 704, ctypes.sizeof(HttpMemo)
 assert ctypes.sizeof(HttpParse) == 56, ctypes.sizeof(HttpParse)
 assert ctypes.sizeof(HttpFlow) == 200, ctypes.sizeof(HttpFlow)
 assert ctypes.sizeof(HttpAsked) == 48, ctypes.sizeof(HttpAsked)
-assert ctypes.sizeof(HttpConn) == 576, ctypes.sizeof(HttpConn)
+assert ctypes.sizeof(HttpConn) == 592, ctypes.sizeof(HttpConn)
