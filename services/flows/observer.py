@@ -27,6 +27,7 @@ from services.flows.debug_events import debug_event
 from services.flows.entries import NodeRef
 from services.flows.filters import FilterError, Filters
 from services.flows.follow import Archive, Follower, NoArchive, Now, past
+from services.flows.namespaces import Namespaces
 from services.flows.render import NANOSECONDS, Renderer, set_time
 from services.flows.select import Window
 from services.flows.store import FlowStore
@@ -91,6 +92,7 @@ class Observer(observer_pb2_grpc.ObserverServicer):
         self._version_text, self._version = version_text, version
         self._authorize, self._now = authorize, now
         self._archive, self._events = archive or NoArchive(), events
+        self._namespaces = Namespaces(store)
         self._started = now()
         self._streams = 0
 
@@ -172,15 +174,10 @@ class Observer(observer_pb2_grpc.ObserverServicer):
     async def GetNamespaces(  # noqa: N802
         self, request: pb.GetNamespacesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.GetNamespacesResponse:
-        """Namespaces of the parties of every flow that is held."""
+        """Namespaces of the parties of flows of the last hour."""
         await self._greet(context)
-        seen = {
-            ("" if party.cluster == "default" else party.cluster, party.namespace)
-            for _, party in self._store.dictionaries.parties.contents()
-            if party.namespace
-        }
         response = pb.GetNamespacesResponse()
-        for cluster, namespace in sorted(seen):
+        for cluster, namespace in self._namespaces.seen(self._now()):
             response.namespaces.add(cluster=cluster, namespace=namespace)
         return response
 

@@ -103,6 +103,8 @@ class FlowStore:
         self.segments: deque[Segment] = deque()
         self.listeners: set[Callable[[], None]] = set()
         """Called after rows were appended."""
+        self.evicting: list[Callable[[Segment], None]] = []
+        """Called with a segment that is thrown away, while its numbers still mean something."""
         self.end = 0
         """Position after the newest row."""
         self.seen = 0
@@ -190,6 +192,8 @@ class FlowStore:
             self._evict(self.segments.popleft())
 
     def _evict(self, segment: Segment) -> None:
+        for listener in self.evicting:
+            listener(segment)
         segment.evicted = True
         if not segment.pins:
             segment.uses.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import grpc
@@ -33,7 +34,7 @@ async def test_what_hubble_status_asks(place: Place) -> None:
     agent, other = place.agent(), place.agent("node2")
     async with place.relay(), agent.pushing():
         async with other.pushing():
-            agent.emit(10)
+            agent.emit(10, time_ns=time.time_ns())  # namespaces are those of the last hour
             other.emit(5)
             await until(lambda: agent.pusher.acknowledged_rows + other.pusher.acknowledged_rows == 15)
         async with place.channel() as there, place.client() as stub:

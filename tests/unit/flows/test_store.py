@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from services.flows.columns import STORED
 from services.flows.dictionary import Dictionaries, Dictionary, Uses
 from services.flows.entries import NodeRef, Party, ServiceRef
+from services.flows.namespaces import Namespaces
 
 
 def test_equal_contents_have_one_number_and_zero_is_none() -> None:
@@ -130,3 +131,16 @@ def test_rate_is_of_the_last_minute(flows: Any) -> None:
     now = start + 119 * 1_000_000_000
     assert flows.store.rate(now) == 1.0
     assert flows.store.rate(now + 30 * 1_000_000_000) == 0.5
+
+
+def test_namespaces_are_told_for_an_hour_even_when_their_flows_are_gone(new_flows: Any) -> None:
+    flows = new_flows(512)
+    namespaces = Namespaces(flows.store)
+    last = flows.add(source=flows.party("10.0.0.9", 9, pod="x", namespace="early"))
+    for _ in range(2000):  # evicts it
+        last = flows.add()
+    assert namespaces.seen(last) == [("", "default"), ("", "early")]
+    hour = 3600 * 10**9
+    assert namespaces.seen(last + hour) == [("", "default")]
+    assert namespaces.seen(last + hour + 1) == []
+    assert namespaces.seen(last) == [("", "default")]
