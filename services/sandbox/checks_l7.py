@@ -79,6 +79,7 @@ FLOW_RESPONSE = Check(_FLOWS, "an allowed request with its status and latency", 
 FLOW_REFUSED = Check(_FLOWS, "a refused request and the policy", f"DELETE {ITEM} DROPPED, shop-requests")
 FLOW_HTTP2 = Check(_FLOWS, "HTTP/2 has a drop reason of its own", "HTTP/2 where HTTP/1 rules apply")
 FLOW_ANSWER = Check(_FLOWS, "a DNS answer with its latency", f"{ALLOWED_NAME}. 203.0.113.10, in … ms")
+FLOW_ALIAS = Check(_FLOWS, "an answer over an alias names it", f"{ALIAS}. over web.alias.test.")
 FLOW_FORBIDDEN = Check(_FLOWS, "a refused name", f"{FORBIDDEN_NAME}. DROPPED")
 FLOW_SERVER = Check(_FLOWS, "a server's name", f"{OTHER_NAME} FORWARDED")
 FLOW_SERVER_FORBIDDEN = Check(_FLOWS, "a refused server's name", f"{ALLOWED_NAME} DROPPED")
@@ -105,6 +106,7 @@ CHECKS: tuple[Check, ...] = (
     FLOW_REFUSED,
     FLOW_HTTP2,
     FLOW_ANSWER,
+    FLOW_ALIAS,
     FLOW_FORBIDDEN,
     FLOW_SERVER,
     FLOW_SERVER_FORBIDDEN,

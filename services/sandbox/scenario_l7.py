@@ -177,6 +177,10 @@ class ScenarioL7(Checking):
             lambda flow: f"{flow.l7.dns.query} {', '.join(flow.l7.dns.ips)}, in {flow.l7.latency_ns / 1e6:.2f} ms",
             lambda text: text.startswith(f"{checks.ALLOWED_NAME}. {WORLD4}, in ") and not text.endswith(" 0.00 ms"),
         )
+        aliases = flow_pb2.FlowFilter(destination_pod=[self._from], dns_query=[f"^{re.escape(checks.ALIAS)}"])
+        await self._check_flow(
+            checks.FLOW_ALIAS, aliases, lambda flow: f"{flow.l7.dns.query} over {', '.join(flow.l7.dns.cnames)}"
+        )
         refused = flow_pb2.FlowFilter(source_pod=[self._from], verdict=[flow_pb2.DROPPED], dns_query=["internal"])
         await self._check_flow(
             checks.FLOW_FORBIDDEN,

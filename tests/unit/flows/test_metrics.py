@@ -125,7 +125,7 @@ def test_dns(flows: Any) -> None:
     names = flows.store.dictionaries.requests
     question, refused = (names.intern(NameRecord(name, 1)) for name in ("a.example.", "bad.example."))
     six = names.intern(NameRecord("a.example.", 28))
-    answer = names.intern(NameRecord("a.example.", 1, 0, 30, ("192.0.2.1", "192.0.2.2"), 2))
+    answer = names.intern(NameRecord("a.example.", 1, 0, 30, ("192.0.2.1", "192.0.2.2"), 2, ("b.example.",)))
     nothing = names.intern(NameRecord("b.example.", 1, 3))
     message = {"protocol": 17, "destination_port": 53, "tcp_flags": 0, "direction": pb.EGRESS}
     flows.add(kind=Kind.DNS_QUERY, http=question, **message)
@@ -141,6 +141,7 @@ def test_dns(flows: Any) -> None:
     assert value(found, answers, rcode="No Error", qtypes="A", ips_returned="2") == 1
     assert value(found, answers, rcode="Non-Existent Domain", qtypes="A", ips_returned="0") == 1
     assert value(found, "hubble_dns_response_types_total", type="A", qtypes="A") == 1
+    assert value(found, "hubble_dns_response_types_total", type="CNAME", qtypes="A") == 1
     seen = value(found, "hubble_flows_processed_total", protocol="DNS", type="L7", subtype="DNS", verdict="FORWARDED")
     assert seen == 4
     assert value(found, "hubble_policy_verdicts_total", direction="egress", match="l7/dns", action="dropped") == 1
