@@ -174,9 +174,13 @@ async def _follow(watched: WatchedEndpoints, hooks: WatchHooks, state: AgentStat
     hooks.follow()
     state.become_ready()
     get_logger("observe-only").info("ready", interfaces=hooks.watched)
+    told = hooks.watched
     while True:
         await asyncio.sleep(FOLLOW_SECONDS)
         hooks.follow()
+        if hooks.watched != told:
+            told = hooks.watched
+            get_logger("observe-only").info("interfaces changed", interfaces=told)
 
 
 def _told(hooks: WatchHooks) -> str:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from services.agent.datapath import syscall
 from services.common.errors import CiliateError, Denied, Internal, Unavailable
-from services.common.log import get_logger
 
 _TCX_INGRESS, _TCX_EGRESS = 46, 47
 _BEFORE = 1 << 3
@@ -48,7 +47,6 @@ class WatchHooks:
         for place in sorted(wanted - self._links.keys()):
             try:
                 self._links[place] = self._attach(place[0])
-                get_logger("watch").info("interface watched", interface=place[1])
             except OSError as error:
                 if error.errno != errno.ENODEV:  # gone meanwhile
                     self.problems[place[1]] = str(_explain(error))

@@ -11,6 +11,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from services.agent.datapath import attach, cgroup, syscall
 from services.agent.datapath.units import SOCKET_HOOKS, TC, AttachType, Kind, ProgramType
+from services.agent.datapath.watch import WatchHooks
 from services.agent.datapath.xdp import Mode, XdpHooks
 from services.agent.preflight.findings import Finding, judged
 from services.agent.preflight.kernel import ALLOW, PASS
@@ -18,7 +19,7 @@ from services.common.errors import CiliateError
 
 AREA = "network"
 _PORT = 8472
-_TC_PROGRAMS = ("from_endpoint", "to_endpoint")
+_TC_PROGRAMS = ("from_endpoint", "to_endpoint", "from_watched", "to_watched")
 _XDP_PASS = b"\xb7\x00\x00\x00\x02\x00\x00\x00" + b"\x95" + bytes(7)
 """Returns XDP_PASS."""
 
@@ -41,6 +42,11 @@ async def probe(root: Path, cgroup_root: str) -> AsyncIterator[Finding]:
     yield await _tried("VXLAN with external metadata", lambda: attach.ensure_vxlan(port=_PORT), "modprobe vxlan")
     queue = await _said(lambda: attach.queues_by_departure(index, install=True))
     yield judged(AREA, "queue fq", queue, needed=False, fix="lost: bandwidth limits by departure time; modprobe sch_fq")
+    watch = WatchHooks(root / "progs", ["probe0"])
+    watch.follow()
+    problem = watch.problems.get("probe0", "")
+    watch.close()
+    yield judged(AREA, "programs in front of others (tcx)", problem, needed=False, fix="lost: observe_only")
     yield _ipv6()
     problem, where = _sockets(cgroup_root)
     yield judged(AREA, "socket hooks (cgroup2)", problem, needed=False, detail=where, fix="set socket_lb: off")

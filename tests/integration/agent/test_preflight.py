@@ -74,7 +74,7 @@ async def main():
     fd = syscall.prog_load("other_cni", PASS)
     async with attach.netlink() as ipr:
         (index,) = await ipr.link_lookup(ifname="eth7")
-        await attach._clsact(ipr, index)
+        await ipr.tc("add", "clsact", index=index)
         await ipr.tc("add-filter", "bpf", index=index, handle=1, parent=attach.INGRESS, prio=1, fd=fd,
                      name="other_cni", direct_action=True)
 asyncio.run(main())

@@ -67,7 +67,11 @@ class ApiServer:
         if "unknowns" in path:
             return web.json_response({"message": "the server could not find the requested resource"}, status=404)
         kind = path.rpartition("/")[2]
-        items = [each for key, each in self.objects.items() if key.startswith(path) or self._all_of(key, kind, path)]
+        items = [
+            each
+            for key, each in self.objects.items()
+            if key.rpartition("/")[0] == path or self._all_of(key, kind, path)
+        ]
         return web.json_response({"items": items})
 
     @staticmethod
