@@ -78,7 +78,7 @@ function NodeDetails({ node, graph, nodes, onSelect, onFilter }) {
 
 function FlowDetails({ flow }) {
   const rows = [
-    ["Time", time(flow.time)], ["Node", flow.node], ["Direction", flow.direction.replace("traffic_direction_", "")],
+    ["Time", time(flow.time)], ["Id", flow.id], ["Node", flow.node], ["Direction", flow.direction.replace("traffic_direction_", "")],
     ["From", `${side(flow.source).name} (${flow.source.address}${flow.source_port ? `:${flow.source_port}` : ""})`],
     ["To", `${side(flow.destination).name} (${flow.destination.address}${flow.destination_port ? `:${flow.destination_port}` : ""})`],
     ["Protocol", flow.protocol], ["Service", flow.service],
