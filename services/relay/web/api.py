@@ -116,12 +116,13 @@ class Api:
         query = parse(request.query.items())
         writer = FlowWriter(self._store.dictionaries, self._version, query.by)
         found: list[dict[str, Any]] = []
+        position = self._store.end
         with self._scanner.pinned() as held:
             selection = await self._scanner.newest(held, query, self._now())
             for columns, facets in selection.chunks(CHUNK):
                 found += writer.write(columns, facets)
                 await asyncio.sleep(0)
-        return _json({"flows": found, "limit": query.limit})
+        return _json({"flows": found, "limit": query.limit, "position": position})
 
     async def graph_stream(self, request: web.Request) -> web.StreamResponse:
         """`graph`, `status` events: now and whenever flows came since."""
@@ -140,20 +141,25 @@ class Api:
         return await self._stream(request, events())
 
     async def flows_stream(self, request: web.Request) -> web.StreamResponse:
-        """`flows` events: what is stored from now on, `skipped` counting what no person could read."""
-        query = parse(request.query.items())
-        return await self._stream(request, self._follow(query))
+        """`flows` events: what is stored from now or a `position` on, `skipped` counting what no person could read.
 
-    async def _follow(self, query: Query) -> AsyncIterator[tuple[str, Any]]:
+        An event's id is where the next one begins: a browser that comes back names it, and nothing is left out.
+        """
+        query = parse(request.query.items())
+        last = request.headers.get("Last-Event-ID", "")
+        position = int(last) if last.isdecimal() and len(last) < 19 else query.position
+        return await self._stream(request, self._follow(query, position))
+
+    async def _follow(self, query: Query, position: int | None) -> AsyncIterator[tuple[str, Any]]:
         writer = FlowWriter(self._store.dictionaries, self._version, query.by)
-        cursor = self._store.end
+        cursor = self._store.end if position is None else min(position, self._store.end)
         while True:
             await self._news(cursor)
             missed = max(0, self._store.first - cursor)
             cursor, start = self._store.end, max(cursor, self._store.first)
             found, skipped = self._appended(query, writer, start)
             if found or skipped or missed:
-                yield "flows", {"flows": found, "skipped": skipped, "missed": missed}
+                yield "flows", {"flows": found, "skipped": skipped, "missed": missed, "position": cursor}
             else:
                 yield "", None
             await asyncio.sleep(TICK_S)
@@ -212,7 +218,10 @@ class Api:
 
 
 def _event(name: str, content: Any) -> bytes:
-    return f"event: {name}\ndata: {_text(content)}\n\n".encode() if name else b": alive\n\n"
+    if not name:
+        return b": alive\n\n"
+    place = f"id: {content['position']}\n" if "position" in content else ""
+    return f"{place}event: {name}\ndata: {_text(content)}\n\n".encode()
 
 
 def _json(content: Any) -> web.Response:

@@ -22,8 +22,9 @@ MAX_LIMIT, LIMIT = 1000, 100
 MAX_VALUES, MAX_VALUE = 64, 1024
 DEFAULT_WINDOW_S = 300.0
 MAX_WINDOW_S = 10 * 365 * 86_400.0
+MAX_POSITION = float(1 << 53)
 EXCLUDE = "not."
-OTHERS = ("since", "until", "window", "limit", "by", "source", "destination", "group", "before")
+OTHERS = ("since", "until", "window", "limit", "by", "source", "destination", "group", "position")
 
 
 class InvalidParameter(Invalid):
@@ -48,6 +49,8 @@ class Query:
     destination: str = ""
     group: str = ""
     """Ids of groups that a row's ends (`source`, `destination`) or one of them (`group`) must be in."""
+    position: int | None = None
+    """Where a stream goes on; None = with what comes."""
 
     def span(self, now_ns: int) -> tuple[int, int]:
         """(first, last) nanosecond."""
@@ -92,6 +95,7 @@ def _query(filters: Filters, single: dict[str, str]) -> Query:
         single.get("source", ""),
         single.get("destination", ""),
         single.get("group", ""),
+        int(_number("position", single["position"], 0, MAX_POSITION)) if "position" in single else None,
     )
 
 

@@ -27,7 +27,7 @@ from services.relay.web.server import WebServer
 from tests.integration.relay.web.test_server import Nodes
 from tests.unit.relay.web.cluster import CART, DNS, REDIS, SCRIPT, SECOND, VISITOR, Shop, party
 
-WAIT_S = 10
+WAIT_S = 30
 RED = "rgb(207, 34, 54)"
 EDGE = "workload:shop/Deployment/visitor|workload:shop/Deployment/redis"
 

@@ -154,6 +154,27 @@ async def test_a_stream_tells_new_flows_and_counts_what_it_leaves_out(monkeypatc
         assert seen + skipped == api_module.MAX_NEW + 50
 
 
+async def test_nothing_is_left_out_between_asking_and_following(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_module, "TICK_S", 0.01)
+    shop = Shop()
+    shop.day()
+    async with page(shop) as (_, session):
+        position = (await get(session, "/api/v1/flows"))["position"]
+        shop.refuse(VISITOR, REDIS)
+        for headers, parameters in (({}, {"position": str(position)}), ({"Last-Event-ID": str(position)}, {})):
+            async with session.get("/api/v1/flows/stream", params=parameters, headers=headers) as response:
+                async with asyncio.timeout(5):
+                    _, content = await anext(events(response))
+            assert [flow["verdict"] for flow in content["flows"]] == ["DROPPED"]
+            assert content["position"] == position + 1
+        beyond = {"position": str(position + 1_000_000)}  # of an earlier relay
+        async with session.get("/api/v1/flows/stream", params=beyond) as response:
+            told = events(response)
+            shop.refuse(VISITOR, REDIS)
+            async with asyncio.timeout(5):
+                assert len((await anext(told))[1]["flows"]) == 1
+
+
 async def test_a_map_stream_follows_and_streams_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_module, "MAP_S", 0.01)
     monkeypatch.setattr(api_module, "MAX_STREAMS", 1)

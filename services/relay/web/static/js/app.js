@@ -45,12 +45,14 @@ function useFeed(path, query, live, handlers) {
     let timer = 0;
     const start = async () => {
       try {
-        current.current.first(await get(path, query, stop.signal));
+        const found = await get(path, query, stop.signal);
+        current.current.first(found);
         setError(null);
         setConnected(true);
         if (stop.signal.aborted || !live) return;
         const events = Object.keys(current.current.events).map((name) => [name, (data) => current.current.events[name](data)]);
-        close = follow(`${path}/stream`, query, { ...Object.fromEntries(events), state: setConnected });
+        const from = found.position === undefined ? query : `${query}&position=${found.position}`;
+        close = follow(`${path}/stream`, from, { ...Object.fromEntries(events), state: setConnected });
       } catch (problem) {
         if (problem.name === "AbortError") return;
         if (problem.code === "unreachable") { setConnected(false); timer = setTimeout(start, 2000); }
