@@ -265,6 +265,18 @@ def test_long_heads_in_super_packets(scene: Scene, web: Web) -> None:
         assert client.ask("/no", fields=fields)[0] == 403
 
 
+@FAMILIES
+def test_allowed_in_front_of_denied_in_one_packet(scene: Scene, web: Web, v6: bool) -> None:
+    """The client's TCP sends again what was cut off, and the answers come in order."""
+    with scene.connect(v6) as client:
+        client.socket.sendall(b"GET /ok HTTP/1.1\r\n\r\nGET /no HTTP/1.1\r\n\r\n")
+        status, body = client.answer()
+        assert (status, body[:7]) == (200, b"GET /ok")
+        assert client.answer() == (403, b"Access denied\r\n")
+        assert client.socket.recv(1) == b""
+    assert "GET /no HTTP/1.1" not in web.lines
+
+
 def test_denied_uploads_get_their_answer(scene: Scene, web: Web) -> None:
     """The client is not cut off while it still sends."""
     with scene.connect() as client:
