@@ -74,6 +74,10 @@ class Assignment:
     problem: str = ""
 
 
+Free = dict[tuple[int, tuple[str, ...]], Iterator[IPAddress]]
+"""(IP version, pools) -> addresses that may still be free."""
+
+
 def assign(pools: Sequence[Pool], wants: Iterable[Want]) -> dict[ObjectKey, Assignment]:
     """Addresses for every Service. Depends on the arguments alone, not on their order."""
     ordered = sorted(wants, key=lambda want: (want.created, want.key))
@@ -85,7 +89,8 @@ def assign(pools: Sequence[Pool], wants: Iterable[Want]) -> dict[ObjectKey, Assi
         kept[want.key] = [address for address in want.held if _keeps(want, address, pools, taken)]
         for address in kept[want.key]:
             taken.setdefault(address, []).append(want)
-    return {want.key: _complete(want, kept[want.key], pools, taken) for want in ordered}
+    free: Free = {}
+    return {want.key: _complete(want, kept[want.key], pools, taken, free) for want in ordered}
 
 
 def _keeps(want: Want, address: IPAddress, pools: Sequence[Pool], taken: Mapping[IPAddress, list[Want]]) -> bool:
@@ -96,13 +101,13 @@ def _keeps(want: Want, address: IPAddress, pools: Sequence[Pool], taken: Mapping
 
 
 def _complete(
-    want: Want, found: list[IPAddress], pools: Sequence[Pool], taken: dict[IPAddress, list[Want]]
+    want: Want, found: list[IPAddress], pools: Sequence[Pool], taken: dict[IPAddress, list[Want]], free: Free
 ) -> Assignment:
     problems = []
     for version in want.versions:
         if any(address.version == version for address in found):
             continue
-        address, problem = _one(want, version, pools, taken)
+        address, problem = _one(want, version, pools, taken, free)
         if address is None:
             problems.append(problem)
         else:
@@ -112,7 +117,7 @@ def _complete(
 
 
 def _one(
-    want: Want, version: int, pools: Sequence[Pool], taken: Mapping[IPAddress, list[Want]]
+    want: Want, version: int, pools: Sequence[Pool], taken: Mapping[IPAddress, list[Want]], free: Free
 ) -> tuple[IPAddress | None, str]:
     usable = [p for p in pools if not p.disabled and p.selects(want.labels, want.key.namespace)]
     asked = [address for address in want.requested if address.version == version]
@@ -122,19 +127,19 @@ def _one(
         if not _shareable(want, taken.get(asked[0], ())):
             return None, f"{asked[0]} belongs to {taken[asked[0]][0].key}"
         return asked[0], ""
-    candidates: Iterator[IPAddress] = (address for pool in usable for address in pool.addresses(version))
     if want.sharing_key:
         shared = (a for a, holders in taken.items() if a.version == version and _may_share(want, holders))
-        candidates = _chain((a for a in shared if any(pool.holds(a) for pool in usable)), candidates)
-    for address in candidates:
-        if _shareable(want, taken.get(address, ())):
+        for address in shared:
+            if any(pool.holds(address) for pool in usable):
+                return address, ""
+    # What is taken stays taken while addresses are given out: nobody looks at it twice.
+    place = version, tuple(pool.name for pool in usable)
+    if place not in free:
+        free[place] = (address for pool in usable for address in pool.addresses(version))
+    for address in free[place]:
+        if address not in taken:
             return address, ""
     return None, f"no pool has a free IPv{version} address for the Service"
-
-
-def _chain(*parts: Iterable[IPAddress]) -> Iterator[IPAddress]:
-    for part in parts:
-        yield from part
 
 
 def _shareable(want: Want, holders: Sequence[Want]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -18,6 +19,10 @@ class Followed(Protocol):
 
     synced: asyncio.Event
     changed: Callable[[], None]
+
+
+PATIENCE, MAX_SETTLE = 9.0, 30.0
+"""A chore plans a tenth of the time at most, as long as a plan takes less than three seconds."""
 
 
 class Chore:
@@ -46,6 +51,9 @@ class Chore:
         self._log = get_logger(name)
         self.failures: dict[str, str] = {}
         self.rounds = 0
+        self.plan_seconds = 0.0
+        """What the last plan took."""
+        self._paced_at = time.monotonic()
 
     def touch(self) -> None:
         """Something may have changed."""
@@ -60,10 +68,13 @@ class Chore:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._period):
                     await self._moved.wait()
-            await asyncio.sleep(self._settle)  # changes come in flocks
+            # Changes come in flocks; and a plan for a large cluster may take a tenth of the time, not all of it.
+            await asyncio.sleep(min(MAX_SETTLE, max(self._settle, PATIENCE * self.plan_seconds)))
             self._moved.clear()
+            began = time.perf_counter()
             writes = list(self._plan())
-            some = writes[: self._pace] if self._pace else writes
+            self.plan_seconds = time.perf_counter() - began
+            some = writes[: self._allowance()] if self._pace else writes
             learners = [each for each in self.caches if isinstance(each, Cache)]
             self.failures = await self._writer.apply(some, learners)
             self.rounds += 1
@@ -75,3 +86,8 @@ class Chore:
                 await self._backoff.wait()
             else:
                 self._backoff.reset()
+
+    def _allowance(self) -> int:
+        """Writes that the pace allows now: a second's, or what it allowed since the last round."""
+        before, self._paced_at = self._paced_at, time.monotonic()
+        return int(self._pace * max(1.0, self._paced_at - before))

@@ -23,13 +23,16 @@ Pods = Mapping[tuple[str, str], Document]
 def endpoints(rows: Iterable[IpEntry]) -> dict[tuple[str, str], dict[str, Any]]:
     """(namespace, pod) -> what there is to say about it."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda each: (each.prefix.version, int(each.prefix.network_address))):
+    for row in rows:
         if not row.pod:
             continue  # a node's own address
         entry = found.setdefault(
             (row.namespace, row.pod), {"identity": {"id": int(row.identity)}, "addresses": [], "node": row.node}
         )
         entry["addresses"].append(str(row.prefix.network_address))
+    for entry in found.values():
+        if len(entry["addresses"]) > 1:
+            entry["addresses"].sort(key=lambda text: (":" in text, text))
     return found
 
 

@@ -48,3 +48,7 @@ class OperatorMetrics:
         for chore in self._state.chores:
             rounds.add_metric([chore.name], chore.rounds)
         yield rounds
+        seconds = GaugeMetricFamily("ciliate_operator_plan_seconds", "What the last plan took", labels=["chore"])
+        for chore in self._state.chores:
+            seconds.add_metric([chore.name], chore.plan_seconds)
+        yield seconds

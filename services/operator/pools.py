@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from services.model.addresses import IPNetwork
@@ -83,10 +84,16 @@ def networks(texts: Any) -> tuple[IPNetwork, ...]:
     found = []
     for text in texts if isinstance(texts, list) else ():
         try:
-            found.append(ipaddress.ip_network(text))
+            found.append(_network(text))
         except (ValueError, TypeError):
             continue
     return tuple(found)
+
+
+@lru_cache(1 << 16)
+def _network(text: str) -> IPNetwork:
+    """The same few blocks are read again for every plan."""
+    return ipaddress.ip_network(text)
 
 
 def ipam_document(blocks: Blocks) -> dict[str, Any]:
