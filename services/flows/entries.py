@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TLS_DOMAIN = "hubble-grpc.cilium.io"
+"""Of the names that nodes have in their certificates."""
+
 
 @dataclass(frozen=True, slots=True)
 class Party:
@@ -142,3 +145,9 @@ class NodeRef:
     def absolute(self) -> str:
         """`<cluster>/<node>`, or the bare node in the default cluster (Hubble API, 4.6)."""
         return self.name if self.cluster in ("", "default") else f"{self.cluster}/{self.name}"
+
+    @property
+    def tls_name(self) -> str:
+        """What the node's certificate is checked for by Hubble's relay (Hubble API, 2.1); empty without a name."""
+        parts = [part.replace(".", "-") for part in (self.name, self.cluster or "default")]
+        return f"{parts[0]}.{parts[1]}.{TLS_DOMAIN}" if self.name else ""

@@ -163,7 +163,7 @@ class Observer(observer_pb2_grpc.ObserverServicer):
                 version=status.version,
                 address=status.address,
                 state=relay_pb2.NODE_CONNECTED if status.connected else relay_pb2.NODE_UNAVAILABLE,
-                tls=pb.TLS(enabled=status.tls),
+                tls=pb.TLS(enabled=status.tls, server_name=status.node.tls_name if status.tls else ""),
                 uptime_ns=status.uptime_ns,
                 num_flows=status.flows,
                 max_flows=self._store.capacity,

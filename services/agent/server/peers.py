@@ -23,16 +23,9 @@ from services.model.identity import NumericIdentity, Reserved
 from services.model.objects import IpDeleted, IpEntry, IpUpserted, Update
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Peer"].full_name
-TLS_DOMAIN = "hubble-grpc.cilium.io"
 MAX_WAITING = 65_536
 """Notifications that a client may let pile up."""
 NODES = frozenset(map(NumericIdentity, (Reserved.HOST, Reserved.REMOTE_NODE)))
-
-
-def server_name(node: str, cluster: str) -> str:
-    """What a node's certificate is checked for (the Hubble API, 2.1); empty for a node without a name."""
-    parts = [part.replace(".", "-") for part in (node, cluster or "default")]
-    return f"{parts[0]}.{parts[1]}.{TLS_DOMAIN}" if node else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +102,9 @@ class Peers(peer_pb2_grpc.PeerServicer):
             return None
         address = min(addresses.values(), key=lambda each: (each.version, int(each)))
         text = f"[{address}]" if address.version == 6 and self._port else str(address)
-        return Peer(
-            NodeRef(node, self._cluster).absolute,
-            f"{text}:{self._port}" if self._port else text,
-            server_name(node, self._cluster) if self._tls else "",
-        )
+        named = NodeRef(node, self._cluster)
+        place = f"{text}:{self._port}" if self._port else text
+        return Peer(named.absolute, place, named.tls_name if self._tls else "")
 
     def _tell(self, message: pb.ChangeNotification) -> None:
         for queue in tuple(self._streams):

@@ -18,7 +18,7 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from services.agent.server.peers import SERVICE_NAME, Peers, server_name
+from services.agent.server.peers import SERVICE_NAME, Peers
 from services.common.authority import issue, make_authority
 from services.common.pb.flow import flow_pb2
 from services.common.pb.observer import observer_pb2, observer_pb2_grpc
@@ -125,7 +125,7 @@ async def test_peers_are_replayed_then_told_as_they_change(node: Node) -> None:
     ],
 )
 def test_names_that_certificates_are_checked_for(name: str, cluster: str, expected: str) -> None:
-    assert server_name(name, cluster) == expected
+    assert NodeRef(name, cluster).tls_name == expected
 
 
 async def _to_the_end(call: Any) -> None:
