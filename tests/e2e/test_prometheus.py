@@ -74,7 +74,7 @@ class Prometheus:
         return {re.sub(r"_total$", "", name) for name in self.ask("metadata")}
 
 
-def eventually(condition: Any, seconds: float = 15.0) -> Any:
+def eventually(condition: Any, seconds: float = 40.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < deadline:
         time.sleep(0.2)
