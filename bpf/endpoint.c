@@ -92,7 +92,7 @@ int forward(struct __sk_buff *skb)
 
 	if (!ctx)
 		return TC_ACT_SHOT;
-	return finish(skb, ctx, handle_forward(skb, ctx));
+	return finish_or_refuse(skb, ctx, handle_forward(skb, ctx));
 }
 
 /* A packet from a server to its client on a connection under HTTP rules: of the server's, or of the client's pod. */
@@ -106,7 +106,8 @@ int http_reply(struct __sk_buff *skb)
 	reason = http_reply_hook(skb, ctx);
 	if (reason)
 		return finish(skb, ctx, -reason);
-	return finish(skb, ctx, ctx->direction == DIR_INGRESS ? deliver(skb, ctx) : handle_forward(skb, ctx));
+	return finish_or_refuse(skb, ctx,
+				ctx->direction == DIR_INGRESS ? deliver(skb, ctx) : handle_forward(skb, ctx));
 }
 
 /* Where does it go, may it go there, and then send it. */

@@ -5,6 +5,7 @@
 #include "lib/egress_gw.h"
 #include "lib/hostfw.h"
 #include "lib/native.h"
+#include "lib/refuse.h"
 
 INLINE int handle_leave(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
@@ -35,5 +36,5 @@ int leave(struct __sk_buff *skb)
 {
 	struct pkt_ctx *ctx = pkt_context();
 
-	return ctx ? finish(skb, ctx, handle_leave(skb, ctx)) : TC_ACT_SHOT;
+	return ctx ? finish_or_refuse(skb, ctx, handle_leave(skb, ctx)) : TC_ACT_SHOT;
 }

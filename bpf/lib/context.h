@@ -104,7 +104,7 @@ struct pkt_ctx {
 	u32 ct_queued; /* connections that this CPU has put into its queue (lib/ct_room.h) */
 	u32 ct_retired; /* connections that this CPU has seen end within the node, and ... */
 	u32 ct_reused;  /* ... of these, whose places have gone to others */
-	u32 pad2;
+	u32 fitting; /* with CTX_F_REFUSE: the packet is too large, this much would fit; 0: it is refused for good */
 };
 
 PERCPU_MAP(scratch, struct pkt_ctx, 1);

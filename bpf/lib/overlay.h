@@ -35,6 +35,34 @@ INLINE int set_tunnel(struct __sk_buff *skb, const struct addr *to, u32 identity
 	return 0;
 }
 
+enum {
+	OVERLAY6_HEADERS = 70, /* IPv6, UDP, VXLAN, the inner Ethernet header */
+	IPV6_LEAST_MTU = 1280,
+	FIB_SKIP_NEIGHBOUR = 4,
+};
+
+/* Nobody on the way cuts IPv6: what routers said of the way to the other node is in the routing table, and what does not
+ * fit would be lost in silence. Packets that fit everywhere do not ask. 0: it fits; else how much would. */
+INLINE u32 too_large_for_underlay6(struct __sk_buff *skb, const struct pkt_ctx *ctx, const struct datapath_config *cfg,
+				   const struct addr *to)
+{
+	u32 size = skb->gso_size ? ctx->payload_off - L3_OFF + skb->gso_size : ctx->ip_len;
+	struct bpf_fib_lookup fib = {};
+
+	if (likely(size + OVERLAY6_HEADERS <= IPV6_LEAST_MTU))
+		return 0;
+	fib.family = 10; /* AF_INET6 */
+	fib.ifindex = skb->ifindex;
+	fib.l4_protocol = PROTO_UDP;
+	fib.dport = cfg->tunnel_port;
+	fib.tot_len = size + OVERLAY6_HEADERS;
+	__builtin_memcpy(fib.ipv6_src, &cfg->tunnel_address, sizeof(cfg->tunnel_address));
+	__builtin_memcpy(fib.ipv6_dst, to, sizeof(*to));
+	if (bpf_fib_lookup(skb, &fib, sizeof(fib), FIB_SKIP_NEIGHBOUR) != BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return 0;
+	return fib.tot_len - OVERLAY6_HEADERS; /* the kernel has put there what fits */
+}
+
 /* From a pod straight onto the overlay. Returns a verdict for `finish`. */
 INLINE int encapsulate(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct remote_endpoint_info *remote)
 {
@@ -46,6 +74,13 @@ INLINE int encapsulate(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct 
 	/* The stack's route leads to the overlay device as well: it cuts the packet, or tells the pod what would fit. */
 	if (unlikely(cfg->path_mtu && !fits(skb, ctx, cfg->path_mtu)))
 		return TC_ACT_OK;
+	if (unlikely(!addr_is_v4(&remote->tunnel_endpoint))) {
+		ctx->fitting = too_large_for_underlay6(skb, ctx, cfg, &remote->tunnel_endpoint);
+		if (ctx->fitting) {
+			ctx->flags |= CTX_F_REFUSE; /* the pod is told what would fit */
+			return -DROP_FIB_LOOKUP_FAILED;
+		}
+	}
 	reason = set_tunnel(skb, &remote->tunnel_endpoint, ctx->src_identity);
 	if (reason)
 		return -reason;

@@ -281,6 +281,7 @@ INLINE int parse_packet(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	ctx->ip_len = skb->len - L3_OFF;
 	ctx->now_ns = bpf_ktime_get_coarse_ns();
 	ctx->precise_ns = 0;
+	ctx->fitting = 0;
 	ctx->family = 0;
 	/* Of a packet that is refused before its ports are read, the record shall not tell another's. */
 	ctx->sport = 0;

@@ -104,7 +104,11 @@ class Pod:
 class Cluster:
     """Use as an async context manager. `options` go into every agent's configuration."""
 
-    def __init__(self, nodes: int = 2, narrow: int = 0, outside: bool = False, **options: Any) -> None:
+    def __init__(
+        self, nodes: int = 2, narrow: int = 0, outside: bool = False, six_first: bool = False, **options: Any
+    ) -> None:
+        """`six_first`: nodes call their IPv6 addresses their own first, so that the overlay goes over IPv6."""
+        self._six_first = six_first
         self.prefix = f"clt{os.getpid() % 100000}-"
         self.root = Path(tempfile.mkdtemp(prefix="ciliate-test-"))
         self.objects = self.root / "objects"
@@ -253,7 +257,7 @@ class Cluster:
         config = {
             "insecure": True,
             "node_name": node.name,
-            "node_address": list(node.addresses),
+            "node_address": list(node.addresses[::-1] if self._six_first else node.addresses),
             "device": "up0",
             "pod_cidr4": node.pod_ranges[0],
             "pod_cidr6": node.pod_ranges[1],

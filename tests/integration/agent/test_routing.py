@@ -95,16 +95,16 @@ async def other_peoples_routes_and_a_restart(cluster: Cluster, one: Node) -> Non
     assert sh("ip route", one.netns).count("via 172.30.0.77") == 2
 
 
-@pytest.mark.parametrize(("mode", "overhead"), [("native", 0), ("tunnel", 50)])
+@pytest.mark.parametrize(("mode", "overhead"), [("native", 0), ("tunnel", 50), ("tunnel", 70)])
 async def test_pods_follow_the_uplinks_mtu(mode: str, overhead: int) -> None:
-    async with Cluster(1, **(NATIVE if mode == "native" else {})) as cluster:
+    async with Cluster(1, six_first=overhead == 70, **(NATIVE if mode == "native" else {})) as cluster:
         [node] = cluster.nodes
         pod = await cluster.add_pod("a", node)
         for size in (1400, 9000):
             sh(f"ip link set up0 mtu {size}", node.netns)
             await eventually(lambda size=size: has_mtu(pod, size - overhead))  # type: ignore[misc]
         if overhead:
-            assert "mtu 8950" in sh("ip link show ciliate_vxlan", node.netns)
+            assert f"mtu {9000 - overhead}" in sh("ip link show ciliate_vxlan", node.netns)
         assert mtu(await cluster.add_pod("b", node)) == (9000 - overhead, 9000 - overhead)
         await cluster.kill_agent(node)
         sh("ip link set up0 mtu 1500", node.netns)
@@ -123,6 +123,8 @@ async def has_mtu(pod: Pod, size: int) -> bool:
         pytest.param({"narrow": 1400, **NATIVE, "auto_direct_node_routes": False}, 1400, id="native, narrow link"),
         pytest.param({"narrow": 1400}, 0, id="overlay, narrow link"),
         pytest.param({"mtu": 1500}, 1450, id="overlay, pods with too large an MTU"),
+        pytest.param({"narrow": 1400, "six_first": True}, 1330, id="overlay over IPv6, narrow link"),
+        pytest.param({"mtu": 1500, "six_first": True}, 1430, id="overlay over IPv6, pods with too large an MTU"),
     ],
 )
 async def test_path_mtu(options: dict[str, int], told: int) -> None:
