@@ -8,11 +8,13 @@ Nobody asks for link addresses: ARP and neighbour discovery stay out of the data
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import hashlib
 import ipaddress
 import os
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -78,7 +80,7 @@ class Links:
 
     async def __aenter__(self) -> Self:
         self._home = os.stat("/proc/thread-self/ns/net").st_ino
-        self._raw = Netlink()
+        self._raw, self._slow, self._deleting = Netlink(), Netlink(), threading.Lock()
         self._netlink = AsyncIPRoute()
         await self._netlink.setup_endpoint()
         return self
@@ -88,6 +90,7 @@ class Links:
     ) -> None:
         self._netlink.close()
         self._raw.close()
+        self._slow.close()
 
     async def create(self, attachment: Attachment, addresses: tuple[IPAddress, ...]) -> VethPair:
         """Make the pair, and the pod's side of it complete; ours stays down. An unfinished one of an earlier try is
@@ -132,11 +135,16 @@ class Links:
             raise _error(error, f"interface {veth.ifname}") from error
 
     async def delete(self, ifname: str) -> None:
-        """Remove a host side, and with it the pair; absent = success."""
+        """Remove a host side, and with it the pair; absent = success. The kernel waits for its other processors, 20 ms
+        and more, so that nobody else here is to wait with it."""
         try:
-            self._raw.do([rtnetlink.delete_link(ifname)])
+            await asyncio.to_thread(self._delete, ifname)
         except NetlinkRefused as error:
             raise _error(error, f"interface {ifname}") from error
+
+    def _delete(self, ifname: str) -> None:
+        with self._deleting:
+            self._slow.do([rtnetlink.delete_link(ifname)])
 
     async def index(self, ifname: str) -> int:
         """The interface's index, 0 where there is none."""
