@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from services.agent.abi.config import ConfigFlags
+from services.agent.abi.events import LANES
 from services.agent.datapath import attach
 from services.model.verdict import Direction
 from tests.datapath.node import sh
@@ -18,6 +19,8 @@ from tests.datapath.wire import WiredNode
 KINDS = ("plain", "overlay", "native")
 CLIENT, SERVER, PORT = 1001, 1002, 80
 PLACES = 32_768
+EVENTS = LANES["events"][1]
+"""Bytes of events, as an agent has them: tests make do with less."""
 
 
 def _wire(one: WiredNode, two: WiredNode) -> None:
@@ -69,7 +72,7 @@ def pairs(cache: Path, prepare: Callable[[str], None]) -> Iterator[dict[str, tup
         for kind in KINDS:
             nodes = []
             for number in (1, 2):
-                node = WiredNode(cache, number, ct=262_144, ct_queue=PLACES)
+                node = WiredNode(cache, number, ct=262_144, ct_queue=PLACES, events=EVENTS)
                 stack.callback(node.close)
                 node.settings()
                 pod = node.add_pod(1, CLIENT if number == 1 else SERVER)

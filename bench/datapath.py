@@ -55,7 +55,7 @@ def prepare(namespace: str) -> None:
 @contextlib.contextmanager
 def nodes(cache: Path) -> Iterator[tuple[WiredNode, WiredNode]]:
     """(plain, policed), with a policy on both: on the plain one nobody asks it."""
-    with pair(cache, ct=262_144, ct_queue=PLACES) as both:
+    with pair(cache, ct=262_144, ct_queue=PLACES, events=_two_nodes.EVENTS) as both:
         for node in both:
             node.settings(ct_queue_places=PLACES)
             client, server = node.pods[1], node.pods[2]

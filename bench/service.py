@@ -32,6 +32,7 @@ from bench import _service_traffic as traffic
 from bench._kube_proxy import Iptables, Nftables, Service
 from bench._pair import reading
 from bench._service_updates import Agent
+from bench._two_nodes import EVENTS
 from bench.datapath import prepare
 from services.agent.abi.config import ConfigFlags
 from services.model.verdict import Direction
@@ -62,7 +63,8 @@ class Contestant:
 
 def make_node(cache: Path, number: int, policed: bool) -> WiredNode:
     """A node with a client and a server; without policy nothing of ours touches a packet."""
-    node = WiredNode(cache, number, ct=262_144, ct_queue=32_768, services=65_536, backends=262_144)
+    sizes = {"ct": 262_144, "ct_queue": 32_768, "services": 65_536, "backends": 262_144, "events": EVENTS}
+    node = WiredNode(cache, number, **sizes)
     try:
         node.settings(flags=ConfigFlags.SOCKET_LB, ct_queue_places=32_768)
         client, server = node.add_pod(1, 1001), node.add_pod(2, 1002)

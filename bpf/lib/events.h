@@ -118,7 +118,8 @@ struct event_lane {
 	u64 written; /* records ever: the last thing that an event writes */
 	u32 mask;    /* records of a lane, a power of two, minus 1; 0: not set up */
 	u32 first;   /* index of the lane's first record */
-	u64 pad[6];
+	u64 base;    /* number of the record that is in the lane's first place: moves while the lane is empty, only then */
+	u64 pad[5];
 	u64 taken; /* of these, by the reader; on a cache line of its own */
 	u64 pad2[6];
 };
@@ -151,17 +152,24 @@ INLINE u32 lane_head(void)
 	return 2 * bpf_get_smp_processor_id();
 }
 
-/* Where the next record goes; no record has number 0. */
-INLINE u32 lane_place(const struct event_lane *lane)
+/* Where the next record goes; no record has number 0. An empty lane starts again at its first place: while the reader
+ * keeps up, all that is written stays within memory that this CPU's cache still has, however large the lane is. Not where
+ * the reader's loads might be later than its store of `taken`. */
+INLINE u32 lane_place(struct event_lane *lane)
 {
-	u64 written;
+	u64 written, waiting;
 
 	if (!lane)
 		return 0;
 	written = lane->written;
-	if (unlikely(written - *(volatile u64 *)&lane->taken > lane->mask) || unlikely(!lane->mask))
+	waiting = written - *(volatile u64 *)&lane->taken;
+	if (unlikely(waiting > lane->mask) || unlikely(!lane->mask))
 		return 0;
-	return lane->first + (written & lane->mask);
+#ifdef IN_ORDER
+	if (!waiting)
+		*(volatile u64 *)&lane->base = written;
+#endif
+	return lane->first + ((written - lane->base) & lane->mask);
 }
 
 /* The record is complete. Programs of one CPU do not interrupt one another, so it is the one that was reserved last. */

@@ -12,13 +12,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from services.agent.abi.conntrack import CtFlags, CtScope
 from services.agent.abi.ct_room import CtUsage
+from services.agent.abi.events import EVENT_LANE
 from services.agent.datapath.gc import ConntrackCollector
 from services.agent.datapath.maps import possible_cpus
 from services.agent.datapath.room import Room
+from services.agent.events.lanes import IN_ORDER
 from services.model.verdict import DropReason
 from tests.datapath.node import TC_ACT_REDIRECT, TC_ACT_SHOT, Node, inside, u32
 from tests.datapath.packets import from_pod, tcp, udp
@@ -156,6 +159,17 @@ def test_connections_that_end_within_the_node_leave_soon(small: Node, trio: Pods
     assert client.hear(10_299, "A") == client.send(10_299, "A") == TC_ACT_REDIRECT, "packets that crossed"
     drops += [event for event in small.events() if event["drop_reason"]]
     assert not drops
+
+
+def test_a_lane_of_events_that_was_read_to_its_end_starts_again(small: Node, trio: Pods) -> None:
+    client = Client(small, trio)
+    for port in (20_000, 20_001):
+        small.events()
+        client.connect(port)
+        assert len(small.events()) == 2
+    head = np.frombuffer(small.map("events").lookup(u32(2 * CPU)) or b"", EVENT_LANE)[0]
+    assert head["taken"] == head["written"] > 4
+    assert head["base"] == (head["written"] - 2 if IN_ORDER else 0)
 
 
 def test_a_port_that_is_used_again_at_once_keeps_its_entry(small: Node, trio: Pods) -> None:

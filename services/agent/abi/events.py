@@ -159,7 +159,8 @@ EVENT_LANE = np.dtype(
         ("written", "<u8"),
         ("mask", "<u4"),
         ("first", "<u4"),
-        ("pad", "<u8", (6,)),
+        ("base", "<u8"),
+        ("pad", "<u8", (5,)),
         ("taken", "<u8"),
         ("pad2", "<u8", (6,)),
     ]

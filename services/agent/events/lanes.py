@@ -21,6 +21,10 @@ IN_ORDER = platform.machine() in ("x86_64", "i686")
 """Whether other CPUs see stores in the order in which they were made. Where they do not, a record is taken at the look
 after the one that first saw it counted."""
 
+LOOKS = 3
+"""How often one read looks into the lanes until they are empty: the kernel then starts again at their beginning, whose
+memory is at hand. More is written while the first look copies, next to nothing during the second."""
+
 
 class LaneReader:
     """All lanes of a node. `read` gives copies of whole records, in the order of their times where there are several
@@ -43,7 +47,7 @@ class LaneReader:
         self._first = self._heads["first"].astype(np.int64)
         if int(self._first[-1]) + self._places != entries:
             raise RingLayoutError("the map of events has another size than its lanes")
-        self._written, self._taken = self._heads["written"], self._heads["taken"]
+        self._written, self._taken, self._base = (self._heads[name] for name in ("written", "taken", "base"))
         self._seen = self._taken.copy() if not IN_ORDER else None
         self._turn = 0
         self.discarded = 0
@@ -60,28 +64,37 @@ class LaneReader:
 
     def read(self, limit: int) -> Array:
         """Up to `limit` records."""
-        written = self._written.copy()
-        if self._seen is not None:
-            written, self._seen = self._seen, written
-        waiting = (written - self._taken).astype(np.int64)
-        parts, left = [], limit
+        parts, left, lanes = [], limit, set()
         # Another lane comes first each time: none starves while the limit is reached.
         self._turn += 1
-        for lane in np.roll(np.arange(len(waiting)), -(self._turn % len(waiting))):
-            count = min(int(waiting[lane]), left)
-            if count > 0:
-                parts += self._copy(int(lane), count)
-                left -= count
+        for _ in range(LOOKS if self._seen is None else 1):
+            waiting = self._waiting()
+            for lane in np.roll(np.arange(len(waiting)), -(self._turn % len(waiting))):
+                count = min(int(waiting[lane]), left)
+                if count > 0:
+                    parts += self._copy(int(lane), count)
+                    left -= count
+                    lanes.add(int(lane))
+            if not waiting.any():
+                break
         if not parts:
             return np.zeros(0, self._record)
         if len(parts) == 1:
             return parts[0]
         records: Array = np.concatenate(parts)
-        return records[np.argsort(records["time_ns"], kind="stable")]
+        return records if len(lanes) == 1 else records[np.argsort(records["time_ns"], kind="stable")]
+
+    def _waiting(self) -> Array:
+        """Records by lane."""
+        written = self._written.copy()
+        if self._seen is not None:
+            written, self._seen = self._seen, written
+        return (written - self._taken).astype(np.int64)
 
     def _copy(self, lane: int, count: int) -> list[Array]:
         """The next records of a lane, in one piece or, around its end, in two."""
-        start = int(self._taken[lane]) & (self._places - 1)
+        # The kernel moves the base of an empty lane only, and this one is not: what is read now stays true.
+        start = int(self._taken[lane] - self._base[lane]) & (self._places - 1)
         first = int(self._first[lane])
         straight = min(count, self._places - start)
         parts = [self._records[first + start : first + start + straight].copy()]
@@ -92,7 +105,7 @@ class LaneReader:
 
     def close(self) -> None:
         """Unmap; the descriptor stays the caller's."""
-        del self._records, self._heads, self._written, self._taken
+        del self._records, self._heads, self._written, self._taken, self._base
         self._pages.close()
 
 

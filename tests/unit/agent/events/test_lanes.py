@@ -33,10 +33,13 @@ class Kernel:
 
     def write(self, cpu: int, time_ns: int) -> None:
         head = self.heads[2 * cpu]
-        if int(head["written"]) - int(head["taken"]) > int(head["mask"]):
+        waiting = int(head["written"]) - int(head["taken"])
+        if waiting > int(head["mask"]):
             self.lost += 1
             return
-        record = self.records[int(head["first"]) + (int(head["written"]) & int(head["mask"]))]
+        if not waiting:
+            head["base"] = head["written"]
+        record = self.records[int(head["first"]) + (int(head["written"]) - int(head["base"]) & int(head["mask"]))]
         record["cpu"], record["time_ns"] = cpu, time_ns
         head["written"] += 1
 
@@ -84,6 +87,24 @@ def test_a_full_lane_keeps_what_it_has(kernel: Kernel, reader: LaneReader) -> No
     assert times(reader) == list(range(PLACES))
     kernel.write(1, 999)
     assert times(reader) == [999]
+
+
+def test_an_empty_lane_starts_again_and_a_busy_one_uses_all_of_its_places(kernel: Kernel, reader: LaneReader) -> None:
+    for number in range(PLACES // 2):
+        kernel.write(1, number)
+        assert times(reader) == [number]
+    first = int(kernel.heads[2]["first"])
+    assert np.flatnonzero(kernel.records["cpu"][first : first + PLACES]).tolist() == [0], "always the same place"
+    kernel.write(1, 999)
+    for number in range(1000, 1000 + 2 * PLACES):  # never empty: it goes round
+        kernel.write(1, number)
+        assert times(reader, 1) == [number - 1]
+    assert np.flatnonzero(kernel.records["cpu"][first : first + PLACES]).tolist() == list(range(PLACES))
+    assert times(reader) == [999 + 2 * PLACES]
+    for number in range(PLACES + 5):
+        kernel.write(1, 9000 + number)
+    assert kernel.lost == 5
+    assert times(reader, 100) + times(reader) == list(range(9000, 9000 + PLACES))
 
 
 def test_a_limit_leaves_the_rest_and_no_lane_waits_for_ever(kernel: Kernel, reader: LaneReader) -> None:
