@@ -89,7 +89,8 @@ class LaneReader:
         written = self._written.copy()
         if self._seen is not None:
             written, self._seen = self._seen, written
-        return (written - self._taken).astype(np.int64)
+        waiting: Array = (written - self._taken).astype(np.int64)
+        return waiting
 
     def _copy(self, lane: int, count: int) -> list[Array]:
         """The next records of a lane, in one piece or, around its end, in two."""
