@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
+import grpc
 import grpc.aio
 import uvloop
 
@@ -25,6 +26,7 @@ from services.common.pb.ingest.v1 import ingest_pb2 as ingest
 from services.common.pb.ingest.v1 import ingest_pb2_grpc
 
 AT_ONCE = 48
+RETRY_SECONDS = 60.0
 WORKLOADS = 2_000
 """Distinct label sets in the cluster."""
 KINDS_PER_NODE = 10
@@ -78,20 +80,34 @@ class SimulatedNodes:
         self._free: dict[int, list[int]] = {}
         self._used = [list(range(pods)) for _ in range(nodes)]
         self._random = random.Random(7)
+        self.refused = 0
+        """Calls that were answered UNAVAILABLE and made again, as agents do."""
+
+    async def _call(self, name: str, request: Any) -> Any:
+        """A call, again after a pause while the service or its etcd is too busy; the time counts."""
+        deadline = time.monotonic() + RETRY_SECONDS
+        while True:
+            try:
+                return await getattr(self._stub, name)(request)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                    raise
+                self.refused += 1
+                await asyncio.sleep(0.2)
 
     async def join(self) -> None:
-        """Leases, references, addresses: as a thousand agents bring them at their start."""
-        await self.keep_alive()
+        """References and addresses, once there are leases: as a thousand agents bring them at their start."""
         await spread(lambda n=n, w=w: self._allocate(n, w) for n in range(self.nodes) for w in workloads(n))
         await spread(lambda n=n, p=p: self._register(n, p, p) for n in range(self.nodes) for p in range(self.pods))
 
     async def keep_alive(self) -> None:
         """Once for every node."""
-        await spread(lambda n=n: self._stub.KeepAlive(pb.KeepAliveRequest(node=f"sim{n}")) for n in range(self.nodes))
+        requests = (pb.KeepAliveRequest(node=f"sim{number}") for number in range(self.nodes))
+        await spread(lambda r=request: self._call("KeepAlive", r) for request in requests)
 
     async def _allocate(self, node: int, workload: int) -> None:
         request = pb.AllocateRequest(labels=labels(workload), node=f"sim{node}")
-        self.identities[workload] = (await self._stub.Allocate(request)).identity.id
+        self.identities[workload] = (await self._call("Allocate", request)).identity.id
 
     async def _register(self, node: int, pod: int, which: int) -> int:
         identity = self.identities[workloads(node)[which % KINDS_PER_NODE]]
@@ -103,7 +119,7 @@ class SimulatedNodes:
             namespace="default",
             pod=f"pod-{node}-{pod}",
         )
-        await self._stub.RegisterEndpoint(pb.RegisterEndpointRequest(endpoint=endpoint))
+        await self._call("RegisterEndpoint", pb.RegisterEndpointRequest(endpoint=endpoint))
         return identity
 
     async def replace(self, number: int) -> tuple[str, int, float]:
@@ -111,7 +127,7 @@ class SimulatedNodes:
         node = self._random.randrange(self.nodes)
         gone = self._used[node].pop(0)
         gone_request = pb.DeregisterEndpointRequest(prefix=address(node, gone), node=f"sim{node}")
-        await self._stub.DeregisterEndpoint(gone_request)
+        await self._call("DeregisterEndpoint", gone_request)
         pod = (self._used[node][-1] + 1) % 250
         self._used[node].append(pod)
         begun = time.perf_counter()

@@ -4,6 +4,7 @@
 20,000 Services besides; every simulated node pushes flows to the relay. Then 50 pods a second are replaced. Keys:
 
     propagation_p50_ms, _p99_ms   from a node telling of a pod until the real node's kernel map has it
+    refused                       calls that the identity service answered UNAVAILABLE; they are made again
     join_s                        all nodes at once: leases, references, addresses
     agent_load_s                  the real agent, restarted into the full cluster, until it enforces
     identity_, agent_, relay_, etcd_ rss_mb and cpu (cores during the churn)
@@ -185,10 +186,11 @@ async def measure(quick: bool) -> dict[str, Any]:
         channel = await stack.enter_async_context(tls.channel(identity_target, None, "identity"))
         nodes = SimulatedNodes(stub_of(channel), NODES // share, PODS_PER_NODE)
         begun = time.perf_counter()
+        await nodes.keep_alive()
+        await stack.enter_async_context(kept_alive(nodes))  # joining may take longer than a lease lasts
         await nodes.join()
         join = time.perf_counter() - begun
         say(f"{nodes.nodes} nodes with {nodes.nodes * PODS_PER_NODE} pods joined in {join:.1f} s")
-        await stack.enter_async_context(kept_alive(nodes))
         await asyncio.to_thread(write_services, cluster, SERVICES // share)
         load = await restart(cluster)
         say(f"the agent enforces after {load:.1f} s")
@@ -217,6 +219,7 @@ async def measure(quick: bool) -> dict[str, Any]:
             "propagation_p99_ms": milliseconds(arrivals.seconds, 0.99),
             "propagation_max_ms": milliseconds(arrivals.seconds, 1.0),
             "not_arrived": arrivals.missing,
+            "refused": nodes.refused,
             "join_s": round(join, 1),
             "agent_load_s": round(load, 1),
             **figures,
