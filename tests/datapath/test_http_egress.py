@@ -17,6 +17,8 @@ from services.agent.abi.conntrack import CtFlags
 from services.agent.abi.endpoints import EndpointFlags
 from services.agent.abi.events import HttpSubtype
 from services.model.verdict import Direction, DropReason
+from tests.datapath import dns_node
+from tests.datapath.dns_node import Asker, Names
 from tests.datapath.http_model import Rule
 from tests.datapath.http_node import CLIENT, RULESET, SERVER, Connection, HttpNode, serving
 from tests.datapath.node import TC_ACT_OK, TC_ACT_SHOT
@@ -102,6 +104,23 @@ def test_a_server_outside(node: HttpNode, v6: bool) -> None:
     assert checksums_hold(bytes(answer))
     assert told(node) == [(2, 41, 403, DropReason.HTTP_DENIED)]
     assert connection.hear(b"HTTP/1.1 200 Too late\r\n\r\n") == TC_ACT_SHOT
+
+
+def test_a_server_that_is_allowed_by_name(node: HttpNode) -> None:
+    names = Names(node)
+    names.write({dns_node.RULESET: ["*"]}, ["*.example.com"])
+    pod = Asker(node, names)
+    pod.allow({"*.example.com"}, port=80, rule_id=43, l7=RULESET)
+    asked = dns_node.question("www.example.com")
+    pod.ask(asked)
+    assert pod.hear(dns_node.answer(asked, [dns_node.record(SITE)])).verdict == TC_ACT_OK
+    connection = Outside(node, SITE)
+    assert parse(connection.ask(OK).packet)[TCP].flags == "PA"
+    assert connection.hear(ANSWER) == TC_ACT_OK
+    assert str(parse(connection.ask(NO).packet)[TCP].flags) == "RA"
+    assert told(node) == [(2, 43, 204, 0), (2, 43, 403, DropReason.HTTP_DENIED)]
+    assert pod.connect("203.0.113.45", port=80) == TC_ACT_SHOT
+    names.close()
 
 
 def test_who_is_allowed_plainly_is_not_looked_into(node: HttpNode) -> None:
