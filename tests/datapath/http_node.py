@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 from scapy.all import TCP
 
+from services.agent.abi.conntrack import CtKey
 from services.agent.abi.events import HTTP_EVENT
 from services.agent.abi.http import HttpConn
+from services.agent.abi.layout import be16
 from services.agent.calc.http import HttpTables, compile_rulesets
 from services.agent.datapath.http_tables import HttpTableWriter
 from services.agent.events.lanes import EventReader, open_events
 from services.model.verdict import Direction
 from tests.datapath.http_model import Rule
-from tests.datapath.node import TC_ACT_REDIRECT, TC_ACT_SHOT, Node, inside, sh
+from tests.datapath.node import TC_ACT_REDIRECT, TC_ACT_SHOT, Node, inside, ip, sh
 from tests.datapath.packets import from_pod, parse, tcp
 
 CLIENT, SERVER = 1001, 1002
@@ -175,6 +177,22 @@ class Connection:
         destination = self.node.client.ipv6 if self.v6 else self.node.client.ipv4
         packet = from_pod(self.node.server, destination, tcp(80, self.port, flags, payload, **fields))
         return self.node.run("from_endpoint", packet, self.node.server.ifindex).verdict
+
+    def let_answer(self) -> None:
+        """As if the server had answered long ago what a packet brought that was cut (`bpf/lib/http_cut.h`)."""
+        ends = [(self.node.server, 80), (self.node.client, self.port)]
+        (local, local_port), (remote, remote_port) = ends if self.node.side == Direction.INGRESS else ends[::-1]
+        key = CtKey(
+            local=ip(local.ipv6 if self.v6 else local.ipv4),
+            remote=ip(remote.ipv6 if self.v6 else remote.ipv4),
+            local_port=be16(local_port),
+            remote_port=be16(remote_port),
+            protocol=6,
+        ).pack()
+        state = HttpConn.unpack(self.node.map("http_conns").lookup(key) or b"")
+        assert state.cut
+        state.heard_ns, state.heard_seq = 1, self.server_isn
+        self.node.map("http_conns").update(key, state.pack())
 
     def acknowledge(self, offset: int) -> int:
         """The server says that it has everything up to `offset`."""
