@@ -23,7 +23,6 @@ import services
 from services.agent import node
 from services.agent import objects as object_sources
 from services.agent.abi.endpoints import HOST_ENDPOINT
-from services.agent.app import flow_pipeline, listen
 from services.agent.calc.endpoints import Audit
 from services.agent.calc.engine import Engine
 from services.agent.config import Config
@@ -47,6 +46,7 @@ from services.agent.events.aggregation import interval_s
 from services.agent.host import HostAddresses
 from services.agent.http_policy import HttpPolicy
 from services.agent.learned import LearnedNames
+from services.agent.listening import flow_pipeline, listen
 from services.agent.name_policy import NamePolicy
 from services.agent.server.cni import CniServer
 from services.agent.server.connections import watch_connections
