@@ -153,7 +153,15 @@ class EndpointManager:
 
     async def attach_all(self) -> None:
         """Put the present programs on every endpoint's interface: replaced atomically, no packet is missed."""
-        await self._programs.attach([record.endpoint.ifindex for record in self._endpoints.values()])
+        try:
+            await self._programs.attach([record.endpoint.ifindex for record in self._endpoints.values()])
+        except NotFound:
+            # A pod is going at this moment: the others are not to wait for that.
+            for record in self._endpoints.values():
+                try:
+                    await self._programs.attach([record.endpoint.ifindex])
+                except NotFound as error:
+                    self._log.warning("the pod's interface is gone", pod=record.endpoint.pod, problem=str(error))
 
     # -- CNI -------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import sys
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -45,7 +46,7 @@ async def relay_with_history(place: Place) -> AsyncIterator[None]:
 async def test_a_query_returns_items_with_their_details(place: Place) -> None:
     agent = place.agent()
     async with place.relay(), agent.pushing(), flows(place) as client:
-        agent.emit(3, kind=int(Kind.CLOSE), bytes=70)
+        agent.emit(3, kind=int(Kind.CLOSE), bytes=70, time_ns=time.time_ns())
         await until(lambda: agent.pusher.acknowledged_rows == 3)
         items = [item async for item in client.query(details=True)]
         seen = [item for item in items if isinstance(item, FlowSeen)]
