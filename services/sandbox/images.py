@@ -47,22 +47,34 @@ class Program:
     """Asks it to end, as its image says."""
 
 
-_NGINX = """\
-# Written by the sandbox for the pod {namespace}/{name}.
+NGINX_MAIN = """\
 daemon off;
 user root;
 worker_processes 1;
 pid {directory}/nginx.pid;
 error_log {directory}/error.log warn;
 events {{ worker_connections 1024; }}
-http {{
-  log_format requests '$remote_addr $request_method $request_uri $status';
+"""
+NGINX_FILES = """\
   access_log {directory}/access.log requests;
   client_body_temp_path {directory}/body;
   proxy_temp_path {directory}/proxy;
   fastcgi_temp_path {directory}/fastcgi;
   uwsgi_temp_path {directory}/uwsgi;
   scgi_temp_path {directory}/scgi;
+"""
+"""What every nginx of the sandbox is told: one process, all files in its own `directory`."""
+_NGINX = (
+    """\
+# Written by the sandbox for the pod {namespace}/{name}.
+"""
+    + NGINX_MAIN
+    + """\
+http {{
+  log_format requests '$remote_addr $request_method $request_uri $status';
+"""
+    + NGINX_FILES
+    + """\
   keepalive_timeout 300s;
   keepalive_requests 1000000;
   server {{
@@ -75,6 +87,7 @@ http {{
   }}
 }}
 """
+)
 
 
 def _nginx(place: PodPlace, _container: Mapping[str, Any]) -> Program:

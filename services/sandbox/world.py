@@ -10,27 +10,22 @@ from collections.abc import AsyncIterator
 from services.common.authority import issue, make_authority
 from services.common.errors import Unavailable
 from services.sandbox import netns
-from services.sandbox.images import FLEET, WORLD_DOMAIN
+from services.sandbox.images import FLEET, NGINX_FILES, NGINX_MAIN, WORLD_DOMAIN
 from services.sandbox.pod_files import write_files
 from services.sandbox.supervisor import Sandbox
 
 START_SECONDS = 10.0
-_NGINX = """\
+_NGINX = (
+    """\
 # Written by the sandbox: the outside world.
-daemon off;
-user root;
-worker_processes 1;
-pid {directory}/nginx.pid;
-error_log {directory}/error.log warn;
-events {{ worker_connections 1024; }}
+"""
+    + NGINX_MAIN
+    + """\
 http {{
   log_format requests '$remote_addr $request_method $host $ssl_server_name';
-  access_log {directory}/access.log requests;
-  client_body_temp_path {directory}/body;
-  proxy_temp_path {directory}/proxy;
-  fastcgi_temp_path {directory}/fastcgi;
-  uwsgi_temp_path {directory}/uwsgi;
-  scgi_temp_path {directory}/scgi;
+"""
+    + NGINX_FILES
+    + """\
   server {{
     listen 80;
     listen 443 ssl;
@@ -41,6 +36,7 @@ http {{
   }}
 }}
 """
+)
 
 
 def fleet() -> list[str]:
