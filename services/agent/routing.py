@@ -96,7 +96,7 @@ async def build(
     tell: Callable[[Update], None],
 ) -> Routing:
     """Wire it for the configured mode."""
-    table = await stack.enter_async_context(RouteTable())
+    table = stack.enter_context(RouteTable())
     routes: OverlayRoutes | NativeRoutes
     if config.native_routing:
         routes = NativeRoutes(

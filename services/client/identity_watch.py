@@ -10,17 +10,20 @@ import ipaddress
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from services.client.connection import Connection
 from services.common.errors import CiliateError, Unavailable
 from services.common.log import get_logger
 from services.common.pb.identity.v1 import identity_pb2 as pb
 from services.common.retry import Backoff
-from services.model.addresses import IPNetwork
+from services.model.addresses import IPAddress, IPNetwork, prefix_of
 from services.model.identity import Identity, NumericIdentity
 from services.model.labels import LabelError, Labels
 from services.model.objects import ContainerPort, IdentityDeleted, IdentityUpserted, IpDeleted, IpEntry, IpUpserted
 
+_SHARED = 1 << 14
+"""Values that rows of the address table have in common, remembered for sharing."""
 Change = IdentityUpserted | IdentityDeleted | IpUpserted | IpDeleted
 
 
@@ -123,7 +126,7 @@ class IdentityWatch:
                 self._entries[entry.prefix] = entry
                 changes.append(IpUpserted(entry))
         for text in message.deleted_prefixes:
-            changes += self._drop_prefix(ipaddress.ip_network(text))
+            changes += self._drop_prefix(prefix_of(text))
         for number in message.deleted_identities:
             changes += self._drop_identity(NumericIdentity(number))
         return changes
@@ -143,13 +146,25 @@ class IdentityWatch:
         return [IdentityDeleted(number)] if self._identities.pop(number, None) else []
 
 
+@lru_cache(_SHARED)
+def _tunnel(text: str) -> IPAddress | None:
+    """A node's address: all of its pods share it."""
+    return ipaddress.ip_address(text) if text else None
+
+
+@lru_cache(_SHARED)
+def _identity(number: int) -> NumericIdentity:
+    """The number of a workload: all of its pods share it."""
+    return NumericIdentity(number)
+
+
 def ip_entry(row: pb.Endpoint) -> IpEntry:
     """A row of the address table in the vocabulary of the model."""
     return IpEntry(
-        prefix=ipaddress.ip_network(row.prefix),
-        identity=NumericIdentity(row.identity),
+        prefix=prefix_of(row.prefix),
+        identity=_identity(row.identity),
         node=sys.intern(row.node),
-        tunnel=ipaddress.ip_address(row.tunnel_endpoint) if row.tunnel_endpoint else None,
+        tunnel=_tunnel(row.tunnel_endpoint),
         namespace=sys.intern(row.namespace),
         pod=row.pod,
         ports=tuple(ContainerPort(sys.intern(each.name), each.port, each.protocol) for each in row.ports),

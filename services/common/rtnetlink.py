@@ -16,7 +16,7 @@ from typing import Self
 
 NEW_LINK, DELETE_LINK, GET_LINK = 16, 17, 18
 NEW_ADDRESS, GET_ADDRESS = 20, 22
-NEW_ROUTE, GET_ROUTE = 24, 26
+NEW_ROUTE, DELETE_ROUTE, GET_ROUTE = 24, 25, 26
 NEW_NEIGHBOUR = 28
 NEW_QDISC, DELETE_QDISC = 36, 37
 NEW_FILTER, DELETE_FILTER, GET_FILTER = 44, 45, 46
@@ -91,6 +91,13 @@ class Netlink:
     def do(self, messages: Sequence[Message]) -> list[bytes]:
         """All of them in order, in one call; the body that each was answered with, if any. Those after a refused one
         are carried out as well; then the first refusal is raised."""
+        answers, refused = self.attempt(messages)
+        if refused:
+            raise refused[0]
+        return answers
+
+    def attempt(self, messages: Sequence[Message]) -> tuple[list[bytes], list[NetlinkRefused]]:
+        """As `do`, but every refusal is returned beside the answers."""
         first = self._sequence + 1
         raw = []
         for message in messages:
@@ -115,9 +122,7 @@ class Netlink:
                 code = -int.from_bytes(body[:4], "little", signed=True)
                 if code and code not in messages[place].fine:
                     refused.append(NetlinkRefused(code, place))
-        if refused:
-            raise refused[0]
-        return answers
+        return answers, refused
 
     def dump(self, kind: int, body: bytes) -> Iterator[bytes]:
         """Every object of a kind; the bodies of the answers."""

@@ -73,7 +73,7 @@ class Answers:
         self._services = services
         self._policies = Policies(options, self._services, capabilities)
         self._identities = Identities()
-        self._egress = EgressGateways(role, self._identities.view)
+        self._egress = EgressGateways(role, self._identities.view, ipcache.rows)
         self._ipcache = ipcache
         self._maps = PolicyMaps(self._policies, self._identities, ipcache, mode, capabilities, capacity)
         self._tables = tables

@@ -60,13 +60,12 @@ class NodeRole:
 class EgressGateways:
     """Keeps the `egress_gateway` map's desired content."""
 
-    def __init__(self, node: NodeRole, views: Views) -> None:
-        self._node, self._views = node, views
+    def __init__(self, node: NodeRole, views: Views, rows: Mapping[IPNetwork, IpEntry]) -> None:
+        self._node, self._views, self._rows = node, views, rows
         self.table = Table("egress_gateway")
         self._policies: dict[str, EgressGatewayPolicy] = {}
         self._problems: dict[str, tuple[str, ...]] = {}
         self._nodes: dict[str, tuple[KubeNode, LabelView]] = {}
-        self._rows: dict[IPNetwork, IpEntry] = {}
         self._endpoints: dict[int, LocalEndpoint] = {}
         self._addresses = NodeAddresses({})
         self._status: dict[str, EgressStatus] = {}
@@ -93,13 +92,9 @@ class EgressGateways:
             labels = Labels(Label(SOURCE_K8S, key, value) for key, value in node.labels.items())
             self._nodes[name] = (node, LabelView(labels))
 
-    def set_row(self, prefix: IPNetwork, entry: IpEntry | None) -> None:
+    def row_changed(self) -> None:
         """A row of the address table came, changed or went."""
         self._touch()
-        if entry is None or not entry.node:
-            self._rows.pop(prefix, None)
-        else:
-            self._rows[prefix] = entry
 
     def set_endpoint(self, number: int, endpoint: LocalEndpoint | None) -> None:
         """A local endpoint came, changed or went: it may be sooner than its row."""
@@ -182,7 +177,7 @@ class EgressGateways:
         yield from local.values()
         for prefix, entry in self._rows.items():
             address = prefix.network_address
-            if entry.pod and address not in local:
+            if entry.pod and entry.node and address not in local:
                 yield _Source(address, entry.identity, entry.node, f"{entry.namespace}/{entry.pod}")
 
     def _policies_of(self, source: _Source) -> tuple[str, ...]:

@@ -201,9 +201,10 @@ class Engine(Answers):
                 self._policies.set_document(key, thing)
 
     def _set_row(self, prefix: IPNetwork, entry: IpEntry | None) -> None:
-        self._egress.set_row(prefix, entry)
+        before = self._ipcache.row(prefix)
         self._ipcache.set_row(prefix, entry)
-        self._identities.set_row(prefix, entry)
+        self._identities.set_row(prefix, before, entry)
+        self._egress.row_changed()
 
     def _set_node(self, name: str, node: KubeNode | None) -> None:
         """A node came, changed or went; this one's labels decide which host policies select it."""

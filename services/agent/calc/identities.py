@@ -6,7 +6,6 @@ policies themselves (prefixes, which get identities that only this node knows).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from services.agent.calc.numbers import StableNumbers
@@ -28,11 +27,11 @@ class Identities:
 
     def __init__(self) -> None:
         self._views: dict[int, LabelView] = {}
-        self._rows: dict[IPNetwork, IpEntry] = {}
         self._endpoints: dict[int, LocalEndpoint] = {}
         self._ports: dict[PodName, tuple[ContainerPort, ...]] = {}
         self._holders: dict[int, dict[object, IpEntry | LocalEndpoint]] = {}
-        self._pods: dict[PodName, Counter[int]] = {}
+        self._pods: dict[PodName, tuple[int, ...]] = {}
+        """The identities of a pod's rows and endpoints, one for each of them."""
         self._dirty: set[int] = set()
         self._parts: dict[int, frozenset[int]] = {}
         self.refinements = Refinements()
@@ -60,13 +59,11 @@ class Identities:
         """The labels of an identity, for selectors; None where it is not known."""
         return self._views.get(number)
 
-    def set_row(self, prefix: IPNetwork, entry: IpEntry | None) -> None:
+    def set_row(self, prefix: IPNetwork, before: IpEntry | None, entry: IpEntry | None) -> None:
         """A row of the address table came, changed or went."""
-        before = self._rows.pop(prefix, None)
         if before is not None:
             self._release(prefix, before.identity)
         if entry is not None:
-            self._rows[prefix] = entry
             self._hold(prefix, entry.identity, entry)
 
     def set_endpoint(self, number: int, endpoint: LocalEndpoint | None) -> None:
@@ -150,19 +147,21 @@ class Identities:
 
     def _hold(self, key: object, number: int, holder: IpEntry | LocalEndpoint) -> None:
         self._holders.setdefault(number, {})[key] = holder
-        self._pods.setdefault((holder.namespace, holder.pod), Counter())[number] += 1
+        if holder.pod:
+            name = (holder.namespace, holder.pod)
+            self._pods[name] = (*self._pods.get(name, ()), number)
         self._dirty.add(number)
 
     def _release(self, key: object, number: int) -> None:
         holder = self._holders[number].pop(key)
         if not self._holders[number]:
             del self._holders[number]
-        name = (holder.namespace, holder.pod)
-        self._pods[name][number] -= 1
-        if not self._pods[name][number]:
-            del self._pods[name][number]
-            if not self._pods[name]:
-                del self._pods[name]
+        if holder.pod:
+            name = (holder.namespace, holder.pod)
+            left = list(self._pods.pop(name))
+            left.remove(number)
+            if left:
+                self._pods[name] = tuple(left)
         self._dirty.add(number)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from services.agent.calc.maps import Change, Put, Remove, ipcache_key, ipcache_value
 from services.agent.calc.table import Table
-from services.model.addresses import IPAddress, IPNetwork
+from services.model.addresses import IPAddress, IPNetwork, prefix_of
 from services.model.identity import Reserved
 from services.model.objects import IpEntry, LocalEndpoint
 
@@ -30,6 +30,7 @@ class Ipcache:
         self._table = Table("ipcache")
         self._owned: dict[IPNetwork, int] = {}
         self._rows: dict[IPNetwork, IpEntry] = {}
+        """The cluster's address table; others of the calculation look here."""
         self._local: dict[IPNetwork, int] = dict(WORLD)
         self._moved = False
         for prefix in WORLD:
@@ -65,6 +66,11 @@ class Ipcache:
         else:
             self._rows[prefix] = entry
         self._settle(prefix)
+
+    @property
+    def rows(self) -> Mapping[IPNetwork, IpEntry]:
+        """The cluster's address table. A view: it follows what is set."""
+        return self._rows
 
     def row(self, prefix: IPNetwork) -> IpEntry | None:
         """The row of the cluster's address table with exactly this prefix."""
@@ -124,7 +130,7 @@ def _length(change: Change) -> int:
 
 
 def _host(address: IPAddress) -> IPNetwork:
-    return ipaddress.ip_network(address)
+    return prefix_of(address)
 
 
 def _within(prefix: IPNetwork, around: IPNetwork) -> bool:

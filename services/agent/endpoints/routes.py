@@ -8,39 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
+from services.agent.endpoints import route_messages
+from services.agent.endpoints.route_messages import FAMILIES, METRIC, Route
+from services.common import rtnetlink
 from services.common.log import get_logger
+from services.common.rtnetlink import Netlink
 from services.model.addresses import IPAddress, IPNetwork
 from services.model.objects import IpDeleted, IpUpserted, Update
 
-PROTOCOL = 99
-"""Marks our routes (rtm_protocol), so that a sweep touches no others."""
-METRIC = 2042
-"""Routes with equal metrics replace one another; anybody else's with a smaller one goes before ours."""
 RETRY_SECONDS = 5.0
-_SCOPE_UNIVERSE, _SCOPE_LINK, _UNREACHABLE = 0, 253, 7
-_ANY_SCOPE = 255
-"""RT_SCOPE_NOWHERE: in deletions, whatever the scope."""
 _PER_TURN = 64
+"""Routes in one call of the kernel; others run between calls."""
 
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where a range is. Neither `oif` nor `via`: nowhere (the sender is told at once)."""
-
-    oif: int = 0
-    via: IPAddress | None = None
-    source: IPAddress | None = None
-    """What the node's own packets call themselves; None = the kernel chooses."""
+__all__ = ["OverlayRoutes", "Route", "RouteTable"]
 
 
 class RouteTable:
@@ -51,15 +36,14 @@ class RouteTable:
         self._pending: set[IPNetwork] = set()
         self._errors: dict[str, str] = {}
         self._dirty = asyncio.Event()
-        self._netlink: Any = None
+        self._netlink: Netlink
         self._log = get_logger("endpoint.routes")
 
-    async def __aenter__(self) -> Self:
-        self._netlink = AsyncIPRoute()
-        await self._netlink.setup_endpoint()
+    def __enter__(self) -> Self:
+        self._netlink = Netlink()
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._netlink.close()
@@ -91,16 +75,21 @@ class RouteTable:
 
     async def sweep(self) -> None:
         """Compare with the kernel: remove ours that should not be, put back those that went missing."""
-        missing = dict(self._desired)
-        for family in (2, 10):
-            async for message in await self._netlink.route("dump", family=family):
-                if message["proto"] != PROTOCOL:
-                    continue
-                prefix, found = _read(message)
-                if missing.get(prefix) == found and message.get_attr("RTA_PRIORITY") == METRIC:
+        missing, strange = dict(self._desired), []
+        for family in FAMILIES:
+            told = self._netlink.dump(rtnetlink.GET_ROUTE, route_messages.all_of(family))
+            # All of it at once: another question on the socket must not come between the answers.
+            for number, body in enumerate([body for body in told if route_messages.is_ours(body)], 1):
+                prefix, found, metric = route_messages.read(body)
+                if missing.get(prefix) == found and metric == METRIC:
                     del missing[prefix]
                 else:
-                    await self._delete(prefix, message.get_attr("RTA_PRIORITY") or 0)
+                    strange.append(route_messages.remove(prefix, metric))
+                if number % _PER_TURN == 0:
+                    await asyncio.sleep(0)
+        for first in range(0, len(strange), _PER_TURN):
+            self._netlink.attempt(strange[first : first + _PER_TURN])
+            await asyncio.sleep(0)
         for prefix in missing:
             self._mark(prefix)
 
@@ -114,72 +103,41 @@ class RouteTable:
                 self._pending |= {prefix for prefix in self._desired if str(prefix) in self._errors}
             self._dirty.clear()
             while self._pending:
-                for _ in range(min(_PER_TURN, len(self._pending))):
-                    await self._apply(self._pending.pop())
+                self._apply([self._pending.pop() for _ in range(min(_PER_TURN, len(self._pending)))])
                 await asyncio.sleep(0)
 
-    async def _apply(self, prefix: IPNetwork) -> None:
-        route = self._desired.get(prefix)
+    def _apply(self, prefixes: list[IPNetwork]) -> None:
+        """Make routes as desired, in one call."""
+        routes = [self._desired.get(prefix) for prefix in prefixes]
+        messages = [
+            route_messages.replace(prefix, route) if route is not None else route_messages.remove(prefix)
+            for prefix, route in zip(prefixes, routes, strict=True)
+        ]
+        _, refusals = self._netlink.attempt(messages)
+        refused = {refusal.place: refusal.code for refusal in refusals}
+        for place, (prefix, route) in enumerate(zip(prefixes, routes, strict=True)):
+            if place in refused:
+                self._refused(prefix, route, refused[place])
+            elif self._errors and str(prefix) in self._errors:
+                del self._errors[str(prefix)]
+                self._log.info("route as wanted again", prefix=str(prefix))
+
+    def _refused(self, prefix: IPNetwork, route: Route | None, code: int) -> None:
         if route is None:
-            self._errors.pop(str(prefix), None)
-            await self._delete(prefix, METRIC)
+            self._log.warning("route not removed", prefix=str(prefix), problem=os.strerror(code))
             return
-        try:
-            options = _options(prefix, route) | {"proto": PROTOCOL, "priority": METRIC}
-            await self._netlink.route("replace", dst=str(prefix), **options)
-        except NetlinkError as error:
-            # A way that is not there any more is worse than none: packets would end in the wrong place.
-            await self._delete(prefix, METRIC)
-            problem = _explain(error, route)
-            if self._errors.get(str(prefix)) != problem:
-                self._log.warning("route refused", prefix=str(prefix), problem=problem)
-            self._errors[str(prefix)] = problem
-            return
-        if self._errors.pop(str(prefix), None):
-            self._log.info("route in place again", prefix=str(prefix))
-
-    async def _delete(self, prefix: IPNetwork, metric: int) -> None:
-        options: dict[str, Any] = {"priority": metric} if metric else {}
-        family = 2 if prefix.version == 4 else 10
-        try:
-            # No scope and no device: whatever the route looks like, the protocol says that it is ours.
-            await self._netlink.route(
-                "del", dst=str(prefix), family=family, proto=PROTOCOL, scope=_ANY_SCOPE, type=0, **options
-            )
-        except NetlinkError as error:
-            if error.code not in (errno.ESRCH, errno.ENOENT, errno.ENODEV):
-                self._log.warning("route not removed", prefix=str(prefix), problem=os.strerror(error.code))
+        # A way that is not there any more is worse than none: packets would end in the wrong place.
+        self._netlink.attempt([route_messages.remove(prefix)])
+        problem = _explain(code, route)
+        if self._errors.get(str(prefix)) != problem:
+            self._log.warning("route refused", prefix=str(prefix), problem=problem)
+        self._errors[str(prefix)] = problem
 
 
-def _options(prefix: IPNetwork, route: Route) -> dict[str, Any]:
-    options: dict[str, Any] = {"family": 2 if prefix.version == 4 else 10}
-    if route.source is not None and route.source.version == prefix.version:
-        options["prefsrc"] = str(route.source)
-    if route.via is not None:
-        return options | {"gateway": str(route.via), "oif": route.oif, "scope": _SCOPE_UNIVERSE}
-    if route.oif:
-        return options | {"oif": route.oif} | ({"scope": _SCOPE_LINK} if prefix.version == 4 else {})
-    return options | {"type": _UNREACHABLE, "scope": _SCOPE_UNIVERSE}
-
-
-def _read(message: Any) -> tuple[IPNetwork, Route]:
-    """A route as the kernel tells it. An unreachable one of IPv6 lies on the loopback device."""
-    default = "0.0.0.0" if message["family"] == 2 else "::"
-    prefix = ipaddress.ip_network(f"{message.get_attr('RTA_DST') or default}/{message['dst_len']}")
-    if message["type"] == _UNREACHABLE:
-        return prefix, Route()
-    via, source = message.get_attr("RTA_GATEWAY"), message.get_attr("RTA_PREFSRC")
-    return prefix, Route(
-        message.get_attr("RTA_OIF") or 0,
-        ipaddress.ip_address(via) if via else None,
-        ipaddress.ip_address(source) if source else None,
-    )
-
-
-def _explain(error: NetlinkError, route: Route) -> str:
-    if route.via is not None and error.code in (errno.ENETUNREACH, errno.EINVAL, errno.EHOSTUNREACH):
+def _explain(code: int, route: Route) -> str:
+    if route.via is not None and code in (errno.ENETUNREACH, errno.EINVAL, errno.EHOSTUNREACH):
         return f"{route.via} is not on this node's link: let the network route the range, or use routing_mode: tunnel"
-    return os.strerror(error.code)
+    return os.strerror(code)
 
 
 class OverlayRoutes:
@@ -197,14 +155,15 @@ class OverlayRoutes:
         sources: Iterable[IPAddress],
         wide: Iterable[IPNetwork] = (),
     ) -> None:
-        self._table, self._node, self._ifindex = table, node, ifindex
-        self._source: dict[int, IPAddress] = {address.version: address for address in reversed(list(sources))}
+        self._table, self._node = table, node
+        source: dict[int, IPAddress] = {address.version: address for address in reversed(list(sources))}
+        self._route = {version: Route(ifindex, None, source.get(version)) for version in (4, 6)}
         self._wide = frozenset(wide)
         for prefix in self._wide:
             self._put(prefix)
 
     def _put(self, prefix: IPNetwork) -> None:
-        self._table.put(prefix, Route(self._ifindex, None, self._source.get(prefix.version)))
+        self._table.put(prefix, self._route[prefix.version])
 
     def observe(self, update: Update) -> None:
         """Follow the address table; cheap."""
