@@ -83,6 +83,11 @@ class Config(ExportOptions):
     identity_target: str = Field(
         "", description="identity service: host:port, unix:///path or k8s://namespace/service:port; needed"
     )
+    reference_check_seconds: float = Field(
+        60.0,
+        description="between looks for identities that this node holds in the identity service and nobody uses",
+        gt=0,
+    )
     relay_target: str = Field("", description="relay: host:port or unix:///path; empty = flows stay on the node")
     tls_from: Literal["files", "kubernetes"] = Field(
         "files",

@@ -34,6 +34,7 @@ from services.agent.datapath.sink import DatapathSink
 from services.agent.datapath.watch import WatchHooks
 from services.agent.driver import Driver
 from services.agent.endpoints.ipam import Ipam
+from services.agent.endpoints.leaks import LeakCheck
 from services.agent.endpoints.links import Links
 from services.agent.endpoints.manager import SOURCE as ENDPOINTS
 from services.agent.endpoints.manager import NodeIdentity
@@ -126,6 +127,7 @@ async def run(config: Config) -> None:
                 *(driver.run(), driver.retry(), identities.keep_alive(lapse), pipeline.run(), connections.run()),
                 *(watched.run(), relabeller.run(), relabeller.renumber(renumbered)),
                 *(references.run(renumbered), registrar.run(), _follow(watched, hooks, state)),
+                LeakCheck(references, identities, registrar, config.reference_check_seconds).run(watched.caught_up),
                 *trust.jobs().values(),
             ):
                 tasks.create_task(job)

@@ -13,6 +13,7 @@ from services.agent.abi.endpoints import HOST_ENDPOINT
 from services.agent.config import Config
 from services.agent.driver import Driver
 from services.agent.endpoints.ipam import Ipam
+from services.agent.endpoints.leaks import LeakCheck
 from services.agent.endpoints.links import Links
 from services.agent.endpoints.manager import EndpointManager, NodeIdentity
 from services.agent.endpoints.pods import PodDirectory
@@ -38,6 +39,7 @@ class Endpoints:
     pods: PodDirectory
     references: IdentityReferences
     registrar: Registrar
+    leaks: LeakCheck
 
 
 async def build_endpoints(
@@ -59,7 +61,8 @@ async def build_endpoints(
         registrar,
         driver.publish,
     )
-    return Endpoints(manager, links, pods, references, registrar)
+    leaks = LeakCheck(references, identities, registrar, config.reference_check_seconds)
+    return Endpoints(manager, links, pods, references, registrar, leaks)
 
 
 async def recall(config: Config, mailbox: Mailbox, ends: Endpoints) -> None:
@@ -84,5 +87,6 @@ def endpoint_jobs(ends: Endpoints) -> dict[str, Coroutine[Any, Any, None]]:
         "endpoints:labels": relabeller.run(),
         "endpoints:renumber": relabeller.renumber(changed),
         "endpoints:references": ends.references.run(changed),
+        "endpoints:leaks": ends.leaks.run(),
         "endpoints:registrar": ends.registrar.run(),
     }

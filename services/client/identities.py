@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,14 @@ class Referenced:
 
     identity: Identity
     nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A node's hold on an identity. `number` grows with every `allocate`: what a release is of; 0 for reserved ones."""
+
+    identity: Identity
+    number: int
 
 
 class Identities(Connection):
@@ -79,16 +87,23 @@ class Identities(Connection):
 
     # -- as a node -------------------------------------------------------------------------------------------------
 
-    async def allocate(self, labels: Labels, node: str) -> Identity:
+    async def allocate(self, labels: Labels, node: str) -> Claim:
         """The identity of a label set; `node` holds a reference until `release`."""
         request = pb.AllocateRequest(labels=labels.texts(), node=node)
         answer = await self.call(lambda stub, seconds: stub.Allocate(request, timeout=seconds))
-        return _identity(answer.identity)
+        return Claim(_identity(answer.identity), answer.claim)
 
-    async def release(self, identity: NumericIdentity, node: str) -> None:
-        """Give `node`'s reference back."""
-        request = pb.ReleaseRequest(id=identity, node=node)
-        await self.call(lambda stub, seconds: stub.Release(request, timeout=seconds))
+    async def release(self, identity: NumericIdentity, node: str, claim: int = 0) -> bool:
+        """Give `node`'s reference back, unless it was claimed again after `claim`; whether it was given back."""
+        request = pb.ReleaseRequest(id=identity, node=node, claim=claim)
+        answer = await self.call(lambda stub, seconds: stub.Release(request, timeout=seconds))
+        return bool(answer.released)
+
+    async def references(self, node: str) -> Mapping[NumericIdentity, int]:
+        """Identities that `node` holds -> its newest claim."""
+        request = pb.ListReferencesRequest(node=node)
+        answer = await self.call(lambda stub, seconds: stub.ListReferences(request, timeout=seconds))
+        return {NumericIdentity(row.id): row.claim for row in answer.references}
 
     async def register(self, entry: IpEntry) -> None:
         """Tell the cluster who has an address."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from services.common.errors import Exhausted, Internal, Unavailable
 from services.identity.keys import Keys
 from services.identity.leases import NodeLeases, View
-from services.identity.store import Absent, Delete, Holds, LeaseGone, Put, Store
+from services.identity.store import Absent, Delete, Exists, Holds, LeaseGone, Put, Store, Unchanged
 
 ATTEMPTS = 24
 PROBES = 64
@@ -70,7 +70,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """An identity as of `revision`. `created`: nobody had it before."""
+    """An identity that the node claimed at `revision`. `created`: nobody had it before."""
 
     id: int
     created: bool
@@ -106,10 +106,14 @@ class Allocator:
             known = result
         raise Unavailable(f"labels {canonical[:80]!r}: others change this identity all the time; try again")
 
-    async def release(self, number: int, node: str) -> int:
-        """Drop the node's reference; one that is not there is no error. Returns the revision to wait for."""
-        outcome = await self._store.transact([], [Delete(self._keys.reference(number, node))])
-        return outcome.revision if node in self._view.state.references.get(number, ()) else 0
+    async def release(self, number: int, node: str, claim: int = 0) -> int:
+        """Drop the node's reference, with `claim` only if it was claimed at that revision and not since.
+
+        Returns the revision to wait for, 0 where there was no such reference.
+        """
+        key = self._keys.reference(number, node)
+        outcome = await self._store.transact([Unchanged(key, claim) if claim else Exists(key)], [Delete(key)])
+        return outcome.revision if outcome.succeeded else 0
 
     async def _create(self, canonical: str, node: str, lease: int) -> Allocation | int | None:
         """Try a new number; else the number that the labels have, None where only the number was taken."""

@@ -14,6 +14,7 @@ keys say nothing new and stay outside of it. Numbers are zero-padded: etcd's ord
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 DEFAULT_ROOT = "/ciliate/identity/v1"
@@ -95,7 +96,8 @@ class Keys:
                 return IdentityKey(int(rest))
             case "ref":
                 number, _, node = rest.partition("/")
-                return ReferenceKey(int(number), node) if number.isdecimal() and node else None
+                # One text per node, not one per reference: there are many.
+                return ReferenceKey(int(number), sys.intern(node)) if number.isdecimal() and node else None
             case "ep" if rest:
                 return EndpointKey(rest)
             case "node" if rest:

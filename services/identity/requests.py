@@ -84,6 +84,13 @@ def matches(wanted: list[Label], labels: Labels) -> bool:
     )
 
 
+def read_claim(revision: int) -> int:
+    """The claim that a release is of; 0 for whichever it is."""
+    if revision < 0:
+        raise Invalid(f"claim: {revision} is none; send what Allocate or ListReferences told, or 0")
+    return revision
+
+
 def read_node(node: str) -> str:
     """A node's name."""
     if not node:

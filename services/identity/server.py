@@ -21,6 +21,7 @@ from services.identity.metrics import Metrics
 from services.identity.mirror import Mirror
 from services.identity.requests import (
     matches,
+    read_claim,
     read_endpoint,
     read_filter,
     read_known_id,
@@ -70,15 +71,26 @@ class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):
             await self._mirror.reached(found.revision, VISIBLE_SECONDS)
             self._metrics.allocations.labels("new" if found.created else "known").inc()
             identity = pb.Identity(id=found.id, labels=labels.texts())
-            return pb.AllocateResponse(identity=identity, created=found.created)
+            return pb.AllocateResponse(identity=identity, created=found.created, claim=found.revision)
 
     async def Release(self, request: pb.ReleaseRequest, context: Any) -> pb.ReleaseResponse:  # noqa: N802
         """The node uses the identity no more."""
         with self._change(context, request.node, "release") as node:
-            if not is_reserved(read_known_id(request.id)):
-                revision = await self._allocator.release(request.id, node)
-                await self._mirror.reached(revision, VISIBLE_SECONDS)
-            return pb.ReleaseResponse()
+            if is_reserved(read_known_id(request.id)):
+                return pb.ReleaseResponse()
+            revision = await self._allocator.release(request.id, node, read_claim(request.claim))
+            await self._mirror.reached(revision, VISIBLE_SECONDS)
+            return pb.ReleaseResponse(released=bool(revision))
+
+    async def ListReferences(  # noqa: N802
+        self, request: pb.ListReferencesRequest, context: Any
+    ) -> pb.ListReferencesResponse:
+        """What a node holds, as this replica's memory has it."""
+        self._read(context)
+        claims = self._mirror.state.claims.get(read_node(request.node), {})
+        return pb.ListReferencesResponse(
+            references=[pb.Reference(id=number, claim=claim) for number, claim in claims.items()]
+        )
 
     async def KeepAlive(self, request: pb.KeepAliveRequest, context: Any) -> pb.KeepAliveResponse:  # noqa: N802
         """The node is alive."""

@@ -46,6 +46,8 @@ class State:
         self.identities: dict[int, str] = {}
         self.by_labels: dict[str, int] = {}
         self.references: dict[int, set[str]] = {}
+        self.claims: dict[str, dict[int, int]] = {}
+        """Node -> identity -> revision at which the node last claimed it."""
         self.unreferenced: dict[int, int] = {}
         """Identity -> revision at which its last reference went; what the collector starts its clock from."""
         self.rows: dict[str, Row] = {}
@@ -77,6 +79,7 @@ class State:
                 nodes = self.references.setdefault(number, set())
                 self.reference_count += node not in nodes
                 nodes.add(node)
+                self.claims.setdefault(node, {})[number] = entry.mod_revision
                 self.unreferenced.pop(number, None)
             case EndpointKey(prefix):
                 known = self.rows.get(prefix)
@@ -105,6 +108,10 @@ class State:
         if nodes is None or node not in nodes:
             return
         nodes.remove(node)
+        claimed = self.claims[node]
+        del claimed[number]
+        if not claimed:
+            del self.claims[node]
         self.reference_count -= 1
         if not nodes:
             del self.references[number]

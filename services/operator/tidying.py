@@ -40,7 +40,8 @@ def unused(identities: Iterable[int], rows: Iterable[IpEntry]) -> set[int]:
 def leaks(suspects: Mapping[int, Collection[str]], nodes: Collection[str]) -> tuple[set[str], list[tuple[int, str]]]:
     """(nodes that are gone and refer to identities all the same, (identity, node) of live nodes).
 
-    A live node's agent alone knows whether it still needs a reference; such leaks are told, not taken away.
+    A live node's agent alone knows whether it still needs a reference: it gives leaks back by itself. One that stays
+    for so long that it is seen here is told, not taken away.
     """
     gone = {node for found in suspects.values() for node in found if node not in nodes} if nodes else set()
     return gone, sorted((number, node) for number, found in suspects.items() for node in found if node in nodes)

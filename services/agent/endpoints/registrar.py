@@ -14,6 +14,7 @@ from services.common.errors import CiliateError
 from services.common.log import get_logger
 from services.common.retry import Backoff
 from services.model.addresses import IPNetwork
+from services.model.identity import NumericIdentity
 from services.model.objects import IpDeleted, IpEntry, IpUpserted, Synced, Update
 
 PARALLEL = 32
@@ -47,6 +48,11 @@ class Registrar:
     def errors(self) -> Mapping[str, str]:
         """Prefix -> why it is not registered."""
         return self._errors
+
+    @property
+    def named(self) -> set[NumericIdentity]:
+        """Identities that rows of this node name, or should."""
+        return {entry.identity for table in (self._actual, self._desired) for entry in table.values()}
 
     def put(self, entries: Iterable[IpEntry]) -> None:
         """These rows should be there."""

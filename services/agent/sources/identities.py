@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from services.client.connection import Target
-from services.client.identities import Identities
+from services.client.identities import Claim, Identities
 from services.client.identity_watch import InSync
 from services.common import tls
 from services.common.errors import CiliateError
@@ -90,13 +90,17 @@ class IdentityClient:
 
     # -- calls -----------------------------------------------------------------------------------------------------
 
-    async def allocate(self, labels: Labels) -> Identity:
+    async def allocate(self, labels: Labels) -> Claim:
         """The identity of a label set; this node holds a reference until `release`."""
         return await self._service.allocate(labels, self._node)
 
-    async def release(self, identity: NumericIdentity) -> None:
-        """Give this node's reference back."""
-        await self._service.release(identity, self._node)
+    async def release(self, identity: NumericIdentity, claim: int) -> bool:
+        """Give this node's reference back, unless it was claimed again after `claim`; whether it was given back."""
+        return await self._service.release(identity, self._node, claim)
+
+    async def references(self) -> Mapping[NumericIdentity, int]:
+        """Identities that this node holds -> its newest claim."""
+        return await self._service.references(self._node)
 
     async def register(self, entry: IpEntry) -> None:
         """Tell the cluster who has an address."""

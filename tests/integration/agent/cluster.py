@@ -271,6 +271,7 @@ class Cluster:
             "policy_max": 16384,
             "ct_max": 16384,
             "ipcache_max": 16384,
+            "reference_check_seconds": 0.5,
             **self.options,
         }
         path = self.root / f"{node.name}.yaml"

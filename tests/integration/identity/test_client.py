@@ -8,6 +8,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from services.agent.endpoints.leaks import LeakCheck
+from services.agent.endpoints.references import IdentityReferences
+from services.agent.endpoints.registrar import Registrar
+from services.agent.sources.identities import IdentityClient
 from services.client import Identities, InSync, Target
 from services.common.errors import Invalid, NotFound
 from services.common.retry import Backoff
@@ -20,6 +24,7 @@ pytestmark = pytest.mark.etcd
 
 WEB = Labels.parse(["k8s:app=web"])
 DB = Labels.parse(["k8s:app=db"])
+API = Labels.parse(["k8s:app=api"])
 
 
 def client(replica: Replica) -> Identities:
@@ -28,12 +33,58 @@ def client(replica: Replica) -> Identities:
 
 async def test_calls_answer_in_the_vocabulary_of_the_model(start: Callable[..., Awaitable[Replica]]) -> None:
     async with client(await start()) as service:
-        web = await service.allocate(WEB, "n1")
+        web = (await service.allocate(WEB, "n1")).identity
         assert (await service.get_by_labels(WEB)) == web
         assert (await service.get(web.id)).nodes == ("n1",)
         assert [identity async for identity in service.list(WEB)] == [web]
         await service.release(web.id, "n1")
         assert (await service.get(web.id)).nodes == ()
+
+
+async def test_a_release_is_of_one_claim(start: Callable[..., Awaitable[Replica]]) -> None:
+    """An older one, however late, does not undo a newer one: neither here nor by way of another replica."""
+    async with client(await start()) as service, client(await start()) as other:
+        first = await service.allocate(WEB, "n1")
+        second = await other.allocate(WEB, "n1")
+        assert second.number > first.number
+        assert not await service.release(first.identity.id, "n1", first.number)
+        assert await service.references("n1") == {first.identity.id: second.number}
+        assert await service.references("n2") == {}
+        assert await service.release(first.identity.id, "n1", second.number)
+        assert await service.references("n1") == {}
+        assert not await service.release(first.identity.id, "n1", second.number)
+        with pytest.raises(Invalid, match="claim: -1"):
+            await service.release(first.identity.id, "n1", -1)
+        with pytest.raises(Invalid, match="node"):
+            await service.references("")
+
+
+async def test_what_an_agent_leaked_goes_and_what_it_uses_stays(start: Callable[..., Awaitable[Replica]]) -> None:
+    """An agent that died between a claim and its record, and started again; a pod starts while it looks."""
+    replica = await start(grace_seconds=0.2)
+
+    def agent() -> IdentityClient:
+        return IdentityClient(replica.target, None, "n1", Backoff(0.02, 0.1))
+
+    async with agent() as before:
+        web = (await before.allocate(WEB)).identity
+        leaked = (await before.allocate(DB)).identity
+        soon = (await before.allocate(API)).identity
+    async with agent() as after, client(replica) as service, asyncio.timeout(20):
+        references = IdentityReferences(after)
+        references.adopt(web)
+        check = LeakCheck(references, after, Registrar(after, "n1"), 60)
+        await references.settle(asyncio.Queue())
+        await check.look()
+        assert set(await after.references()) == {web.id, leaked.id, soon.id}, "one look decides nothing"
+        again, _ = await asyncio.gather(references.acquire(API), check.look())
+        assert set(await after.references()) == {web.id, again.id}
+        assert (again.id, check.released) in ((soon.id, 1), (soon.id, 2)), "the pod came before the release, or after"
+        while leaked.id in {identity.id async for identity in service.list()}:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await check.look()
+        await check.look()
+        assert set(await after.references()) == {web.id, again.id}
 
 
 async def test_errors_are_those_of_the_tree(start: Callable[..., Awaitable[Replica]]) -> None:
@@ -60,7 +111,7 @@ async def test_a_watch_goes_on_at_another_replica(start: Callable[..., Awaitable
 
         follower = asyncio.create_task(follow())
         try:
-            web = await service.allocate(WEB, "n1")
+            web = (await service.allocate(WEB, "n1")).identity
             address = ipaddress.ip_network("10.1.0.1/32")
             entry = IpEntry(address, NumericIdentity(web.id), "n1", None, "default", "web")
             await service.register(entry)
@@ -69,7 +120,7 @@ async def test_a_watch_goes_on_at_another_replica(start: Callable[..., Awaitable
             await first.stop()
             service.target = other.target
             await other.deregister(address, "n1")
-            db = await other.allocate(DB, "n1")
+            db = (await other.allocate(DB, "n1")).identity
             while db.id not in watch.identities or watch.entries:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         finally:

@@ -78,6 +78,16 @@ async def test_release_is_idempotent(parts: Any) -> None:
     assert parts.mirror.state.references == {}
 
 
+async def test_a_release_of_an_older_claim_changes_nothing(parts: Any) -> None:
+    first, second = await parts.allocator.allocate(WEB, "a"), await parts.allocator.allocate(WEB, "a")
+    await parts.caught_up()
+    assert await parts.allocator.release(first.id, "a", first.revision) == 0
+    assert parts.mirror.state.claims == {"a": {first.id: second.revision}}
+    assert await parts.allocator.release(first.id, "a", second.revision) > 0
+    await parts.caught_up()
+    assert (parts.mirror.state.claims, parts.mirror.state.references) == ({}, {})
+
+
 async def test_a_master_key_deleted_by_hand_is_written_again(parts: Any) -> None:
     found = await parts.allocator.allocate(WEB, "a")
     await parts.store.transact([], [Delete(parts.keys.identity(found.id))])

@@ -42,9 +42,12 @@ def test_an_identity_is_unreferenced_from_its_last_reference_on() -> None:
     state.apply(reference("b", 3))
     assert state.unreferenced == {}
     state.apply(Removed(KEYS.reference(300, "a"), 4))
-    assert state.unreferenced == {}
-    state.apply(Removed(KEYS.reference(300, "b"), 5))
-    assert (state.unreferenced, state.reference_count) == ({300: 5}, 0)
+    assert (state.unreferenced, state.claims) == ({}, {"b": {300: 3}})
+    state.apply(reference("b", 5))
+    assert state.claims == {"b": {300: 5}}, "claimed again"
+    state.apply(Removed(KEYS.reference(300, "b"), 6))
+    assert (state.unreferenced, state.reference_count) == ({300: 6}, 0)
+    assert state.claims == {}
 
 
 def test_a_reference_that_comes_before_its_identity_counts() -> None:

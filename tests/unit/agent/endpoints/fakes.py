@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from services.agent.endpoints.links import Attachment, VethPair
+from services.client.identities import Claim
 from services.common.errors import CiliateError, NotFound, Unavailable
 from services.model.addresses import IPAddress, IPNetwork
 from services.model.identity import Identity, NumericIdentity
@@ -50,23 +51,33 @@ class FakeIdentities:
     def __init__(self) -> None:
         self.away = False
         self.ids: dict[Labels, int] = {}
-        self.held: set[int] = set()
+        self.claims: dict[int, int] = {}
         self.rows: dict[IPNetwork, IpEntry] = {}
-        self._numbers = itertools.count(256)
+        self._numbers, self._revisions = itertools.count(256), itertools.count(1)
 
     def _answer(self) -> None:
         if self.away:
             raise Unavailable("identity service: away")
 
-    async def allocate(self, labels: Labels) -> Identity:
+    @property
+    def held(self) -> set[int]:
+        return set(self.claims)
+
+    async def allocate(self, labels: Labels) -> Claim:
         self._answer()
         number = self.ids.setdefault(labels, next(self._numbers))
-        self.held.add(number)
-        return Identity(NumericIdentity(number), labels)
+        self.claims[number] = next(self._revisions)
+        return Claim(Identity(NumericIdentity(number), labels), self.claims[number])
 
-    async def release(self, identity: NumericIdentity) -> None:
+    async def release(self, identity: NumericIdentity, claim: int) -> bool:
         self._answer()
-        self.held.discard(identity)
+        if claim not in (0, self.claims.get(identity)):
+            return False
+        return self.claims.pop(identity, None) is not None
+
+    async def references(self) -> dict[NumericIdentity, int]:
+        self._answer()
+        return {NumericIdentity(number): claim for number, claim in self.claims.items()}
 
     async def register(self, entry: IpEntry) -> None:
         self._answer()
@@ -79,7 +90,7 @@ class FakeIdentities:
     def forget_everything(self) -> None:
         """As when the node's lease expired and the identities were collected."""
         self.ids.clear()
-        self.held.clear()
+        self.claims.clear()
         self.rows.clear()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from services.agent.endpoints.ipam import Ipam
+from services.agent.endpoints.leaks import LeakCheck
 from services.agent.endpoints.links import Attachment
 from services.agent.endpoints.manager import AddRequest, EndpointManager, NodeIdentity
 from services.agent.endpoints.pods import PodDirectory
@@ -71,6 +72,7 @@ class Bench:
             asyncio.create_task(relabeller.renumber(changed)),
             asyncio.create_task(self.registrar.run()),
             asyncio.create_task(self.references.run(changed)),
+            asyncio.create_task(LeakCheck(self.references, self.identities, self.registrar, 0.02).run()),
         ]
 
     async def stop(self) -> None:
