@@ -19,6 +19,7 @@ COMMANDS = {
     "preflight": "services.agent.preflight.__main__",
     "cleanup": "services.agent.cleanup",
     "check-config": "services.agent.check_config",
+    "mount-bpffs": "services.agent.datapath.bpffs",
 }
 """What the program does instead of running: `ciliate-agent cleanup`. Each has a `main(arguments)`."""
 

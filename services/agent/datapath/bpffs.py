@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from services.agent.datapath import syscall
 from services.agent.datapath.generation import remove_marks
-from services.common.errors import Denied, Unavailable
+from services.common.errors import CiliateError, Denied, Unavailable
 
 BPFFS = Path("/sys/fs/bpf")
 _RETIRED = "_old"
@@ -33,6 +35,19 @@ def ensure_bpffs(root: Path, mount_point: Path = BPFFS) -> None:
     if libc.mount(b"bpf", str(mount_point).encode(), b"bpf", 0, b"mode=0700"):
         error = os.strerror(ctypes.get_errno())
         raise Denied(f"cannot mount the BPF file system at {mount_point}: {error}; the agent needs root")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`ciliate-agent mount-bpffs`: for a container that may mount on the host, before the agent, which may not."""
+    if arguments:
+        print("ciliate-agent mount-bpffs takes no arguments", file=sys.stderr)
+        return 2
+    try:
+        ensure_bpffs(BPFFS / "ciliate")
+    except CiliateError as error:
+        print(f"ciliate-agent: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def repin(fd: int, path: Path) -> None:

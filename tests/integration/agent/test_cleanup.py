@@ -41,7 +41,8 @@ ip link set lo up
 ip link add pod0 type veth peer pod1; ip link add eth0 type veth peer eth1
 for link in pod0 pod1 eth0 eth1; do ip link set $link up; done
 ip addr add 10.0.0.1/24 dev eth0
-mount -t bpf none /sys/fs/bpf
+while mountpoint -q /sys/fs/bpf; do umount -l /sys/fs/bpf; done
+PY -m services.agent mount-bpffs
 PY - PINS <<'END'
 LEAVE
 END

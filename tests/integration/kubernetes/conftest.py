@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from services.agent.sources.kubernetes import KubernetesSource
-from services.common.errors import CiliateError
+from services.common.errors import CiliateError, Conflict
 from services.common.kube.client import KubeClient
 from services.common.kube.resources import NAMESPACES, SERVICES, Resource
 from services.common.retry import Backoff
@@ -27,6 +27,7 @@ from tests.kube.apiserver import ApiServer, Forward, Memory
 from tests.kube.store import Store
 
 KUBECONFIG = "CILIATE_TEST_KUBECONFIG"
+ACCOUNT = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
 QUICK = Backoff(initial=0.02, maximum=0.1)
 
 
@@ -93,7 +94,7 @@ class Cluster:
 
     def follow(self, resource: Resource = SERVICES) -> Follower:
         """A source for one kind, of this namespace alone."""
-        narrowed = replace(resource, field_selector=f"metadata.namespace={self.namespace}")
+        narrowed = replace(resource, path=resource.collection_path(self.namespace))
         follower = Follower(KubernetesSource(self.client, narrowed, replace_backoff()))
         self.followers.append(follower)
         return follower
@@ -140,6 +141,8 @@ async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     async with KubeClient(os.environ[KUBECONFIG]) as api, ApiServer(Forward(api), tmp_path) as server:
         async with KubeClient(server.kubeconfig) as client:
             async for found in _namespaced(server, api, client):
+                with contextlib.suppress(Conflict):  # pods need it, and who makes it may come later, or not at all
+                    await api.create(f"/api/v1/namespaces/{found.namespace}/serviceaccounts", ACCOUNT)
                 yield found
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from services.agent.sources.kubernetes import KubernetesSource, resources_for
 from services.common.kube import reflector
-from services.common.kube.resources import PODS
+from services.common.kube.resources import PODS, SERVICES
 from services.model.objects import Pod, Service
 from tests.integration.kubernetes.conftest import Cluster, Follower, replace_backoff
 
@@ -148,9 +148,9 @@ async def test_objects_larger_than_a_buffer(cluster: Cluster) -> None:
 
 async def test_pods_of_a_node_are_asked_for_by_the_server(cluster: Cluster) -> None:
     """A pod is told when it is bound to the node, and those of others never are."""
-    selector = f"spec.nodeName=ciliate-test,metadata.namespace={cluster.namespace}"
-    resource = replace(resources_for("ciliate-test")[0], field_selector=selector)
-    assert resources_for("ciliate-test")[0].field_selector == "spec.nodeName=ciliate-test"
+    pods = resources_for("ciliate-test")[0]
+    assert pods.field_selector == "spec.nodeName=ciliate-test"
+    resource = replace(pods, path=pods.collection_path(cluster.namespace))
     follower = Follower(KubernetesSource(cluster.client, resource, replace_backoff()))
     cluster.followers.append(follower)
     await follower.until(lambda: follower.synced)
@@ -162,6 +162,14 @@ async def test_pods_of_a_node_are_asked_for_by_the_server(cluster: Cluster) -> N
     assert labels(follower, "mine") == {"app": "web"}
     await cluster.change("mine", PODS, metadata={"labels": {"app": "db"}})
     await follower.until(lambda: labels(follower, "mine") == {"app": "db"})
+
+
+async def test_a_selector_that_the_server_does_not_know_is_said_and_nothing_is_believed(cluster: Cluster) -> None:
+    for resource in (replace(PODS, field_selector="spec.hostname=x"), replace(SERVICES, field_selector="spec.a=b")):
+        follower = Follower(KubernetesSource(cluster.client, resource, replace_backoff()))
+        cluster.followers.append(follower)
+        await follower.until(lambda follower=follower: "field label not supported" in str(follower.source.errors))
+        assert not follower.told
 
 
 async def test_two_sources_of_one_client_do_not_disturb_each_other(cluster: Cluster) -> None:

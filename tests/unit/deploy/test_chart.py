@@ -125,11 +125,15 @@ def test_volumes_are_there_and_mounted(values: tuple[str, ...]) -> None:
     for name, spec in pods(documents).items():
         volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
         claims = one_of(documents, name)["spec"].get("volumeClaimTemplates", ())
-        mounted = {mount["name"] for each in spec["containers"] for mount in each["volumeMounts"]}
+        mounted = {mount["name"] for each in containers(spec) for mount in each["volumeMounts"]}
         assert mounted == set(volumes) | {claim["metadata"]["name"] for claim in claims}, name
         for volume in volumes.values():
             if "configMap" in volume:
                 assert ("ConfigMap", volume["configMap"]["name"]) in made
+
+
+def containers(spec: Document) -> list[Document]:
+    return [*spec.get("initContainers", ()), *spec["containers"]]
 
 
 def one_of(documents: tuple[Document, ...], name: str) -> Document:
@@ -141,19 +145,31 @@ def one_of(documents: tuple[Document, ...], name: str) -> Document:
 def test_rights_of_pods(values: tuple[str, ...]) -> None:
     for name, spec in pods(rendered(*values)).items():
         assert spec["enableServiceLinks"] is False, "a Service's variables would be taken for settings"
-        for container in spec["containers"]:
+        for container in containers(spec):
             context = container["securityContext"]
             assert context["readOnlyRootFilesystem"] is True
-            assert context["capabilities"]["drop"] == ["ALL"]
-            assert not context.get("privileged")
             assert not container["image"].endswith(":latest")
             assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+            if container["name"] == "mount-bpffs":
+                continue  # it ends before anything begins
+            assert context["capabilities"]["drop"] == ["ALL"]
+            assert not context.get("privileged")
             if name not in ("ciliate-agent", "ciliate-etcd"):
                 assert context["runAsNonRoot"] is True
                 assert context["allowPrivilegeEscalation"] is False
                 assert "add" not in context["capabilities"]
         if name in ("ciliate-identity", "ciliate-relay", "ciliate-etcd"):
             assert spec["automountServiceAccountToken"] is False, "it never asks the API server"
+
+
+@everything
+def test_only_privileged_containers_mount_on_the_host(values: tuple[str, ...]) -> None:
+    """No schema says so: the API server refuses others (validateMountPropagation in Kubernetes' validation)."""
+    for spec in pods(rendered(*values)).values():
+        for container in containers(spec):
+            privileged = container["securityContext"].get("privileged", False)
+            for mount in container["volumeMounts"]:
+                assert privileged or mount.get("mountPropagation") != "Bidirectional", container["name"]
 
 
 @everything
