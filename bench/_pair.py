@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from services.agent.abi.events import FLOW_EVENT
+from services.agent.datapath import attach
 from services.agent.events.lanes import open_events
-from tests.datapath.node import sh
+from tests.datapath.node import inside, sh
 from tests.datapath.wire import WiredNode
 
 CORE, READER_CORE = 0, 1
@@ -36,9 +37,22 @@ def pair(cache: Path, **sizes: int) -> Iterator[tuple[WiredNode, WiredNode]]:
             node.add_pod(2, 1002)
             made.append(node)
         plain, policed = made
-        for pod in plain.pods.values():
-            sh("tc", "qdisc", "del", "dev", f"lxc{pod.id}", "clsact", netns=plain.name)
+        bare(plain)
+        advance(policed)
         yield plain, policed
+
+
+def bare(node: WiredNode) -> None:
+    """Nothing of ours touches the packets of its pods."""
+    for pod in node.pods.values():
+        sh("tc", "qdisc", "del", "dev", f"lxc{pod.id}", "clsact", netns=node.name)
+
+
+def advance(node: WiredNode) -> None:
+    """The hooks of its pods are where an agent has them, seconds after it made them."""
+    with inside(node.name):
+        for pod in node.pods.values():
+            attach.advance(pod.ifindex, node.root / "progs")
 
 
 @contextlib.contextmanager

@@ -9,11 +9,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bench._pair import advance, bare
 from services.agent.abi.config import ConfigFlags
 from services.agent.abi.events import LANES
 from services.agent.datapath import attach
 from services.model.verdict import Direction
-from tests.datapath.node import sh
+from tests.datapath.node import inside, sh
 from tests.datapath.wire import WiredNode
 
 KINDS = ("plain", "overlay", "native")
@@ -36,21 +37,24 @@ def _wire(one: WiredNode, two: WiredNode) -> None:
 
 def _plain(one: WiredNode, two: WiredNode) -> None:
     _wire(one, two)
-    for node in (one, two):
-        for pod in node.pods.values():
-            sh("tc", "qdisc", "del", "dev", f"lxc{pod.id}", "clsact", netns=node.name)
+    bare(one)
+    bare(two)
 
 
 def _overlay(one: WiredNode, two: WiredNode) -> None:
     one.join(two)
     for node in (one, two):
         overlay = node.config().overlay_ifindex
+        with inside(node.name):
+            attach.advance(overlay, node.root / "progs", attach.OVERLAY_AHEAD)
+        advance(node)
         node.settings(overlay_ifindex=overlay, ct_queue_places=PLACES)
 
 
 def _native(one: WiredNode, two: WiredNode) -> None:
     _wire(one, two)
     for node, other in ((one, two), (two, one)):
+        advance(node)
         node.settings(flags=ConfigFlags.NATIVE_ROUTING, ct_queue_places=PLACES)
         uplink = int(sh("ip", "-o", "link", "show", "uplink", netns=node.name).split(":")[0])
         node.in_netns(attach.attach_netdev(uplink, node.root / "progs"))

@@ -30,13 +30,12 @@ from pathlib import Path
 
 from bench import _service_traffic as traffic
 from bench._kube_proxy import Iptables, Nftables, Service
-from bench._pair import reading
+from bench._pair import advance, bare, reading
 from bench._service_updates import Agent
 from bench._two_nodes import EVENTS
 from bench.datapath import prepare
 from services.agent.abi.config import ConfigFlags
 from services.model.verdict import Direction
-from tests.datapath.node import sh
 from tests.datapath.socketed import hooked
 from tests.datapath.wire import WiredNode
 
@@ -75,9 +74,7 @@ def make_node(cache: Path, number: int, policed: bool) -> WiredNode:
         for port in PORTS:
             node.rule(client, Direction.EGRESS, 1002, 6, port, rule_id=12)
             node.rule(server, Direction.INGRESS, 1001, 6, port, rule_id=11)
-        if not policed:
-            for pod in node.pods.values():
-                sh("tc", "qdisc", "del", "dev", f"lxc{pod.id}", "clsact", netns=node.name)
+        (advance if policed else bare)(node)
     except BaseException:
         node.close()
         raise

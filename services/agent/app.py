@@ -115,6 +115,7 @@ async def run(config: Config) -> None:
             "cni": cni.run(),
             "flows": pipeline.run(),
             "flows:export": keeper.run(),
+            "hooks": kernel.programs.advance.run(),
             "sockets": sweeper.run(),
             "sockets:refused": watch_refusals(config, stack, kernel, ends, pipeline).run(),
             "services:health": health.run(),

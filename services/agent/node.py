@@ -18,6 +18,7 @@ from services.agent.abi.endpoints import EndpointInfo
 from services.agent.calc.maps import MAP_NAMES
 from services.agent.config import Config
 from services.agent.datapath import attach, loader_client, settings
+from services.agent.datapath.advance import Advance
 from services.agent.datapath.bpffs import drop_retired
 from services.agent.datapath.maps import PinnedMap, possible_cpus
 from services.agent.datapath.units import WATCH
@@ -77,14 +78,17 @@ class Programs:
         self._xdp = XdpHooks(Path(loaded.root), xdp)
         self._progs = Path(loaded.root) / "progs"
         self._maps = Path(loaded.root) / "maps"
+        self.advance = Advance(self._progs)
 
     async def attach(self, ifindexes: Sequence[int]) -> None:
         """Both hooks of endpoints; replaced atomically where they are there already."""
         await attach.attach_endpoints(ifindexes, self._progs)
+        self.advance.add(ifindexes)
 
     async def attach_overlay(self, ifindex: int) -> None:
         """Both hooks of the overlay device."""
         await attach.attach_overlay(ifindex, self._progs)
+        self.advance.add([ifindex], attach.OVERLAY_AHEAD)
 
     async def attach_netdev(self, ifindexes: Collection[int]) -> None:
         """All hooks of the node's devices; devices that were among them earlier lose theirs."""

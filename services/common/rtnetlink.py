@@ -298,8 +298,9 @@ def set_program(index: int, parent: int, priority: int, handle: int, program: in
 
 
 def delete_program(index: int, parent: int, priority: int, handle: int) -> Message:
-    """No program there."""
-    return Message(DELETE_FILTER, _filter(index, parent, priority, handle) + text(1, "bpf"))
+    """No program there; none and no place for one is a success."""
+    body = _filter(index, parent, priority, handle) + text(1, "bpf")
+    return Message(DELETE_FILTER, body, fine=(errno.ENOENT, errno.EINVAL))
 
 
 def programs(netlink: Netlink, index: int, parent: int) -> Iterable[str]:

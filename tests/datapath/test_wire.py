@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from services.agent.abi.events import EventType
-from services.agent.datapath import attach
+from services.agent.datapath import attach, syscall, tcx
 from services.model.verdict import Direction, DropReason
 from tests.datapath.node import HOST, Pod, inside, sh
 from tests.datapath.wire import WiredNode
@@ -227,7 +227,9 @@ def test_replacing_programs_loses_nothing(cluster: Cluster, object_cache: Path) 
                 thread.start()
                 before = cluster.one.map("ct").count()
                 try:
-                    for _ in range(5):
+                    for turn in range(5):
+                        if turn == 2:  # from here on one of them stands ahead of the filters
+                            advanced(cluster.one, client)
                         cluster.one.loaded = cluster.one._load(object_cache, {})
                         for pod in (server, client):
                             cluster.one.in_netns(attach.attach_endpoint(pod.ifindex, cluster.one.root / "progs"))
@@ -242,12 +244,32 @@ def test_replacing_programs_loses_nothing(cluster: Cluster, object_cache: Path) 
     assert max(retransmitted) == 0
     filters = sh("tc", "filter", "show", "dev", f"lxc{server.id}", "ingress", netns=cluster.one.name)
     assert filters.count("handle 0x1 from_endpoint") == filters.count("handle") == 1
+    with syscall.opened(cluster.one.root / "progs" / "from_endpoint") as newest:
+        assert ahead(cluster.one, client) == [syscall.program_info(newest)]
+    assert "from_endpoint" not in sh(
+        "tc", "filter", "show", "dev", f"lxc{client.id}", "ingress", netns=cluster.one.name
+    )
+
+
+def advanced(node: WiredNode, pod: Pod) -> None:
+    """What an agent does with a pod's hook when it has time."""
+    with inside(node.name):
+        attach.advance(pod.ifindex, node.root / "progs")
+
+
+def ahead(node: WiredNode, pod: Pod) -> list[syscall.ProgramInfo]:
+    with inside(node.name):
+        return tcx.programs(pod.ifindex, tcx.Hook.INGRESS)
 
 
 def test_detaching_is_idempotent(cluster: Cluster) -> None:
     node = cluster.two
+    for _ in range(2):  # the second time there is nothing to do
+        advanced(node, cluster.other)
+    assert [program.name for program in ahead(node, cluster.other)] == ["from_endpoint"]
     node.in_netns(attach.detach(cluster.other.ifindex))
     node.in_netns(attach.detach(cluster.other.ifindex))
+    assert not ahead(node, cluster.other)
     assert "from_endpoint" not in sh(
         "tc", "filter", "show", "dev", f"lxc{cluster.other.id}", "ingress", netns=node.name
     )

@@ -1,7 +1,7 @@
 """Hooks and devices by netlink (pyroute2): tc filters, the VXLAN device, routes to remote pods.
 
 A filter is replaced in place (same priority and handle), so there is never a moment without one. Everything is
-idempotent and survives the agent.
+idempotent and survives the agent. Where an interface's hook has gone ahead of the filters (tcx), it is replaced there.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any, Self
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from services.agent.datapath import syscall
+from services.agent.datapath import syscall, tcx
 from services.agent.datapath.maps import translate
+from services.agent.datapath.tcx import Hook
 from services.common import rtnetlink
 from services.common.errors import CiliateError, Conflict, Denied, Internal, NotFound
 from services.common.rtnetlink import Netlink, NetlinkRefused
@@ -25,6 +26,7 @@ from services.model.addresses import IPAddress, IPNetwork
 
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
 """The two parents of a clsact qdisc: the kernel's directions, not policy's."""
+_PARENTS = {Hook.INGRESS: INGRESS, Hook.EGRESS: EGRESS}
 PRIORITY = 1
 HANDLE = 1
 VXLAN = "ciliate_vxlan"
@@ -75,19 +77,34 @@ class Hooks:
         """Put, or replace in place, two programs by name. What comes in from an interface is hooked last: until both
         are there, nothing enters that would not be checked."""
         for at in range(0, len(ifindexes), _PER_CALL):
-            part = ifindexes[at : at + _PER_CALL]
-            messages = [m for index in part for m in self._messages(index, egress, ingress)]
+            messages, owners = list[rtnetlink.Message](), list[int]()
+            for index in ifindexes[at : at + _PER_CALL]:
+                mine = self._messages(index, egress, ingress)
+                messages, owners = messages + mine, owners + [index] * len(mine)
             try:
                 self._netlink.do(messages)
             except NetlinkRefused as error:
-                raise _refused(error, f"hooks {egress}, {ingress} on interface {part[error.place // 3]}") from error
+                raise _refused(error, f"hooks {egress}, {ingress} on interface {owners[error.place]}") from error
 
     def _messages(self, index: int, egress: str, ingress: str) -> list[rtnetlink.Message]:
-        return [
-            rtnetlink.add_clsact(index),
-            rtnetlink.set_program(index, EGRESS, PRIORITY, HANDLE, self._program(egress), egress),
-            rtnetlink.set_program(index, INGRESS, PRIORITY, HANDLE, self._program(ingress), ingress),
-        ]
+        made = [rtnetlink.add_clsact(index)]
+        for hook, name in ((Hook.EGRESS, egress), (Hook.INGRESS, ingress)):
+            program = self._program(name)
+            if not tcx.replace(index, hook, program):
+                made.append(rtnetlink.set_program(index, _PARENTS[hook], PRIORITY, HANDLE, program, name))
+        return made
+
+    def advance(self, ifindex: int, hook: Hook, name: str) -> None:
+        """Take a hook ahead of the filters, where packets meet it sooner. The new place works before the old one is
+        given up, and what is decided there is final: no packet meets the program twice, or not at all.
+
+        Waits (see tcx). Raises `NotFound` (the interface is gone), `Unavailable` (an older kernel).
+        """
+        try:
+            tcx.put(ifindex, hook, self._program(name))
+            self._netlink.do([rtnetlink.delete_program(ifindex, _PARENTS[hook], PRIORITY, HANDLE)])
+        except NetlinkRefused as error:
+            raise _refused(error, f"filter of {name} on interface {ifindex}") from error
 
     def _program(self, name: str) -> int:
         if name not in self._open:
@@ -126,6 +143,18 @@ async def attach_endpoints(ifindexes: Sequence[int], progs: Path) -> None:
         hooks.put(ifindexes, "to_endpoint", "from_endpoint")
 
 
+ENDPOINT_AHEAD = ((Hook.INGRESS, "from_endpoint"),)
+OVERLAY_AHEAD = ((Hook.EGRESS, "to_overlay"), (Hook.INGRESS, "from_overlay"))
+"""Hooks that go ahead of the filters: those that packets on their usual way meet, on interfaces that are ours."""
+
+
+def advance(ifindex: int, progs: Path, hooks: Sequence[tuple[Hook, str]] = ENDPOINT_AHEAD) -> None:
+    """Take an interface's hooks ahead of its filters; see `Hooks.advance`."""
+    with Hooks(progs) as attached:
+        for hook, name in hooks:
+            attached.advance(ifindex, hook, name)
+
+
 async def attach_overlay(ifindex: int, progs: Path) -> None:
     """Put (or replace) the hooks on the VXLAN device."""
     with Hooks(progs) as hooks:
@@ -157,6 +186,8 @@ async def filter_names(ipr: Any, ifindex: int, parent: int) -> list[str]:
 
 async def detach(ifindex: int) -> None:
     """Take both hooks away, with the qdisc; an interface without them is a success."""
+    for hook, name in ENDPOINT_AHEAD:
+        tcx.remove(ifindex, hook, [name])
     async with netlink() as ipr:
         try:
             await ipr.tc("del", "clsact", index=ifindex)

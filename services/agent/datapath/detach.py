@@ -6,10 +6,12 @@ from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from services.agent.datapath.attach import EGRESS, HANDLE, INGRESS, netlink
+from services.agent.datapath import tcx
+from services.agent.datapath.attach import EGRESS, ENDPOINT_AHEAD, HANDLE, INGRESS, OVERLAY_AHEAD, netlink
 
 _OURS = frozenset(f"{way}_{where}" for way in ("from", "to") for where in ("endpoint", "overlay", "netdev", "watched"))
 """Names of programs on hooks."""
+_AHEAD = frozenset(name for _, name in (*ENDPOINT_AHEAD, *OVERLAY_AHEAD))
 _PROTOCOL = 99
 """Marks our routes (rtm_protocol)."""
 _INET, _INET6 = 2, 10
@@ -20,12 +22,15 @@ async def detach_all() -> list[tuple[str, str]]:
     found = []
     async with netlink() as ipr:
         for link in [each async for each in await ipr.link("dump")]:
+            device = str(link.get_attr("IFLA_IFNAME"))
+            for hook in tcx.Hook:
+                found += [(device, name) for name in tcx.remove(int(link["index"]), hook, _AHEAD)]
             for parent in (INGRESS, EGRESS):
                 for priority, name in await _filters(ipr, int(link["index"]), parent):
                     if name in _OURS:
                         place = {"index": int(link["index"]), "handle": HANDLE, "parent": parent, "prio": priority}
                         await ipr.tc("del-filter", "bpf", **place)
-                        found.append((str(link.get_attr("IFLA_IFNAME")), name))
+                        found.append((device, name))
     return found
 
 

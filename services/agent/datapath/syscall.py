@@ -34,8 +34,12 @@ class Cmd(IntEnum):
     PROG_LOAD = 5
     OBJ_PIN = 6
     OBJ_GET = 7
+    PROG_ATTACH = 8
+    PROG_DETACH = 9
     PROG_TEST_RUN = 10
+    PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
+    PROG_QUERY = 16
     MAP_LOOKUP_AND_DELETE_ELEM = 21
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
@@ -146,6 +150,31 @@ def obj_get(path: Path) -> int:
     """Open a pin."""
     name = ctypes.create_string_buffer(str(path).encode())
     return bpf(Cmd.OBJ_GET, struct.pack("QII", address(name), 0, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInfo:
+    """What the kernel says of a program: its number and its name (15 characters)."""
+
+    id: int
+    name: str
+
+
+def program_info(fd: int) -> ProgramInfo:
+    """Ask the kernel what a program is."""
+    out = ctypes.create_string_buffer(128)
+    bpf(Cmd.OBJ_GET_INFO_BY_FD, struct.pack("IIQ", fd, len(out), address(out)))
+    return ProgramInfo(struct.unpack_from("I", out, 4)[0], out.raw[64:80].partition(b"\0")[0].decode(errors="replace"))
+
+
+@contextlib.contextmanager
+def program_by_id(identifier: int) -> Iterator[int]:
+    """A program's descriptor by its number, closed afterwards. Raises OSError (ENOENT: it is gone)."""
+    fd = bpf(Cmd.PROG_GET_FD_BY_ID, struct.pack("III", identifier, 0, 0))
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def link_create(program: int, target: int, kind: Kind, flags: int = 0) -> int:

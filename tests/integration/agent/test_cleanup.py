@@ -23,12 +23,13 @@ from services.agent.preflight.kernel import PASS
 pins = Path(sys.argv[1])
 async def main():
     (pins / "progs").mkdir(parents=True)
-    fd = syscall.prog_load("probe", PASS)
     for name in ("from_endpoint", "to_endpoint", "from_netdev", "to_netdev", "from_overlay", "to_overlay"):
+        fd = syscall.prog_load(name, PASS)
         syscall.obj_pin(fd, pins / "progs" / name)
     async with attach.netlink() as ipr:
         index = {name: (await ipr.link_lookup(ifname=name))[0] for name in ("pod0", "eth0")}
         await attach.attach_endpoint(index["pod0"], pins / "progs")
+        attach.advance(index["pod0"], pins / "progs")
         await attach.attach_netdev(index["eth0"], pins / "progs")
         overlay = await attach.ensure_vxlan()
         await attach.attach_overlay(overlay, pins / "progs")
@@ -54,8 +55,12 @@ mkdir /sys/fs/bpf/other
 PY -m services.agent cleanup OPTIONS > DIR/first
 PY -m services.agent cleanup OPTIONS > DIR/second
 { ip -o link; ip route show table all; ip -6 route; for link in pod0 eth0; do for hook in ingress egress; do
-  tc filter show dev $link $hook; done; done; ls /sys/fs/bpf; } > DIR/left
+  tc filter show dev $link $hook; done; done
+  PY -c 'AHEAD'; ls /sys/fs/bpf; } > DIR/left
 """
+AHEAD = """import socket
+from services.agent.datapath.tcx import Hook, programs
+print([programs(index, hook) for index, _ in socket.if_nameindex() for hook in Hook])"""
 
 
 @pytest.fixture
@@ -83,6 +88,7 @@ def options(places: dict[str, Path]) -> list[str]:
 def test_a_node_is_left_as_it_was(places: dict[str, Path], tmp_path: Path) -> None:
     pins = "/sys/fs/bpf/ciliate"
     script = SCRIPT.replace("PY", sys.executable).replace("PINS", f"{pins}/node1").replace("LEAVE", LEAVE)
+    script = script.replace("AHEAD", AHEAD)
     script = script.replace("OPTIONS", " ".join(options(places))).replace("DIR", str(tmp_path))
     done = subprocess.run([*APART, script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=50)
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 
 from services.agent.cni_files import CONFLIST, PLUGIN
+from services.agent.datapath import tcx
+from tests.datapath.node import inside
 from tests.integration.agent.cluster import NETNS, Cluster, Pod, in_pod, sh
 from tests.integration.agent.reach import eventually
 
@@ -164,7 +167,15 @@ async def test_chained_with_portmap_and_bandwidth(cluster: Cluster, tmp_path: Pa
     assert "8Mbit" in sh(f"tc qdisc show dev {host}", node.netns), "the bandwidth plugin limits our interface"
     assert f"{pod.ip}:80" in sh("iptables-save -t nat", node.netns), "portmap leads to our address"
     assert await cluster.cni("CHECK", pod, prevResult=runtime.result) == (0, {})
-    assert "from_endpoint" in sh(f"tc filter show dev {host} ingress", node.netns), "and the hooks are still there"
+    assert "to_endpoint" in sh(f"tc filter show dev {host} egress", node.netns), "and the hooks are still there"
+
+    async def ahead() -> bool:
+        with inside(node.netns):
+            found = tcx.programs(socket.if_nametoindex(host), tcx.Hook.INGRESS)
+        filters = sh(f"tc filter show dev {host} ingress", node.netns)
+        return [program.name for program in found] == ["from_endpoint"] and "from_endpoint" not in filters
+
+    await eventually(ahead, seconds=20)
     assert in_pod(pod, "ping", "-c1", "-W2", node.addresses[0]).returncode == 0
     runtime.call("DEL", variables)
     assert f"{pod.ip}:80" not in sh("iptables-save -t nat", node.netns)
