@@ -6,11 +6,9 @@
  *                remote, SNAT:       the node's address and a port of it as the source; answers come back here
  *                remote, DSR:        destination only; the backend's node is told and answers itself. Clients inside of
  *                                    the cluster have SNAT: no node may speak with another's address
- * nat_forward: a translated packet leaves, by the overlay or by a route
  * dsr_learn:   a packet that tells this node which address its pod shall answer with
  */
 #include "lib/dsr.h"
-#include "lib/forward.h"
 #include "lib/hostfw.h"
 #include "lib/lb.h"
 #include "lib/masquerade.h"
@@ -175,24 +173,4 @@ int north_south(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	verdict = handle_north_south(skb, ctx);
 	return finish_or_refuse(skb, ctx, verdict == NAT_LEAVE ? nat_leave(skb, ctx) : verdict);
-}
-
-INLINE int handle_nat_forward(struct __sk_buff *skb, struct pkt_ctx *ctx)
-{
-	int reason;
-
-	/* A datagram without room for it relies on the one before. */
-	if ((ctx->flags & CTX_F_DSR) && dsr_fits(skb, ctx)) {
-		reason = dsr_insert(skb, ctx);
-		if (reason)
-			return -reason;
-	}
-	return forward_translated(skb, ctx);
-}
-
-int nat_forward(struct __sk_buff *skb)
-{
-	struct pkt_ctx *ctx = pkt_context();
-
-	return ctx ? finish(skb, ctx, handle_nat_forward(skb, ctx)) : TC_ACT_SHOT;
 }

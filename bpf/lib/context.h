@@ -36,6 +36,7 @@ enum ctx_flags {
 	CTX_F_DSR = 2048,         /* to nat_forward: tell the backend's node what the client addressed */
 	CTX_F_TRACK = 4096,       /* to host_policy: then to nat_out, which takes note of the node's port */
 	CTX_F_REFUSE = 128,       /* dropped, and the sender is told at once (refuse.h) */
+	CTX_F_CUT = 8192,         /* to too_large: the packet may be cut, and the stack is to do it */
 	CTX_F_OPEN = 1024,        /* to names: the connection is open, and may outlive the names of its peer */
 };
 
@@ -62,7 +63,8 @@ struct pkt_ctx {
 	u16 icmp_id; /* network order, echo only */
 	u32 flags;   /* CTX_F_* */
 
-	/* ICMP errors: the packet inside. */
+	/* ICMP errors: the packet inside. Of other packets that were translated at the node's devices: what they were
+	 * before (forward.c). */
 	struct addr inner_saddr;
 	struct addr inner_daddr;
 	u16 inner_sport;
@@ -104,7 +106,7 @@ struct pkt_ctx {
 	u32 ct_queued; /* connections that this CPU has put into its queue (lib/ct_room.h) */
 	u32 ct_retired; /* connections that this CPU has seen end within the node, and ... */
 	u32 ct_reused;  /* ... of these, whose places have gone to others */
-	u32 fitting; /* with CTX_F_REFUSE: the packet is too large, this much would fit; 0: it is refused for good */
+	u32 fitting; /* the packet is too large, this much would fit; 0: not known, or it is refused for good */
 };
 
 PERCPU_MAP(scratch, struct pkt_ctx, 1);

@@ -93,6 +93,16 @@ INLINE int route_to_pod(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct
 	return hop(skb, ctx);
 }
 
+enum { GSO_BY_FRAGS = 0xffff }; /* as skb->gso_size: SCTP, whose segments have no length in common */
+
+/* Of the packet, or of each that it will be cut into where it leaves; 0: they differ. */
+INLINE u32 size_on_wire(struct __sk_buff *skb, const struct pkt_ctx *ctx)
+{
+	if (likely(!skb->gso_size))
+		return ctx->ip_len;
+	return skb->gso_size == GSO_BY_FRAGS ? 0 : ctx->payload_off - L3_OFF + skb->gso_size;
+}
+
 /* Does the packet fit into `mtu`, or each segment of it where it will be cut? */
 INLINE bool fits(struct __sk_buff *skb, const struct pkt_ctx *ctx, u32 mtu)
 {

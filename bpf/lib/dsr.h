@@ -45,13 +45,23 @@ INLINE u32 dsr_length(u8 family)
 	return family == 4 ? sizeof(struct dsr_ipv4) : sizeof(struct dsr_ipv6);
 }
 
-/* Can the packet carry it? */
-INLINE bool dsr_fits(struct __sk_buff *skb, const struct pkt_ctx *ctx)
+/* Can the packet carry it, as far as its headers go? */
+INLINE bool dsr_carries(struct __sk_buff *skb, const struct pkt_ctx *ctx)
+{
+	return is_plain_header(ctx) && !(ctx->flags & CTX_F_NO_L4) && !skb->gso_size;
+}
+
+/* Would it still fit into the device that it came by? 0, or what does. */
+INLINE u32 dsr_limit(struct __sk_buff *skb, const struct pkt_ctx *ctx)
 {
 	u32 mtu = 0;
 
-	return is_plain_header(ctx) && !(ctx->flags & CTX_F_NO_L4) && !skb->gso_size &&
-	       !bpf_check_mtu(skb, 0, &mtu, dsr_length(ctx->family), 0);
+	return bpf_check_mtu(skb, 0, &mtu, dsr_length(ctx->family), 0) ? mtu : 0;
+}
+
+INLINE bool dsr_fits(struct __sk_buff *skb, const struct pkt_ctx *ctx)
+{
+	return dsr_carries(skb, ctx) && !dsr_limit(skb, ctx);
 }
 
 INLINE u16 dsr_checksum(s64 partial)

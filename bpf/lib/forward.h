@@ -12,50 +12,77 @@
 /* On packets that were translated and go out by a device of the node: to_netdev leaves them alone. */
 #define MARK_TRANSLATED 0xc1110002
 
-/* By the kernel's routing table. Returns a verdict for `finish`. */
-INLINE int forward_by_route(struct __sk_buff *skb, const struct pkt_ctx *ctx)
-{
-	struct bpf_redir_neigh next = {};
-	struct bpf_fib_lookup fib;
-	long result = route_lookup(skb, ctx, &fib);
+/* The way that a translated packet takes. */
+struct way {
+	struct remote_endpoint_info *remote; /* the overlay's other end; NULL: by a route */
+	struct bpf_redir_neigh next;         /* by a route */
+	u32 ifindex;
+	u32 mtu; /* 0: the packet fits; else what would, and a route's other fields are not known */
+};
 
+/* By the kernel's routing table. 0 or a drop reason. */
+INLINE int find_route(struct __sk_buff *skb, const struct pkt_ctx *ctx, u32 size, struct way *way)
+{
+	struct bpf_fib_lookup fib;
+	long result = route_lookup(skb, ctx, &fib, size);
+
+	way->mtu = 0;
+	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED) {
+		way->mtu = fib.tot_len; /* the kernel has put there what fits */
+		return 0;
+	}
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return -DROP_FIB_LOOKUP_FAILED;
+		return DROP_FIB_LOOKUP_FAILED;
 	/* The look-up put the gateway, if there is one, in place of the destination. */
 	if (fib.family == FAMILY_IPV4) {
-		next.nh_family = FAMILY_IPV4;
-		next.ipv4_nh = fib.ipv4_dst;
+		way->next.nh_family = FAMILY_IPV4;
+		way->next.ipv4_nh = fib.ipv4_dst;
 	} else {
-		next.nh_family = FAMILY_IPV6;
-		__builtin_memcpy(next.ipv6_nh, fib.ipv6_dst, sizeof(next.ipv6_nh));
+		way->next.nh_family = FAMILY_IPV6;
+		__builtin_memcpy(way->next.ipv6_nh, fib.ipv6_dst, sizeof(way->next.ipv6_nh));
 	}
-	skb->mark = MARK_TRANSLATED;
-	return redirect_to_neighbor(fib.ifindex, &next, sizeof(next), 0);
+	way->ifindex = fib.ifindex;
+	return 0;
 }
 
-/* Onto the overlay, however large: the stack below cuts the outer packet, because the sender thinks it talks to a node. */
-INLINE int forward_by_overlay(struct __sk_buff *skb, const struct pkt_ctx *ctx, const struct datapath_config *cfg,
-			      const struct remote_endpoint_info *remote)
+/* Nobody cuts the overlay's packets there. */
+INLINE bool underlay_is_v6(const struct way *way)
 {
-	int reason = set_tunnel(skb, &remote->tunnel_endpoint, ctx->src_identity);
-
-	if (reason)
-		return -reason;
-	skb->mark = MARK_ENCAPSULATED;
-	return bpf_redirect(cfg->overlay_ifindex, 0);
+	return way->remote && !addr_is_v4(&way->remote->tunnel_endpoint);
 }
 
-/* To where ctx->daddr is: a pod of another node by the overlay if there is one, everything else by a route. */
-INLINE int forward_translated(struct __sk_buff *skb, struct pkt_ctx *ctx)
+/* To where ctx->daddr is, for a packet of `size` bytes: a pod of another node by the overlay if there is one, everything
+ * else by a route. 0 or a drop reason. */
+INLINE int find_way(struct __sk_buff *skb, const struct pkt_ctx *ctx, u32 size, struct way *way)
 {
 	struct datapath_config *cfg = datapath_config();
 	struct remote_endpoint_info *remote = ipcache_lookup(&ctx->daddr);
+
+	if (!cfg || !cfg->overlay_ifindex || routes_natively(cfg) || !remote || !is_cluster_pod(remote->identity) ||
+	    addr_is_zero(&remote->tunnel_endpoint))
+		return find_route(skb, ctx, size, way);
+	way->remote = remote;
+	way->ifindex = cfg->overlay_ifindex;
+	if (underlay_is_v6(way))
+		way->mtu = too_large_for_underlay6(skb, size, cfg, &remote->tunnel_endpoint);
+	else
+		way->mtu = cfg->path_mtu && size > cfg->path_mtu ? cfg->path_mtu : 0;
+	return 0;
+}
+
+/* One hop further, and off. Returns a verdict for `finish`. */
+INLINE int send_by(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct way *way)
+{
 	int reason = hop(skb, ctx);
 
+	if (!reason && way->remote)
+		reason = set_tunnel(skb, &way->remote->tunnel_endpoint, ctx->src_identity);
 	if (reason)
 		return -reason;
-	if (cfg && cfg->overlay_ifindex && !routes_natively(cfg) && remote && is_cluster_pod(remote->identity) &&
-	    !addr_is_zero(&remote->tunnel_endpoint))
-		return forward_by_overlay(skb, ctx, cfg, remote);
-	return forward_by_route(skb, ctx);
+	if (way->remote) {
+		skb->mark = MARK_ENCAPSULATED;
+		return bpf_redirect(way->ifindex, 0);
+	}
+	skb->mark = MARK_TRANSLATED;
+	return redirect_to_neighbor(way->ifindex, &way->next, sizeof(way->next), 0);
 }

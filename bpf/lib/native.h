@@ -19,8 +19,8 @@ INLINE bool routes_natively(const struct datapath_config *cfg)
 	return cfg && (cfg->flags & CONFIG_F_NATIVE_ROUTING);
 }
 
-/* Ask the routing table. 0: `fib` has the device and both MACs. */
-INLINE long route_lookup(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct bpf_fib_lookup *fib)
+/* Ask the routing table for the way of a packet of `size` bytes; 0: of any. 0: `fib` has the device and both MACs. */
+INLINE long route_lookup(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct bpf_fib_lookup *fib, u32 size)
 {
 	__builtin_memset(fib, 0, sizeof(*fib));
 	fib->ifindex = skb->ifindex;
@@ -36,9 +36,8 @@ INLINE long route_lookup(struct __sk_buff *skb, const struct pkt_ctx *ctx, struc
 		__builtin_memcpy(fib->ipv6_src, &ctx->saddr, sizeof(ctx->saddr));
 		__builtin_memcpy(fib->ipv6_dst, &ctx->daddr, sizeof(ctx->daddr));
 	}
-	/* A learnt path MTU is only looked at for a length; segments are cut later and have their own. */
-	if (!skb->gso_size)
-		fib->tot_len = ctx->ip_len;
+	/* A learnt path MTU is only looked at for a length. */
+	fib->tot_len = size;
 	return bpf_fib_lookup(skb, fib, sizeof(*fib), 0);
 }
 
@@ -48,7 +47,7 @@ INLINE int route_natively(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	struct bpf_fib_lookup fib;
 	struct eth_header *eth;
 
-	if (ctx->ttl <= 1 || route_lookup(skb, ctx, &fib))
+	if (ctx->ttl <= 1 || route_lookup(skb, ctx, &fib, size_on_wire(skb, ctx)))
 		return TC_ACT_OK;
 	if (hop(skb, ctx))
 		return TC_ACT_OK;

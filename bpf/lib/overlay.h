@@ -43,10 +43,9 @@ enum {
 
 /* Nobody on the way cuts IPv6: what routers said of the way to the other node is in the routing table, and what does not
  * fit would be lost in silence. Packets that fit everywhere do not ask. 0: it fits; else how much would. */
-INLINE u32 too_large_for_underlay6(struct __sk_buff *skb, const struct pkt_ctx *ctx, const struct datapath_config *cfg,
+INLINE u32 too_large_for_underlay6(struct __sk_buff *skb, u32 size, const struct datapath_config *cfg,
 				   const struct addr *to)
 {
-	u32 size = skb->gso_size ? ctx->payload_off - L3_OFF + skb->gso_size : ctx->ip_len;
 	struct bpf_fib_lookup fib = {};
 
 	if (likely(size + OVERLAY6_HEADERS <= IPV6_LEAST_MTU))
@@ -75,10 +74,10 @@ INLINE int encapsulate(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct 
 	if (unlikely(cfg->path_mtu && !fits(skb, ctx, cfg->path_mtu)))
 		return TC_ACT_OK;
 	if (unlikely(!addr_is_v4(&remote->tunnel_endpoint))) {
-		ctx->fitting = too_large_for_underlay6(skb, ctx, cfg, &remote->tunnel_endpoint);
+		ctx->fitting = too_large_for_underlay6(skb, size_on_wire(skb, ctx), cfg, &remote->tunnel_endpoint);
 		if (ctx->fitting) {
 			ctx->flags |= CTX_F_REFUSE; /* the pod is told what would fit */
-			return -DROP_FIB_LOOKUP_FAILED;
+			return -DROP_PACKET_TOO_LARGE;
 		}
 	}
 	reason = set_tunnel(skb, &remote->tunnel_endpoint, ctx->src_identity);

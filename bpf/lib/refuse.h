@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Telling a sender at once that nobody will answer, instead of letting it wait: a TCP reset, or "port unreachable" for
- * all else; or that its packet is too large, and what would fit (ctx->fitting). The packet itself becomes the answer and goes back the way it came; its drop has been reported. */
+ * all else. The packet itself becomes the answer and goes back the way it came; its drop has been reported. */
 #pragma once
 #include "context.h"
 #include "deliver.h"
@@ -104,11 +104,6 @@ INLINE int refuse_icmp(struct __sk_buff *skb, struct pkt_ctx *ctx)
 		return nat_failed();
 	icmp.type = v4 ? ICMP_UNREACHABLE : ICMPV6_UNREACHABLE;
 	icmp.code = v4 ? ICMP_PORT_UNREACHABLE : ICMPV6_PORT_UNREACHABLE;
-	if (ctx->fitting) { /* RFC 1191, 4; RFC 4443, 3.2 */
-		icmp.type = v4 ? ICMP_UNREACHABLE : ICMPV6_TOO_BIG;
-		icmp.code = v4 ? ICMP_FRAGMENTATION_NEEDED : 0;
-		icmp.unused = bpf_htonl(ctx->fitting);
-	}
 	sum = bpf_csum_diff(NULL, 0, (void *)&icmp, sizeof(icmp), v4 ? 0 : pseudo_sum(ctx, length, protocol));
 	if (v4) {
 		quoted = packet_bytes(skb, L3_OFF + IPV4_LENGTH + ICMP_LENGTH, IPV4_LENGTH + QUOTED_L4);
@@ -128,7 +123,7 @@ INLINE int refuse_icmp(struct __sk_buff *skb, struct pkt_ctx *ctx)
 /* The packet that ctx describes, unchanged so far, becomes its own refusal. 0 or why it cannot. */
 INLINE int refuse_packet(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
-	if (ctx->protocol == PROTO_TCP && !ctx->fitting && !(ctx->flags & CTX_F_NO_L4))
+	if (ctx->protocol == PROTO_TCP && !(ctx->flags & CTX_F_NO_L4))
 		return refuse_tcp(skb, ctx);
 	return refuse_icmp(skb, ctx);
 }
@@ -138,6 +133,6 @@ INLINE int finish_or_refuse(struct __sk_buff *skb, struct pkt_ctx *ctx, int verd
 {
 	verdict = finish(skb, ctx, verdict);
 	if (unlikely(verdict == TC_ACT_SHOT && (ctx->flags & CTX_F_REFUSE)))
-		tailcalls.call(skb, TAIL_REFUSE);
+		tailcalls.call(skb, ctx->fitting ? TAIL_TOO_LARGE : TAIL_REFUSE);
 	return verdict;
 }

@@ -361,6 +361,10 @@ INLINE int nat_translate(struct __sk_buff *skb, struct pkt_ctx *ctx, const struc
 
 	if (unlikely(ctx->flags & CTX_F_ICMP_ERROR))
 		return nat_error(skb, ctx, &nat);
+	ctx->inner_saddr = ctx->saddr;
+	ctx->inner_daddr = ctx->daddr;
+	ctx->inner_sport = ctx->sport;
+	ctx->inner_dport = ctx->dport;
 	if (!addr_equal(&nat.saddr, &ctx->saddr) || nat.sport != nat_port(ctx, true))
 		nat.flags |= NAT_SOURCE;
 	if (!addr_equal(&nat.daddr, &ctx->daddr) || nat.dport != nat_port(ctx, false))

@@ -28,6 +28,7 @@ enum tail_call {
 	TAIL_DSR_LEARN = 18,  /* a packet with options: it may say whose name a pod answers in */
 	TAIL_DNS_STREAM_ASK = 21,  /* questions and answers by TCP */
 	TAIL_DNS_STREAM_HEAR = 22,
+	TAIL_TOO_LARGE = 23, /* a packet that does not fit into its way becomes the answer that says so */
 	TAIL_COUNT = 24,
 };
 

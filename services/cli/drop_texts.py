@@ -88,4 +88,5 @@ DROP_TEXTS: dict[int, str] = {
     227: "HTTP connection closed by policy",
     240: "Pod has too many connections",
     241: "No room for the endpoint's policy",
+    242: "Fragmentation needed",
 }

@@ -32,6 +32,7 @@ REPLY = 2
 _REASONS = np.arange(256, dtype=np.uint8)
 _REASONS[220:] = DropReason.POLICY_DENIED
 _REASONS[DropReason.CT_QUOTA_EXCEEDED] = DropReason.CT_MAP_INSERTION_FAILED
+_REASONS[DropReason.PACKET_TOO_LARGE] = 136  # "Fragmentation needed" to Hubble's CLI, whatever its enum calls it
 HUBBLE_REASON: Array = _REASONS
 """Our drop reason -> the nearest that Hubble's enum has: its clients know no numbers from 206 on."""
 

@@ -75,6 +75,7 @@ _REFUSALS = {
     DropReason.HTTP_TOO_LARGE: "HTTP request head too large",
     DropReason.HTTP_TLS: "TLS where HTTP rules apply",
     DropReason.HTTP_HTTP2: "HTTP/2 where HTTP/1 rules apply",
+    DropReason.PACKET_TOO_LARGE: "too large for its way, the sender is told what fits",
     DropReason.POLICY_MAP_FULL: "the policy map has no room for the endpoint's policy",
     DropReason.HTTP_CLOSED: "HTTP connection already refused",
     DropReason.DNS_DENIED: "DNS name not allowed",

@@ -77,3 +77,5 @@ class DropReason(IntEnum):
     TLS_OUT_OF_ORDER = 238
     CT_QUOTA_EXCEEDED = 240
     POLICY_MAP_FULL = 241
+    PACKET_TOO_LARGE = 242
+    """For the way there; who can be told is told what would fit."""

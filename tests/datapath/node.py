@@ -277,12 +277,14 @@ class Node:
             self._progs[name] = syscall.obj_get(self.root / "progs" / name)
         return self._progs[name]
 
-    def run(self, hook: str, packet: bytes, ifindex: int, mark: int = 0) -> syscall.RunResult:
-        """Run a program over a packet that arrives at an interface."""
+    def run(self, hook: str, packet: bytes, ifindex: int, mark: int = 0, gso: int = 0) -> syscall.RunResult:
+        """Run a program over a packet that arrives at an interface. `gso`: the length of its segments' payload, where
+        it is several in one."""
         # struct __sk_buff: len, pkt_type, mark, queue_mapping, protocol, vlan x3, priority, ingress_ifindex, ifindex …
-        context = struct.pack("<11I", 0, 0, mark, 0, 0, 0, 0, 0, 0, 0, ifindex) + bytes(192 - 44)
+        context = bytearray(struct.pack("<11I", 0, 0, mark, 0, 0, 0, 0, 0, 0, 0, ifindex) + bytes(192 - 44))
+        struct.pack_into("<I", context, 176, gso)
         with inside(self.name):
-            return syscall.prog_test_run(self.prog(hook), packet, context)
+            return syscall.prog_test_run(self.prog(hook), packet, bytes(context))
 
     def events(self) -> np.ndarray[Any, np.dtype[Any]]:
         """Flow events since the last call."""

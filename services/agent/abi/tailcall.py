@@ -30,6 +30,7 @@ class TailCall(IntEnum):
     TAIL_DSR_LEARN = 18
     TAIL_DNS_STREAM_ASK = 21
     TAIL_DNS_STREAM_HEAR = 22
+    TAIL_TOO_LARGE = 23
 
     @property
     def program(self) -> str:

@@ -29,7 +29,7 @@ _PLAIN = {
 _POLICY_DROPS = np.zeros(256, np.bool_)
 _POLICY_DROPS[[DropReason.POLICY_DENIED, DropReason.POLICY_DENY]] = True
 _POLICY_DROPS[DropReason.HTTP_DENIED :] = True
-_POLICY_DROPS[DropReason.CT_QUOTA_EXCEEDED] = False
+_POLICY_DROPS[[DropReason.CT_QUOTA_EXCEEDED, DropReason.PACKET_TOO_LARGE]] = False
 
 
 def readable(records: Array, first: EventType, last: EventType) -> Array:

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Translated packets leave (tail calls of nat.c and north_south.c).
+ *
+ * nat_forward: by the overlay or by a route; what does not fit there goes to
+ * too_large:   which tells the sender what would, or has the stack cut the packet
+ */
+#include "lib/deliver.h"
+#include "lib/dsr.h"
+#include "lib/forward.h"
+#include "lib/hostfw.h"
+#include "lib/nat_paths.h"
+#include "lib/too_large.h"
+
+/* An IPv4 packet that may be cut, for a route: routers on the way do it, or this node's stack where its own device is the
+ * narrow one. 0 to go on, or a verdict. */
+INLINE int find_route_for_pieces(struct __sk_buff *skb, struct pkt_ctx *ctx, struct way *way)
+{
+	int reason = find_route(skb, ctx, 0, way);
+	u32 mtu = 0;
+
+	if (reason)
+		return -reason;
+	if (!way->mtu && !bpf_check_mtu(skb, way->ifindex, &mtu, 0, CHECK_SEGMENTS))
+		return 0;
+	ctx->flags |= CTX_F_CUT;
+	return -DROP_PACKET_TOO_LARGE;
+}
+
+/* The packet, with `*option` bytes more, is larger than way->mtu. 0 to go on all the same, or a verdict. */
+INLINE int make_fit(struct __sk_buff *skb, struct pkt_ctx *ctx, struct way *way, u32 *option)
+{
+	u32 size = size_on_wire(skb, ctx), least = ctx->family == 4 ? 0 : IPV6_LEAST_MTU;
+	int reason;
+
+	if (!underlay_is_v6(way) && !is_whole(skb, ctx))
+		/* The overlay's own packet is cut. */
+		return way->remote ? 0 : find_route_for_pieces(skb, ctx, way);
+	ctx->fitting = way->mtu - *option;
+	if (ctx->fitting < least)
+		ctx->fitting = least;
+	if (size > ctx->fitting)
+		return -DROP_PACKET_TOO_LARGE;
+	/* No sender of IPv6 makes packets smaller than that. */
+	ctx->fitting = 0;
+	*option = 0;
+	reason = find_way(skb, ctx, size, way);
+	if (reason)
+		return -reason;
+	return way->mtu && (!way->remote || underlay_is_v6(way)) ? -DROP_PACKET_TOO_LARGE : 0;
+}
+
+INLINE int handle_nat_forward(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	u32 option = 0, limit = 0;
+	struct way way = {};
+	int reason;
+
+	/* A datagram without room for it relies on the one before. */
+	if ((ctx->flags & CTX_F_DSR) && dsr_carries(skb, ctx)) {
+		limit = dsr_limit(skb, ctx);
+		option = !limit || is_whole(skb, ctx) ? dsr_length(ctx->family) : 0;
+	}
+	reason = find_way(skb, ctx, size_on_wire(skb, ctx) + option, &way);
+	if (reason)
+		return -reason;
+	if (unlikely(option && limit && !way.mtu))
+		way.mtu = limit;
+	if (unlikely(way.mtu)) {
+		int verdict = make_fit(skb, ctx, &way, &option);
+
+		if (verdict)
+			return verdict;
+	}
+	if (option) {
+		reason = dsr_insert(skb, ctx);
+		if (reason)
+			return -reason;
+	}
+	return send_by(skb, ctx, &way);
+}
+
+int nat_forward(struct __sk_buff *skb)
+{
+	struct pkt_ctx *ctx = pkt_context();
+	int verdict;
+
+	if (!ctx)
+		return TC_ACT_SHOT;
+	verdict = handle_nat_forward(skb, ctx);
+	/* An error is not answered, and says already what it is about. */
+	if (unlikely(verdict == -DROP_PACKET_TOO_LARGE && !(ctx->flags & CTX_F_ICMP_ERROR)))
+		tailcalls.call(skb, TAIL_TOO_LARGE);
+	return finish(skb, ctx, verdict);
+}
+
+/* Undo the translation at the node's devices, of the source alone or of both ends. 0 or a drop reason. */
+INLINE int as_written(struct __sk_buff *skb, struct pkt_ctx *ctx, u32 ends)
+{
+	struct nat nat = {
+		.saddr = ctx->inner_saddr,
+		.daddr = ctx->inner_daddr,
+		.sport = ctx->inner_sport,
+		.dport = ctx->inner_dport,
+		.flags = ends,
+	};
+	int reason = nat_apply(skb, ctx, &nat);
+
+	ctx->src_identity = identity_of(&ctx->saddr);
+	return reason;
+}
+
+/* The answer goes back the way the packet came. Returns a TC action. */
+INLINE int send_back(struct __sk_buff *skb, const struct pkt_ctx *ctx)
+{
+	struct remote_endpoint_info *sender;
+
+	/* Into the pod without asking its policy: nobody else speaks to it. */
+	if (ctx->src_endpoint)
+		return bpf_redirect_peer(skb->ifindex, 0);
+	if (came_by_overlay(skb)) {
+		sender = ipcache_lookup(&ctx->saddr);
+		if (!sender || set_tunnel(skb, &sender->tunnel_endpoint, identity_of(&ctx->daddr)))
+			return TC_ACT_SHOT;
+		skb->mark = MARK_ENCAPSULATED;
+	} else {
+		skb->mark = MARK_TRANSLATED;
+	}
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+/* The stack cuts what it forwards. It would not take a packet with the node's own address for its source, so the source
+ * is translated where the pieces leave (nat_out): by an entry of its own. Returns a verdict for `finish`. */
+INLINE int leave_to_stack(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	struct nat_work *work = nat_work();
+	struct nat_entry *known;
+	int reason;
+
+	if (!work)
+		return -DROP_NO_MAPPING_FOR_NAT_MASQUERADE;
+	work->entry.saddr = ctx->saddr;
+	work->entry.sport = ctx->sport;
+	reason = as_written(skb, ctx, NAT_SOURCE);
+	if (reason)
+		return -reason;
+	nat_key_set(ctx, &work->key, NAT_OUT);
+	work->entry.daddr = ctx->daddr;
+	work->entry.dport = ctx->dport;
+	if (nat_is_identity(&work->key, &work->entry))
+		return TC_ACT_OK;
+	known = nat_table.lookup(&work->key);
+	if (known && (known->flags & NAT_F_ANSWER)) /* of a pod of this node */
+		return TC_ACT_OK;
+	work->entry.flags = NAT_F_DSR; /* answers have theirs */
+	work->entry.slot = 0;
+	work->entry.service_id = 0; /* its end is not a backend's */
+	work->entry.pad = 0;
+	work->entry.created_ns = ctx->now_ns;
+	work->entry.expires_ns = ctx->now_ns + nat_timeout(ctx->protocol, 0);
+	return nat_table.update(&work->key, &work->entry) ? -DROP_NO_MAPPING_FOR_NAT_MASQUERADE : TC_ACT_OK;
+}
+
+int too_large(struct __sk_buff *skb)
+{
+	struct pkt_ctx *ctx = pkt_context();
+	int reason = 0;
+
+	if (!ctx)
+		return TC_ACT_SHOT;
+	if (ctx->flags & CTX_F_CUT)
+		return finish(skb, ctx, leave_to_stack(skb, ctx));
+	if (ctx->flags & CTX_F_NORTH_SOUTH)
+		reason = as_written(skb, ctx, NAT_SOURCE | NAT_DESTINATION);
+	/* A pod's own has been reported where it was dropped. */
+	if (!(ctx->flags & CTX_F_REFUSE))
+		drop_packet(skb, ctx, reason ? reason : DROP_PACKET_TOO_LARGE);
+	if (reason || !ctx->fitting || !may_be_told(skb, ctx) || too_large_answer(skb, ctx))
+		return TC_ACT_SHOT;
+	return send_back(skb, ctx);
+}
