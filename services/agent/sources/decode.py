@@ -6,6 +6,7 @@ an object from the API mean the same. Policies stay documents: reading them is t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -180,8 +181,10 @@ _DECODERS: dict[tuple[str, str], Decoder] = {
     ("", "Pod"): _pod,
     ("", "Namespace"): _namespace_object,
     ("", "Node"): _kube_node,
-    ("", "Service"): lambda node, _origin: service(node, _namespace(node), _name(node)),
-    ("discovery.k8s.io", "EndpointSlice"): lambda node, _origin: endpoint_slice(node, _namespace(node), _name(node)),
+    ("", "Service"): lambda node, _origin: service(node, shared(_namespace(node)), sys.intern(_name(node))),
+    ("discovery.k8s.io", "EndpointSlice"): lambda node, _origin: endpoint_slice(
+        node, shared(_namespace(node)), _name(node)
+    ),
     ("networking.k8s.io", "NetworkPolicy"): _policy,
     ("cilium.io", "CiliumNetworkPolicy"): _policy,
     ("cilium.io", "CiliumClusterwideNetworkPolicy"): _policy,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
+from collections.abc import Mapping
 
-from services.agent.sources.fields import Node
+from services.agent.sources.fields import Node, shared
 from services.model.addresses import IPNetwork
 from services.model.services import (
     DEFAULT_AFFINITY_SECONDS,
@@ -17,6 +19,7 @@ from services.model.services import (
 )
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+WISH_PREFIX = "service.cilium.io/"
 MANAGED_BY_LABEL = "endpointslice.kubernetes.io/managed-by"
 MESH_CONTROLLER = "endpointslice-mesh-controller.cilium.io"
 _TYPES = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
@@ -38,10 +41,10 @@ def service(node: Node, namespace: str, name: str) -> Service:
         name=name,
         type=kind,
         cluster_ips=() if kind == "ExternalName" else tuple(ip.address() for ip in ips),
-        ports=tuple(_service_port(port) for port in spec.get("ports").items()),
+        ports=shared(tuple(_service_port(port) for port in spec.get("ports").items())),
         selector=spec.get("selector").strings(),
         labels=metadata.get("labels").strings(),
-        annotations=metadata.get("annotations").strings(),
+        annotations=_wishes(metadata.get("annotations")),
         external_ips=() if kind == "ExternalName" else tuple(i.address() for i in spec.get("externalIPs").items()),
         ingress_ips=tuple(
             item.get("ip").address()
@@ -55,6 +58,12 @@ def service(node: Node, namespace: str, name: str) -> Service:
         health_check_node_port=_optional_port(spec.get("healthCheckNodePort")) if balanced else 0,
         created=str(metadata.get("creationTimestamp").value or ""),
     )
+
+
+def _wishes(annotations: Node) -> Mapping[str, str]:
+    """Those that mean something to us. Tools leave whole manifests in others."""
+    found = annotations.strings()
+    return Node({name: value for name, value in found.items() if name.startswith(WISH_PREFIX)}).strings()
 
 
 def _policy(node: Node) -> TrafficPolicy:
@@ -122,12 +131,14 @@ def endpoint_slice(node: Node, namespace: str, name: str) -> EndpointSlice:
     return EndpointSlice(
         namespace=namespace,
         name=name,
-        service=labels.get(SERVICE_NAME_LABEL, ""),
-        ports=tuple(
-            (port.get("name").text(""), port.get("port").port(), port.get("protocol").protocol())
-            for port in node.get("ports").items()
-            # A port without a number means "all ports", which no Service frontend can use.
-            if port.get("port").value is not None
+        service=sys.intern(labels.get(SERVICE_NAME_LABEL, "")),
+        ports=shared(
+            tuple(
+                (port.get("name").text(""), port.get("port").port(), port.get("protocol").protocol())
+                for port in node.get("ports").items()
+                # A port without a number means "all ports", which no Service frontend can use.
+                if port.get("port").value is not None
+            )
         ),
         endpoints=() if ignored else tuple(_endpoint(item) for item in node.get("endpoints").items()),
         family=_FAMILIES[kind],
@@ -141,7 +152,7 @@ def _endpoint(node: Node) -> SliceEndpoint:
         ready=conditions.get("ready").flag(True),
         serving=conditions.get("serving").flag(True),
         terminating=conditions.get("terminating").flag(False),
-        node=node.get("nodeName").text(""),
+        node=sys.intern(node.get("nodeName").text("")),
         zone_hints=tuple(item.get("name").text() for item in hints.get("forZones").items()),
         node_hints=tuple(item.get("name").text() for item in hints.get("forNodes").items()),
     )

@@ -42,6 +42,11 @@ class Backend:
         """The same on every node."""
         return to_bytes(self.address), self.port
 
+    @property
+    def place(self) -> bytes:
+        """The same, packed: what the maps' entries for it begin with."""
+        return to_bytes(self.address) + self.port.to_bytes(2, "big")
+
 
 def state_of(endpoint: SliceEndpoint) -> State:
     """The conditions' meaning."""

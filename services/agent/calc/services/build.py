@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from services.agent.abi.lb import Scope, ServiceFlags
 from services.agent.calc.services import backends as endpoints
 from services.agent.calc.services.backends import Backend
+from services.agent.calc.services.entries import backend_value
 from services.agent.calc.services.frontends import Plan
 from services.agent.calc.services.options import Algorithm, Forwarding, LbOptions, NodeFacts
 from services.agent.calc.services.problems import Problem, ProblemKind
 from services.agent.calc.services.sets import MAX_BACKENDS, SetSpec
 from services.agent.calc.services.wishes import Kind, Wishes
-from services.model.addresses import IPAddress, from_bytes, to_bytes
 from services.model.services import EndpointSlice, Service, ServicePort
 from services.model.verdict import Protocol
 
 SetKey = tuple[int, int, int, bool]
 """(port, protocol, IP version, only endpoints of this node): which set of a Service."""
-Place = tuple[IPAddress, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +27,6 @@ class BackendSet:
 
     everybody: tuple[Backend, ...]
     spec: SetSpec
-
-    @property
-    def chosen(self) -> tuple[Place, ...]:
-        """(address, port) of those that new connections get."""
-        return tuple((from_bytes(address), port) for address, port, _ in self.spec.members)
 
 
 def set_of(plan: Plan) -> SetKey:
@@ -93,8 +87,7 @@ def _spec(
     guarded = any(is_guarded(plan, service, options) for plan in frontends)
     version = frontends[0].address.version
     return SetSpec(
-        protocol=protocol,
-        members=tuple((to_bytes(b.address), b.port, b.node == node.name) for b in chosen),
+        members=tuple(backend_value(*b.order, protocol, local=b.node == node.name) for b in chosen),
         affinity=bool(service.affinity_seconds),
         maglev_size=options.maglev_size if maglev else 0,
         maglev_seed=options.maglev_seed if maglev else 0,

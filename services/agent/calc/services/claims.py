@@ -16,21 +16,21 @@ class Claims:
     """Frontend keys (bytes of the kernel's map) and the Services that want them."""
 
     def __init__(self) -> None:
-        self._single: dict[bytes, tuple[Order, Name]] = {}
+        self._single: dict[bytes, Name] = {}
         self._several: dict[bytes, dict[Name, Order]] = {}
-        self._of: dict[Name, tuple[Order, tuple[bytes, ...]]] = {}
+        self._of: dict[Name, tuple[str, tuple[bytes, ...]]] = {}
 
-    def want(self, name: Name, order: Order, keys: Iterable[bytes]) -> set[Name]:
+    def want(self, name: Name, created: str, keys: Iterable[bytes]) -> set[Name]:
         """A Service wants exactly these now; who else wins or loses by that, and must be looked at again."""
-        before_order, had = self._of.pop(name, (order, ()))
+        created_before, had = self._of.pop(name, (created, ()))
         before, wanted = frozenset(had), frozenset(keys)
         if wanted:
-            self._of[name] = (order, tuple(wanted))
+            self._of[name] = (created, tuple(wanted))
         affected: set[Name] = set()
         for key in before - wanted:
             affected |= self._leave(key, name)
-        for key in wanted if before_order != order else wanted - before:
-            affected |= self._join(key, name, order)
+        for key in wanted if created_before != created else wanted - before:
+            affected |= self._join(key, name, (created, *name))
         return affected - {name}
 
     def owner(self, key: bytes) -> Name | None:
@@ -38,8 +38,7 @@ class Claims:
         several = self._several.get(key)
         if several is not None:
             return min(several, key=lambda name: several[name])
-        single = self._single.get(key)
-        return single[1] if single else None
+        return self._single.get(key)
 
     def wanted_by_several(self, key: bytes) -> bool:
         """Whether anybody lost it."""
@@ -48,12 +47,11 @@ class Claims:
     def _join(self, key: bytes, name: Name, order: Order) -> set[Name]:
         several = self._several.get(key)
         if several is None:
-            single = self._single.get(key)
-            if single is None or single[1] == name:
-                self._single[key] = (order, name)
+            single = self._single.setdefault(key, name)
+            if single == name:
                 return set()
             del self._single[key]
-            several = self._several[key] = {single[1]: single[0]}
+            several = self._several[key] = {single: (self._of[single][0], *single)}
         several[name] = order
         return set(several)
 
@@ -65,7 +63,6 @@ class Claims:
         several.pop(name, None)
         left = set(several)
         if len(several) == 1:
-            ((other, order),) = several.items()
+            (self._single[key],) = several
             del self._several[key]
-            self._single[key] = (order, other)
         return left

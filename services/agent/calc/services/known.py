@@ -4,44 +4,83 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from services.agent.abi.lb import ServiceFlags
+from services.agent.calc.maps import MapName
+from services.agent.calc.services import frontends, wishes
 from services.agent.calc.services.backends import Backend, State, gather
 from services.agent.calc.services.build import BackendSet, SetKey, set_of
 from services.agent.calc.services.claims import Name
+from services.agent.calc.services.entries import place_of, read_info, service_key
 from services.agent.calc.services.frontends import HOST_PORT, Plan
-from services.agent.calc.services.options import NodeFacts
+from services.agent.calc.services.options import LbOptions, NodeFacts
 from services.agent.calc.services.problems import Problem, ProblemKind
 from services.agent.calc.services.report import Frontend, HealthCheck, ServiceReport
+from services.agent.calc.services.sets import BackendSets
 from services.agent.calc.services.wishes import Wishes
+from services.agent.calc.table import Table
 from services.model.addresses import IPAddress
 from services.model.keys import ObjectKey
 from services.model.services import EndpointSlice, Service, TrafficPolicy
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Installed:
-    """What the maps have of a Service."""
+    """What the maps have of a Service: what the next change must know. The rest follows from the objects."""
+
+    placed: tuple[bytes, ...] = ()
+    """Where it is: keys in the map."""
+    sets: tuple[tuple[SetKey, int], ...] = ()
+    """Its sets, and their numbers."""
+    everybody: bytes = b""
+    """Address and port of everybody in its sets, one after the other."""
+    problems: tuple[Problem, ...] = ()
+
+
+NOTHING = Installed()
+
+
+@dataclass(slots=True)
+class Planned:
+    """What the maps should have of a Service, while it is worked out."""
 
     plans: dict[bytes, Plan] = field(default_factory=dict)
-    """Where it wants to be: key in the map -> frontend."""
+    """Key in the map -> frontend."""
     wishes: Wishes | None = None
     refused: list[Problem] = field(default_factory=list)
-    """What was wrong with the plans."""
-    placed: dict[bytes, tuple[int, ServiceFlags]] = field(default_factory=dict)
-    """Where it is: key in the map -> (service id, flags)."""
+    """What is wrong with the plans."""
+    placed: dict[bytes, int] = field(default_factory=dict)
+    """Where it is by now: key in the map -> service id."""
     sets: dict[SetKey, tuple[int, BackendSet]] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
+
+    def installed(self, problems: list[Problem]) -> Installed:
+        """What is kept of it."""
+        return Installed(
+            tuple(self.placed),
+            tuple((_shared(key), number) for key, (number, _) in self.sets.items()),
+            b"".join(backend.place for _, found in self.sets.values() for backend in found.everybody),
+            tuple(dict.fromkeys(problems)),
+        )
+
+
+@lru_cache(1024)
+def _shared(key: SetKey) -> SetKey:
+    """Thousands of Services have port 80."""
+    return key
 
 
 class Known:
     """Objects as they were told, and what the maps have of them."""
 
-    def __init__(self, node: NodeFacts) -> None:
-        self._node = node
+    def __init__(self, node: NodeFacts, options: LbOptions) -> None:
+        self._node, self._options = node, options
         self._services: dict[Name, Service] = {}
-        self._slices: dict[Name, dict[str, EndpointSlice]] = {}
+        self._slices: dict[Name, tuple[EndpointSlice, ...]] = {}
         self._installed: dict[Name, Installed] = {}
+        self._sets = BackendSets(options.max_backends)
+        own: tuple[MapName, ...] = ("services", "revnat")
+        self.tables: dict[MapName, Table] = {name: Table(name) for name in own} | self._sets.tables
         self._by_id: dict[int, Name] = {}
         self._live: dict[bytes, int] = {}
         """Backend -> in how many sets."""
@@ -50,24 +89,36 @@ class Known:
         self._checked: set[Name] = set()
         """Services with a health check port."""
 
+    def _plan(self, name: Name) -> Planned:
+        """Where a Service wants to be."""
+        service, planned = self._services.get(name), Planned()
+        if service is not None and frontends.is_ours(service, self._options):
+            planned.wishes = wishes.read(service, self._node.labels, self._options)
+            plans, planned.refused = frontends.plan(service, planned.wishes, self._node, self._options)
+            planned.plans = {key_of(plan): plan for plan in plans}
+        return planned
+
     def services(self) -> Iterable[Service]:
         """All Services, for rules that refer to them."""
         return [service for service in self._services.values() if service.type != HOST_PORT]
 
     def backends(self, service: Service) -> Iterable[IPAddress]:
         """All addresses behind a Service, ready or not."""
-        slices = self._slices.get((service.namespace, service.name), {})
-        return {address for part in slices.values() for endpoint in part.endpoints for address in endpoint.addresses}
+        slices = self._slices.get((service.namespace, service.name), ())
+        return {address for part in slices for endpoint in part.endpoints for address in endpoint.addresses}
 
     def frontends(self) -> list[Frontend]:
         """All frontends with a port."""
         return [f for name in self._installed for f in self._frontends(name) if f.port]
 
     def _frontends(self, name: Name) -> Iterator[Frontend]:
-        installed = self._installed.get(name, Installed())
-        for key, (number, flags) in installed.placed.items():
-            plan = installed.plans[key]
-            found = installed.sets.get(set_of(plan)) if plan.port else None
+        installed, table = self._installed.get(name, NOTHING), self.tables["services"].desired
+        plans, sets = self._plan(name).plans if installed.placed else {}, dict(installed.sets)
+        for key in installed.placed:
+            if (plan := plans.get(key)) is None:
+                continue  # it has changed since, and that is not written yet
+            number, flags = read_info(table[key])
+            found = self._sets.members(sets[set_of(plan)]) if plan.port and set_of(plan) in sets else ()
             yield Frontend(
                 number,
                 *name,
@@ -77,8 +128,8 @@ class Known:
                 plan.port,
                 plan.protocol,
                 plan.scope,
-                flags,
-                found[1].chosen if found else (),
+                ServiceFlags(flags),
+                tuple(place_of(member) for member in found),
             )
 
     def live_backends(self) -> Set[bytes]:
@@ -92,8 +143,8 @@ class Known:
 
     def number_of(self, key: ObjectKey) -> int:
         """The lowest datapath id of a Service's ports; 0 where it has none."""
-        installed = self._installed.get((key.namespace, key.name), Installed())
-        return min((number for number, _ in installed.sets.values()), default=0)
+        installed = self._installed.get((key.namespace, key.name), NOTHING)
+        return min((number for _, number in installed.sets), default=0)
 
     def health_checks(self) -> list[HealthCheck]:
         """Who asks for a health check server on this node."""
@@ -105,7 +156,7 @@ class Known:
 
     def _active_here(self, name: Name) -> int:
         service = self._services[name]
-        slices = self._slices.get(name, {}).values()
+        slices = self._slices.get(name, ())
         return len(
             {
                 backend.address
@@ -130,15 +181,18 @@ class Known:
 
     def report(self, name: Name) -> ServiceReport:
         """One Service, or slices that wait for one."""
-        service, installed = self._services.get(name), self._installed.get(name, Installed())
-        problems = installed.problems
+        service, installed = self._services.get(name), self._installed.get(name, NOTHING)
+        slices, problems = self._slices.get(name, ()), installed.problems
         if service is None:
-            text = f"there is no Service {name[1]!r} for EndpointSlice {', '.join(sorted(self._slices.get(name, ())))}"
+            text = (
+                f"there is no Service {name[1]!r} for EndpointSlice {', '.join(sorted(each.name for each in slices))}"
+            )
             problems = (Problem(ProblemKind.SLICE_WITHOUT_SERVICE, text),)
         found: dict[tuple[str, Backend], None] = {}
-        for plan in installed.plans.values():
-            if plan.port and set_of(plan) in installed.sets:
-                for backend in installed.sets[set_of(plan)][1].everybody:
+        sets = {key for key, _ in installed.sets}
+        for plan in self._plan(name).plans.values():
+            if plan.port and set_of(plan) in sets:
+                for backend in gather(slices, plan.service_port, plan.address.version):
                     found[plan.service_port.name, backend] = None
         return ServiceReport(
             *name, service.type if service else "", tuple(self._frontends(name)), tuple(found), problems
@@ -148,3 +202,8 @@ class Known:
         """Every problem of every Service."""
         for name in sorted(self._troubled | (self._slices.keys() - self._services.keys())):
             yield from ((name, problem) for problem in self.report(name).problems)
+
+
+def key_of(plan: Plan) -> bytes:
+    """A plan's key in the kernel's map."""
+    return service_key(plan.address, plan.port, plan.protocol, plan.scope)

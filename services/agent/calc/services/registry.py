@@ -10,19 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from services.agent.abi.lb import ServiceFlags
-from services.agent.calc.maps import MapName
 from services.agent.calc.numbers import StableNumbers
-from services.agent.calc.services import frontends, hostports, wishes
+from services.agent.calc.services import hostports
 from services.agent.calc.services.build import SetKey, build_sets, flags_of, set_name, set_of
-from services.agent.calc.services.claims import Claims, Name, Order
-from services.agent.calc.services.entries import revnat_value, service_info, service_key, u32
+from services.agent.calc.services.claims import Claims, Name
+from services.agent.calc.services.entries import PLACE, port_of, revnat_value, service_info, u32
 from services.agent.calc.services.frontends import Plan
-from services.agent.calc.services.known import Installed, Known
+from services.agent.calc.services.known import NOTHING, Installed, Known, Planned
 from services.agent.calc.services.options import Algorithm, Forwarding, LbOptions, NodeFacts
 from services.agent.calc.services.problems import Problem, ProblemKind
-from services.agent.calc.services.sets import BackendSets
 from services.agent.calc.services.wishes import Kind, Wishes
-from services.agent.calc.table import Table
 from services.model.addresses import IPAddress
 from services.model.keys import ObjectKey
 from services.model.objects import KubeNode, Pod
@@ -36,18 +33,14 @@ class Services(Known):
     """Keeps the load balancing maps' desired content."""
 
     def __init__(self, node: NodeFacts | None = None, options: LbOptions | None = None) -> None:
-        super().__init__(node or NodeFacts())
-        self._options = options or LbOptions()
-        self._slice_owner: dict[ObjectKey, Name] = {}
+        super().__init__(node or NodeFacts(), options or LbOptions())
+        self._slice_owner: dict[ObjectKey, str] = {}
         self._claims = Claims()
         self._numbers = StableNumbers(1, (1 << 31) - 1)
         self._dirty: set[Name] = set()
         self._starved: set[Name] = set()
         self._host_ports: dict[Name, set[Name]] = {}
         self._wildcards: dict[bytes, int] = {}
-        self._sets = BackendSets(self._options.max_backends)
-        own: tuple[MapName, ...] = ("services", "revnat")
-        self.tables: dict[MapName, Table] = {name: Table(name) for name in own} | self._sets.tables
 
     # What is told.
 
@@ -68,16 +61,17 @@ class Services(Known):
 
     def set_slice(self, key: ObjectKey, found: EndpointSlice | None) -> None:
         """An EndpointSlice came, changed or went."""
-        owner = self._slice_owner.pop(key, None)
-        if owner is not None:
-            left = self._slices[owner]
-            left.pop(key.name, None)
-            if not left:
-                del self._slices[owner]
+        before = self._slice_owner.pop(key, None)
+        if before is not None:
+            owner = (key.namespace, before)
+            left = tuple(each for each in self._slices.pop(owner) if each.name != key.name)
+            if left:
+                self._slices[owner] = left
             self._dirty.add(owner)
         if found is not None and found.service:
-            owner = self._slice_owner[key] = (key.namespace, found.service)
-            self._slices.setdefault(owner, {})[key.name] = found
+            self._slice_owner[key] = found.service
+            owner = (key.namespace, found.service)
+            self._slices[owner] = (*self._slices.get(owner, ()), found)
             self._dirty.add(owner)
 
     def set_pod(self, name: Name, pod: Pod | None) -> None:
@@ -89,7 +83,7 @@ class Services(Known):
         for own, (service, behind) in made.items():
             if self._services.get(own) != service:
                 self._set(own, service)
-            if self._slices.get(own) != {behind.name: behind}:
+            if self._slices.get(own) != (behind,):
                 self.set_slice(behind.key, behind)
         if made:
             self._host_ports[name] = set(made)
@@ -125,7 +119,7 @@ class Services(Known):
         before = {name: self._retract(name, planned[name]) for name in sorted(affected)}
         self._count(before.values(), -1)
         for name in sorted(affected):
-            self._install(name, planned[name], before[name])
+            self._install(name, planned.pop(name), before[name])
         # Others may have shrunk behind whoever found no room.
         again, self._starved = sorted(self._starved), set()
         self._troubled.difference_update(again)
@@ -137,34 +131,23 @@ class Services(Known):
     def _count(self, services: Iterable[Installed], step: int) -> None:
         """Who is behind Services, one more or less."""
         for installed in services:
-            for _, found in installed.sets.values():
-                for backend in found.everybody:
-                    address, port = backend.order
-                    raw = address + port.to_bytes(2, "big")
-                    count = self._live.get(raw, 0) + step
-                    if count:
-                        self._live[raw] = count
-                    else:
-                        del self._live[raw]
+            for at in range(0, len(installed.everybody), PLACE):
+                raw = installed.everybody[at : at + PLACE]
+                count = self._live.get(raw, 0) + step
+                if count:
+                    self._live[raw] = count
+                else:
+                    del self._live[raw]
 
-    def _plan(self, name: Name) -> Installed:
-        """Where a Service wants to be."""
-        service, planned = self._services.get(name), Installed()
-        if service is not None and frontends.is_ours(service, self._options):
-            planned.wishes = wishes.read(service, self._node.labels, self._options)
-            plans, planned.refused = frontends.plan(service, planned.wishes, self._node, self._options)
-            planned.plans = {key_of(plan): plan for plan in plans}
-        return planned
-
-    def _claim(self, name: Name, planned: Installed) -> set[Name]:
+    def _claim(self, name: Name, planned: Planned) -> set[Name]:
         """Who else wins or loses an address by that."""
         service = self._services.get(name)
-        order: Order = (service.created if service else "", *name)
-        return self._claims.want(name, order, [key for key, plan in planned.plans.items() if plan.port])
+        created = service.created if service else ""
+        return self._claims.want(name, created, [key for key, plan in planned.plans.items() if plan.port])
 
-    def _retract(self, name: Name, planned: Installed) -> Installed:
+    def _retract(self, name: Name, planned: Planned) -> Installed:
         """Take out of the tables what will not be there any more; returns what there was."""
-        before = self._installed.pop(name, Installed())
+        before = self._installed.pop(name, NOTHING)
         self._troubled.discard(name)
         kept: set[bytes] = set()
         used: set[SetKey] = set()
@@ -174,10 +157,10 @@ class Services(Known):
             elif self._claims.owner(key) == name:
                 kept.add(key)
                 used.add(set_of(plan))
-        for key in before.placed.keys() - kept:
-            if before.plans[key].port or self._leave_wildcard(key):
+        for key in before.placed:
+            if key not in kept and (port_of(key) or self._leave_wildcard(key)):
                 self.tables["services"].remove(key)
-        for used_key, (number, _) in before.sets.items():
+        for used_key, number in before.sets:
             if used_key not in used:
                 self._drop_set(number)
         return before
@@ -198,15 +181,14 @@ class Services(Known):
             self._numbers.give_back(text)
         self._by_id.pop(number, None)
 
-    def _install(self, name: Name, planned: Installed, before: Installed) -> None:
+    def _install(self, name: Name, planned: Planned, before: Installed) -> None:
         """Write the sets, then the frontends that count them."""
         service, wanted = self._services.get(name), planned.wishes
         if service is None or wanted is None:
             return
-        self._installed[name] = planned
         problems = [*planned.refused, *wanted.problems]
         owned = {key: plan for key, plan in planned.plans.items() if self._owns(name, key, plan, problems)}
-        slices = list(self._slices.get(name, {}).values())
+        slices = self._slices.get(name, ())
         sets, found = build_sets(service, owned.values(), slices, wanted, self._node, self._options)
         problems += found
         for key, built in sets.items():
@@ -223,7 +205,7 @@ class Services(Known):
             self._put_frontend(name, service, place, planned, problems)
             if not plan.port and place in planned.placed and place not in before.placed:
                 self._wildcards[place] = self._wildcards.get(place, 0) + 1
-        planned.problems = tuple(dict.fromkeys(problems))
+        self._installed[name] = planned.installed(problems)
         if problems:
             self._troubled.add(name)
 
@@ -245,7 +227,7 @@ class Services(Known):
         problems.append(Problem(ProblemKind.NO_ROOM, f"no room for {what}; raise lb_frontends_max or lb_backends_max"))
 
     def _put_frontend(
-        self, name: Name, service: Service, key: bytes, planned: Installed, problems: list[Problem]
+        self, name: Name, service: Service, key: bytes, planned: Planned, problems: list[Problem]
     ) -> None:
         table, plan = self.tables["services"], planned.plans[key]
         if key not in table.desired and len(table.desired) >= self._options.max_frontends:
@@ -265,11 +247,6 @@ class Services(Known):
                 maglev_seed=self._options.maglev_seed if maglev else 0,
             ),
         )
-        if number and all(other != number for other, _ in planned.placed.values()):
+        if number and number not in planned.placed.values():
             self.tables["revnat"].put(u32(number), revnat_value(plan.address, plan.port))
-        planned.placed[key] = number, flags
-
-
-def key_of(plan: Plan) -> bytes:
-    """A plan's key in the kernel's map."""
-    return service_key(plan.address, plan.port, plan.protocol, plan.scope)
+        planned.placed[key] = number

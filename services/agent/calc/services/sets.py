@@ -6,16 +6,17 @@ few entries and moves nobody else, however many there are. Frontends (which coun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from services.agent.abi.lb import MAGLEV_PIECE
 from services.agent.calc.maps import MapName
 from services.agent.calc.services import maglev
 from services.agent.calc.services.entries import (
+    PLACE,
     backend_key,
     backend_slot_key,
-    backend_value,
     maglev_key,
     source_range_key,
     u32,
@@ -26,16 +27,16 @@ from services.model.addresses import IPNetwork
 SET_MAPS: tuple[MapName, ...] = ("backends", "backend_slots", "maglev", "source_ranges")
 MAX_BACKENDS = 65_535
 """Of one set: slots have 16 bits in look-up tables and in conntrack."""
-Member = tuple[bytes, int, bool]
-"""(address, port, whether it is on this node)"""
+Member = bytes
+"""A backend as the map has it (`entries.backend_value`): begins with its address and port."""
+M = TypeVar("M", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
 class SetSpec:
     """What a set should be. `members` are sorted and no more than `MAX_BACKENDS`."""
 
-    protocol: int
-    members: tuple[Member, ...]
+    members: tuple[Member, ...] = ()
     affinity: bool = False
     maglev_size: int = 0
     """0 = nobody asks its look-up table."""
@@ -43,17 +44,20 @@ class SetSpec:
     ranges: tuple[IPNetwork, ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Written:
     spec: SetSpec
-    slots: list[Member] = field(default_factory=list)
+    slots: tuple[Member, ...] = ()
 
 
-def keep_slots(before: Sequence[Member], wanted: Sequence[Member]) -> list[Member]:
+_NOTHING = _Written(SetSpec())
+
+
+def keep_slots(before: Sequence[M], wanted: Sequence[M]) -> list[M]:
     """`wanted` in slots 0, 1, ...: each where it was if that is still within the count, holes filled by those that are
     new and then by those from the end."""
     left = set(wanted)
-    slots: list[Member | None] = []
+    slots: list[M | None] = []
     for member in before:
         slots.append(member if member in left else None)
         left.discard(member)
@@ -83,9 +87,10 @@ class BackendSets:
         known = self._written.get(number)
         if known is not None and known.spec == spec:
             return
-        before = known or _Written(SetSpec(spec.protocol, ()))
-        slots = keep_slots(before.slots, spec.members)
-        after = self._written[number] = _Written(spec, slots)
+        before = known or _NOTHING
+        slots = tuple(keep_slots(before.slots, spec.members))
+        # Most sets are in order: then one tuple is enough.
+        after = self._written[number] = _Written(spec, spec.members if slots == spec.members else slots)
         self._write_slots(number, before, after)
         self._write_places(number, before, after)
         self._write_lookup(number, before, after)
@@ -93,18 +98,20 @@ class BackendSets:
 
     def drop(self, number: int) -> None:
         """No such set; unknown ones are fine."""
-        known = self._written.get(number)
-        if known is not None:
-            self.put(number, SetSpec(known.spec.protocol, ()))
+        if number in self._written:
+            self.put(number, SetSpec())
             del self._written[number]
+
+    def members(self, number: int) -> tuple[Member, ...]:
+        """Those that new connections get, sorted."""
+        return self._written.get(number, _NOTHING).spec.members
 
     def _write_slots(self, number: int, before: _Written, after: _Written) -> None:
         table = self.tables["backends"]
         old = before.slots
         for slot, member in enumerate(after.slots):
-            if slot >= len(old) or old[slot] != member or before.spec.protocol != after.spec.protocol:
-                address, port, local = member
-                table.put(backend_key(number, slot), backend_value(address, port, after.spec.protocol, local=local))
+            if slot >= len(old) or old[slot] != member:
+                table.put(backend_key(number, slot), member)
         for slot in range(len(after.slots), len(old)):
             table.remove(backend_key(number, slot))
 
@@ -113,13 +120,13 @@ class BackendSets:
         if not (before.spec.affinity or after.spec.affinity):
             return
         table = self.tables["backend_slots"]
-        new = {(a, p): slot for slot, (a, p, _) in enumerate(after.slots)} if after.spec.affinity else {}
-        old = {(a, p): slot for slot, (a, p, _) in enumerate(before.slots)} if before.spec.affinity else {}
+        new = {member[:PLACE]: slot for slot, member in enumerate(after.slots)} if after.spec.affinity else {}
+        old = {member[:PLACE]: slot for slot, member in enumerate(before.slots)} if before.spec.affinity else {}
         for place, slot in new.items():
             if old.get(place) != slot:
-                table.put(backend_slot_key(number, *place), u32(slot))
+                table.put(backend_slot_key(number, place), u32(slot))
         for place in old.keys() - new.keys():
-            table.remove(backend_slot_key(number, *place))
+            table.remove(backend_slot_key(number, place))
 
     def _write_lookup(self, number: int, before: _Written, after: _Written) -> None:
         spec, was = after.spec, before.spec
@@ -131,7 +138,7 @@ class BackendSets:
         count = 0
         if size:
             where = {member: slot for slot, member in enumerate(after.slots)}
-            names = [address + port.to_bytes(2, "big") for address, port, _ in spec.members]
+            names = [member[:PLACE] for member in spec.members]
             filled = maglev.fill(names, size, spec.maglev_seed)
             parts = maglev.pieces(filled, [where[member] for member in spec.members])
             count = len(parts)

@@ -380,7 +380,7 @@ def test_packed_entries_are_the_structs() -> None:
         entries.backend_value(raw, 80, 6, local=True)
         == lb.Backend(address=raw, port=0x5000, protocol=6, flags=1).pack()
     )
-    assert entries.backend_slot_key(7, raw, 80) == lb.BackendSlotKey(address=raw, service_id=7, port=0x5000).pack()
+    assert entries.backend_slot_key(7, raw + b"\0P") == lb.BackendSlotKey(address=raw, service_id=7, port=0x5000).pack()
     assert entries.maglev_key(7, 1) == lb.MaglevKey(service_id=7, piece=1).pack()
     wanted = lb.SourceRangeKey(prefixlen=32 + 96 + 8, service_id=7, address=bytes(10) + b"\xff\xff\x0a\0\0\0").pack()
     assert entries.source_range_key(7, N("10.0.0.0/8")) == wanted
