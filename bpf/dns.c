@@ -35,6 +35,20 @@ INLINE bool dns_is_question(const struct dns_header *header)
 	       !header->authorities;
 }
 
+/* A segment of the pod's. */
+INLINE int dns_ask_stream(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *w)
+{
+	struct tls_conn *conn = tls_conns.lookup(&ctx->key);
+
+	w->continuing = 0;
+	w->refused = 0;
+	if (conn && conn->mode == TLS_ANSWERED && !(ctx->tcp_flags & TCP_SYN))
+		tailcalls.call(skb, TAIL_DNS_STREAM_REFUSE);
+	else
+		tailcalls.call(skb, ctx->payload_len ? TAIL_DNS_STREAM_ASK : TAIL_FORWARD);
+	return -DROP_MISSED_TAIL_CALL;
+}
+
 INLINE int dns_ask(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *w)
 {
 	struct endpoint_info *pod = endpoint_by_id(ctx->src_endpoint);
@@ -50,9 +64,7 @@ INLINE int dns_ask(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *
 		reason = tls_check_segment(ctx);
 		if (reason || (ctx->payload_len && (ctx->tcp_flags & TCP_SYN)))
 			return -DROP_DNS_MALFORMED;
-		w->continuing = 0;
-		tailcalls.call(skb, ctx->payload_len ? TAIL_DNS_STREAM_ASK : TAIL_FORWARD);
-		return -DROP_MISSED_TAIL_CALL;
+		return dns_ask_stream(skb, ctx, w);
 	}
 	reason = dns_check_datagram(skb, ctx);
 	if (!reason)

@@ -14,7 +14,7 @@ INLINE int http_deny_now(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http
 {
 	bool forbidden = w->answer == HTTP_ANSWER_FORBIDDEN;
 	struct http_flow *flow = &w->flow;
-	struct http_segment segment = {
+	struct own_segment segment = {
 		.to_client = true,
 		.flags = forbidden ? TCP_PSH | TCP_ACK | TCP_FIN : TCP_RST | TCP_ACK,
 		.payload = forbidden ? (http_is_head(w) ? HTTP_403_HEAD_LENGTH : HTTP_403_LENGTH) : 0,
@@ -34,7 +34,7 @@ INLINE int http_deny_now(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http
 		count_packet(ctx->direction, w->reason, ctx->ip_len);
 	reason = http_send_to_client(skb, w, ctx, &segment);
 	if (!reason)
-		reason = http_reset_server(skb, w, ctx);
+		reason = own_reset_server(skb, &w->own, ctx, w->expected);
 	return reason ? -reason : HTTP_PASSES;
 }
 
@@ -42,25 +42,20 @@ INLINE int http_deny_now(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http
  * in the server's name, without an event: the request had one. */
 INLINE int http_deny_after(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
 {
-	u32 length = ctx->payload_len + (ctx->tcp_flags & TCP_FIN ? 1 : 0), end = ctx->tcp_seq + length;
 	struct http_flow *flow = &w->flow;
-	struct http_segment segment = { .to_client = true, .flags = TCP_ACK, .seq = flow->answer_end };
+	struct own_segment segment = {};
+	u32 before = flow->now.seq;
 	int reason;
 
 	count_packet(ctx->direction, DROP_HTTP_CLOSED, ctx->ip_len);
-	if (!length)
+	if (!own_closing(ctx, &flow->now.seq, flow->answer_seq, flow->answer_end, &segment))
 		return TC_ACT_SHOT;
-	if ((s32)(ctx->tcp_seq - flow->now.seq) <= 0 && (s32)(end - flow->now.seq) > 0) {
-		flow->now.seq = end;
+	if (flow->now.seq != before)
 		http_publish(w, http_conns.lookup(&ctx->key));
-	}
-	segment.ack = flow->now.seq;
 	if (flow->mode == HTTP_RESET) {
 		segment.flags = TCP_RST;
 		segment.seq = ctx->tcp_ack;
-	} else if (ctx->tcp_ack == flow->answer_seq) { /* the answer was lost */
-		segment.flags = TCP_PSH | TCP_ACK | TCP_FIN;
-		segment.seq = flow->answer_seq;
+	} else if (segment.flags & TCP_FIN) {
 		segment.payload = flow->answer_end - flow->answer_seq - 1 == HTTP_403_HEAD_LENGTH ? HTTP_403_HEAD_LENGTH :
 												    HTTP_403_LENGTH;
 	}
@@ -87,7 +82,7 @@ int http_deny(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	if (w->answer == HTTP_ANSWER_AUDIT && !w->present)
 		__builtin_memset(&w->flow, 0, sizeof(w->flow)); /* it is another connection's */
-	reason = w->answer == HTTP_ANSWER_AUDIT ? 0 : http_note_packet(skb, w, ctx);
+	reason = w->answer == HTTP_ANSWER_AUDIT ? 0 : own_note(skb, &w->own, ctx);
 	if (reason)
 		return finish(skb, ctx, -reason);
 	if (w->answer == HTTP_ANSWER_AFTER)

@@ -5,3 +5,4 @@
 #include "dns_learn.c"
 #include "dns.c"
 #include "dns_stream.c"
+#include "dns_stream_ask.c"

@@ -21,29 +21,6 @@ INLINE void tls_emit(struct pkt_ctx *ctx, struct tls_work *w, u8 reason, bool au
 	name_events.ringbuf_submit(e, wakeup_flags(ctx));
 }
 
-/* A reset over the packet at hand, to the client or to the server. 0 or a drop reason. */
-INLINE int tls_build_reset(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_work *w, bool to_client, u32 seq, u32 ack)
-{
-	struct addr from = ctx->saddr, to = to_client ? ctx->saddr : ctx->daddr;
-	u16 sport = ctx->sport, dport = to_client ? ctx->sport : ctx->dport;
-	u8 *l4 = own_l4(&w->own, ctx);
-	struct tcp_header *tcp = (void *)l4;
-	u32 l3;
-
-	if (to_client)
-		own_server(ctx, &from, &sport);
-	__builtin_memset(tcp, 0, sizeof(*tcp));
-	tcp->sport = sport;
-	tcp->dport = dport;
-	tcp->seq = bpf_htonl(seq);
-	tcp->ack = bpf_htonl(ack);
-	tcp->data_offset = 5 << 4;
-	tcp->flags = TCP_RST | TCP_ACK;
-	tcp->checksum = 0xffff;
-	l3 = own_build_l3(&w->own, ctx, &from, &to, sizeof(*tcp));
-	return own_store(skb, &w->own, ctx, l3, sizeof(*tcp), __builtin_offsetof(struct tcp_header, checksum));
-}
-
 /* On to the server: a pod, or, from the sender's turn, wherever it is. Returns a verdict for `finish`. */
 INLINE int tls_onward(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
@@ -53,38 +30,31 @@ INLINE int tls_onward(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	return -DROP_MISSED_TAIL_CALL;
 }
 
-/* Both sides are told. The client's reset is sent at once: to the pod whose turn it is, or as if the server's pod had sent
- * it. It may run through hooks: what they write over the context is put back. Then the packet at hand goes to the server in
- * its place. `expected`: the server's next byte. */
-INLINE int tls_reset(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_work *w, struct endpoint_info *pod, u32 expected)
+/* Both sides are told. The client's reset is sent at once: it may run through hooks, and what they write over the context
+ * is put back. Then the packet at hand goes to the server in its place. `expected`: the server's next byte. */
+INLINE int tls_reset(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_work *w, u32 expected)
 {
-	bool sends = ctx->direction == DIR_EGRESS;
-	u32 mark = skb->mark;
-	u8 mac[12], own[12];
-	int reason;
+	struct own_segment segment = {
+		.to_client = true,
+		.flags = TCP_RST | TCP_ACK,
+		.seq = ctx->tcp_ack,
+		.ack = ctx->tcp_seq + ctx->payload_len,
+	};
+	int reason = own_note(skb, &w->own, ctx);
+	u32 length;
 
-	count_packet(ctx->direction, w->reason, ctx->ip_len);
-	if (bpf_skb_load_bytes(skb, 0, mac, sizeof(mac)))
-		return -DROP_INVALID_PACKET_DROPPED;
-	__builtin_memcpy(own, sends ? pod->mac : pod->node_mac, 6);
-	__builtin_memcpy(own + 6, sends ? pod->node_mac : pod->mac, 6);
-	reason = tls_build_reset(skb, ctx, w, true, ctx->tcp_ack, ctx->tcp_seq + ctx->payload_len);
-	if (reason || bpf_skb_store_bytes(skb, 0, own, sizeof(own), 0))
-		return -DROP_ERROR_WRITING_TO_PACKET;
+	if (reason)
+		return -reason;
+	own_name_server(ctx, &segment);
+	length = own_tcp_header(&w->own, ctx, own_l4(&w->own.packet, ctx), &segment);
+	reason = own_replace(skb, &w->own, ctx, &segment, length);
+	if (reason)
+		return -reason;
 	w->saved = *ctx;
-	if (sends)
-		skb->mark = OWN_PACKET_MARK;
-	bpf_clone_redirect(skb, pod->ifindex, sends ? 0 : BPF_F_INGRESS);
-	skb->mark = mark;
+	own_copy_to_client(skb, ctx, skb->mark);
 	*ctx = w->saved;
-	reason = tls_build_reset(skb, ctx, w, false, expected, ctx->tcp_ack);
-	if (reason || bpf_skb_store_bytes(skb, 0, mac, sizeof(mac), 0))
-		return -DROP_ERROR_WRITING_TO_PACKET;
-	/* The next turn is about this packet. */
-	ctx->tcp_flags = TCP_RST | TCP_ACK;
-	ctx->tcp_seq = expected;
-	ctx->payload_len = 0;
-	return tls_onward(skb, ctx);
+	reason = own_reset_server(skb, &w->own, ctx, expected);
+	return reason ? -reason : tls_onward(skb, ctx);
 }
 
 /* `count` bytes of the payload from `from` on are what is at `at` of the window: they passed before. */
@@ -267,8 +237,8 @@ INLINE int tls_handle(struct __sk_buff *skb, struct pkt_ctx *ctx, struct tls_wor
 		return tls_onward(skb, ctx);
 	if (reason == TLS_MORE)
 		return -DROP_TLS_OUT_OF_ORDER;
-	w->reason = reason;
-	return tls_reset(skb, ctx, w, pod, w->expected);
+	count_packet(ctx->direction, reason, ctx->ip_len);
+	return tls_reset(skb, ctx, w, w->expected);
 }
 
 int tls_hello(struct __sk_buff *skb)

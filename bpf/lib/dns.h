@@ -76,7 +76,7 @@ struct dns_stream {
 	u32 next; /* sequence number */
 	u32 skip; /* bytes of an answer that nobody waits for, still to come */
 	u32 kept; /* bytes of an answer that came so far, in dns_kept */
-	u32 pad;
+	u32 answered; /* answers that passed */
 };
 BPF_F_TABLE("lru_hash", struct ct_key, struct dns_stream, dns_streams, 8192, 0);
 
@@ -113,10 +113,13 @@ struct dns_work {
 	u16 qclass;
 	u8 rcode;
 	u8 skipped; /* of the record at hand: its owner's name is behind us */
-	u8 continuing; /* TCP: not the first message of the segment */
+	u8 continuing; /* TCP: messages of the segment before the one at hand */
 	u8 kept;       /* TCP: the message is in dns_kept, not in the packet */
 	u8 aliases;
-	u8 pad;
+	u8 finished;   /* TCP: answers that end in the segment */
+	u32 had;       /* TCP: bytes of the window before the segment at hand */
+	u32 refused;   /* TCP: bytes of answers to questions of the segment, in the window */
+	u32 pad;
 	u32 aliases_len;
 	u32 alias_at[DNS_ALIASES]; /* where the records' names are in the message */
 	u8 name[NAME_BYTES];

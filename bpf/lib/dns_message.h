@@ -102,11 +102,22 @@ INLINE void dns_emit(struct pkt_ctx *ctx, struct dns_work *w, u8 type, u8 reason
 	name_events.ringbuf_submit(e, wakeup_flags(ctx));
 }
 
+/* The header of the message at hand becomes that of an answer with its question only: REFUSED, or cut to nothing. */
+INLINE void dns_turn_header(struct dns_work *w, bool refused)
+{
+	struct dns_header *header = (void *)w->message;
+
+	header->flags = DNS_QR | (header->flags & (DNS_OPCODE | DNS_RD)) | (refused ? 0 : DNS_TC);
+	header->code = refused ? (header->code & DNS_CD) | DNS_REFUSED : header->code & ~DNS_RCODE;
+	header->answers = 0;
+	header->authorities = 0;
+	header->additional = 0;
+}
+
 /* Make the packet at hand a message that has the question only: REFUSED towards who asked (`turn`), or the answer cut
  * to nothing, so that the question is asked again by TCP. 0 or a drop reason. */
 INLINE int dns_rebuild(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *w, bool turn)
 {
-	struct dns_header *header = (void *)w->message;
 	struct addr from = ctx->saddr, to = turn ? ctx->saddr : ctx->daddr;
 	u16 sport = ctx->sport, dport = turn ? ctx->sport : ctx->dport;
 	u32 length = w->at, i, l3;
@@ -117,11 +128,7 @@ INLINE int dns_rebuild(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_wo
 		return DROP_DNS_MALFORMED;
 	if (turn)
 		own_server(ctx, &from, &sport);
-	header->flags = DNS_QR | (header->flags & (DNS_OPCODE | DNS_RD)) | (turn ? 0 : DNS_TC);
-	header->code = turn ? (header->code & DNS_CD) | DNS_REFUSED : header->code & ~DNS_RCODE;
-	header->answers = 0;
-	header->authorities = 0;
-	header->additional = 0;
+	dns_turn_header(w, turn);
 #pragma unroll
 	for (i = 0; i < 4; i++)
 		w->message[BOUNDED(length + i, 511)] = 0;

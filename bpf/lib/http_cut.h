@@ -6,7 +6,6 @@
 #include "http_event.h"
 #include "http_refuse.h"
 
-#define HTTP_CUT_MAX 368 /* bytes before the refused request: what fits with the longest TCP header into an own packet */
 #define HTTP_QUIET 100000000ULL /* ns */
 
 /* How much of the packet stands before the request that is refused; 0: nothing, or too much. */
@@ -16,7 +15,7 @@ INLINE u32 http_before(const struct pkt_ctx *ctx, const struct http_work *w)
 
 	if (!w->present || w->comparing || w->probing || !http_unreported(&w->flow.now))
 		return 0;
-	return length < ctx->payload_len && length <= HTTP_CUT_MAX ? length : 0;
+	return length < ctx->payload_len && length <= OWN_CUT_MAX ? length : 0;
 }
 
 /* The server is not yet through with what was before. */
@@ -25,28 +24,6 @@ INLINE bool http_answers_first(const struct pkt_ctx *ctx, const struct http_conn
 	if (!conn || likely(!conn->cut))
 		return false;
 	return !conn->heard_ns || (s32)(ctx->tcp_ack - conn->heard_seq) < 0 || ctx->now_ns - conn->heard_ns < HTTP_QUIET;
-}
-
-/* Make the packet at hand one of `length` bytes of payload. 0 or a drop reason. */
-INLINE int http_shorten(struct __sk_buff *skb, struct http_work *w, struct pkt_ctx *ctx, u32 length)
-{
-	u64 header = ctx->payload_off - ctx->l4_off, total = header + length;
-	u8 *l4 = own_l4(&w->own, ctx);
-	struct tcp_header *tcp = (void *)l4;
-	u32 l3;
-
-	total &= OWN_PACKET_BYTES - 1;
-	if (header < sizeof(*tcp) || total < header || total > HTTP_CUT_MAX + 60)
-		return DROP_ERROR_WRITING_TO_PACKET;
-	__builtin_memset(l4, 0, 440);
-	if (bpf_skb_load_bytes(skb, ctx->l4_off, l4, total))
-		return DROP_INVALID_PACKET_DROPPED;
-	tcp->flags &= ~TCP_FIN;
-	tcp->checksum = 0xffff;
-	l3 = own_build_l3(&w->own, ctx, &ctx->saddr, &ctx->daddr, total);
-	ctx->tcp_flags &= ~TCP_FIN;
-	ctx->payload_len = length;
-	return own_store(skb, &w->own, ctx, l3, total, __builtin_offsetof(struct tcp_header, checksum));
 }
 
 /* Let pass what stands before the refused request. Returns a verdict. */
@@ -63,7 +40,7 @@ INLINE int http_cut(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work
 		flow->mark_digest = http_digest(flow);
 		flow->marked = 1;
 	}
-	reason = http_shorten(skb, w, ctx, length);
+	reason = own_shorten(skb, &w->own, ctx, length);
 	if (reason)
 		return -reason;
 	if (!conn || !http_publish(w, conn))

@@ -8,7 +8,7 @@
  * `acked` stands apart: the server's own direction writes it, and an old value only means less is known to be there. */
 #pragma once
 #include "context.h"
-#include "own_packet.h"
+#include "own_segment.h"
 
 #define HTTP_METHOD_MAX 16 /* what an event holds */
 #define HTTP_PATH_MAX 136
@@ -169,26 +169,22 @@ struct http_work {
 	u8 probing;    /* nothing is known of the connection: only look whether this request would be denied */
 	u8 reason;     /* drop reason of a refusal */
 	u8 answer;     /* enum http_answer */
-	u8 timestamps; /* the packet had TCP timestamps, the answer gets them too */
 	u8 action;     /* that the byte loop stopped at */
 	u8 byte;
 	u8 audit; /* nothing is refused: only told */
 	u8 memorable; /* the head can be remembered (http_memo.h) */
-	u8 pad[2];
+	u8 pad[3];
 	u32 memo;     /* where; HTTP_NOWHERE: not at all */
 	u64 tag;
 	u64 line_hash; /* of the request whose head is complete */
 	struct http_asked asked; /* waiting: a head of this packet is complete; its method and path are those below */
-	u32 ts_value;  /* network order */
-	u32 ts_echo;
-	u8 mac[12];    /* of the packet as it came */
 	u32 buffer_at;   /* next byte in the buffer */
 	u32 buffer_have; /* bytes in the buffer */
 	u8 method[HTTP_METHOD_MAX];
 	u8 path[HTTP_PATH_MAX]; /* the verifier sees larger writes: 256 bytes behind must be ours */
 	u8 buffer[HTTP_BUFFER];
 	u64 behind[4]; /* words may reach out of the buffer */
-	struct own_packet own; /* an answer under construction */
+	struct own_tcp own; /* an answer under construction */
 	u8 zeros[HTTP_PATH_MAX]; /* never written */
 };
 

@@ -71,6 +71,7 @@ INLINE int own_store(struct __sk_buff *skb, struct own_packet *p, struct pkt_ctx
 	u64 total = l3_length + l4_length;
 	s64 sum, pseudo;
 
+	asm volatile("" : "+r"(padded)); /* the very register that is compared goes to the helper */
 	total &= OWN_PACKET_BYTES - 1;
 	if (!total || total > OWN_PACKET_BYTES - OWN_PACKET_L3 || padded > 440)
 		return DROP_ERROR_WRITING_TO_PACKET;

@@ -29,6 +29,7 @@ enum tail_call {
 	TAIL_DNS_STREAM_ASK = 21,  /* questions and answers by TCP */
 	TAIL_DNS_STREAM_HEAR = 22,
 	TAIL_TOO_LARGE = 23, /* a packet that does not fit into its way becomes the answer that says so */
+	TAIL_DNS_STREAM_REFUSE = 19, /* a forbidden question by TCP is answered, and what the pod sends after that */
 	TAIL_COUNT = 24,
 };
 

@@ -20,6 +20,7 @@ enum tls_mode {
 	TLS_READING = 0,
 	TLS_PASSED = 1,
 	TLS_REFUSED = 2,
+	TLS_ANSWERED = 3, /* DNS: refused with an answer, which is in `bytes` */
 };
 
 struct tls_conn {
@@ -30,6 +31,14 @@ struct tls_conn {
 	u32 decided; /* bytes that the verdict rests on */
 	u32 ruleset; /* that decided */
 	u32 mode;    /* enum tls_mode */
+	/* DNS over TCP only (dns_stream.h). */
+	u64 held_ns; /* when the answer had to wait for the first time */
+	u32 asked;   /* questions that passed */
+	u32 answer;  /* sequence number of the answer's first byte ... */
+	u32 length;  /* ... and its length */
+	u32 next;    /* the client's next byte after its answer */
+	u32 told;    /* sequence number that the server was reset with */
+	u32 pad;
 	u8 bytes[TLS_WINDOW + TLS_BEYOND]; /* what lies beyond the window is never looked at */
 };
 

@@ -2,7 +2,7 @@
 /* The ClientHello: where the server's name is in it, and what rules say to that name (RFC 8446, 4.1.2; RFC 6066, 3). */
 #pragma once
 #include "names.h"
-#include "own_packet.h"
+#include "own_segment.h"
 #include "tls.h"
 
 enum {
@@ -21,12 +21,11 @@ struct tls_work {
 	u32 name_len; /* on the wire */
 	u32 length;   /* canonical: with a final dot */
 	u32 state;
-	u32 reason;
 	u32 left; /* bytes still to compare; of a name: the character before */
 	u32 expected; /* the server's next byte */
 	struct tls_server server;
 	u8 buffer[TLS_WINDOW];
-	struct own_packet own;
+	struct own_tcp own;
 };
 
 PERCPU_MAP(tls_scratch, struct tls_work, 1);

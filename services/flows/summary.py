@@ -87,6 +87,7 @@ _REFUSALS = {
     DropReason.TLS_MALFORMED: "no TLS where server names are asked for",
     DropReason.TLS_NO_STATE: "TLS connection of unknown state",
     DropReason.TLS_OUT_OF_ORDER: "TLS segments out of order",
+    DropReason.DNS_CLOSED: "DNS connection already refused",
 }
 
 

@@ -31,6 +31,7 @@ class TailCall(IntEnum):
     TAIL_DNS_STREAM_ASK = 21
     TAIL_DNS_STREAM_HEAR = 22
     TAIL_TOO_LARGE = 23
+    TAIL_DNS_STREAM_REFUSE = 19
 
     @property
     def program(self) -> str:
