@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.sandbox.checks import REFUSED, Check
-from services.sandbox.probes import CLOSED, NO_CONNECTION
+from services.sandbox.probes import NO_CONNECTION
 
 EXAMPLE = "l7"
 ITEM = "/api/v1/items/7"
@@ -60,7 +60,7 @@ RESOLVES = Check(_DNS, f"{ALLOWED_NAME}, UDP", "203.0.113.10")
 RESOLVES_TCP = Check(_DNS, f"{ALLOWED_NAME}, TCP", "203.0.113.10")
 RESOLVES_ALIAS = Check(_DNS, f"{ALIAS}, an alias", "203.0.113.10")
 FORBIDDEN = Check(_DNS, f"{FORBIDDEN_NAME}, UDP", "REFUSED")
-FORBIDDEN_TCP = Check(_DNS, f"{FORBIDDEN_NAME}, TCP", CLOSED)
+FORBIDDEN_TCP = Check(_DNS, f"{FORBIDDEN_NAME}, TCP", "REFUSED")
 
 _FQDN = "toFQDNs, open before the answer arrives"
 UNASKED = Check(_FQDN, "an address that nobody asked a name for", NO_CONNECTION)

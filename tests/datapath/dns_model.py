@@ -112,3 +112,19 @@ def teach(raw: bytes, message: Message) -> Answer | None:
         if len(found.addresses) < MAX_ADDRESSES:
             found.addresses.append(bytes(10) + b"\xff\xff" + data if kind == A else data)
     return found
+
+
+def conversation(asked: Iterable[bytes], patterns: Iterable[str]) -> tuple[list[bytes], list[bytes]]:
+    """Questions on one TCP connection: those that the server gets, and the refusals that may follow its answers: the
+    first at least, and then the connection ends."""
+    passed, refused, known = [], [], list(patterns)
+    for raw in asked:
+        message = read(raw)
+        assert message is not None
+        if allowed(message, known):
+            if refused:
+                break
+            passed.append(raw)
+        else:
+            refused.append(refusal(raw, message))
+    return passed, refused

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import struct
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scapy.all import TCP
 
-from services.agent.abi.events import EventType
-from services.model.verdict import DropReason
 from tests.datapath.dns_node import RULESET, Asker, Names, alias, answer, question, record
+from tests.datapath.dns_stream import Stream, framed, is_reset, passes
 from tests.datapath.node import TC_ACT_OK, TC_ACT_SHOT, Node, sh
-from tests.datapath.packets import checksums_hold, from_pod, parse, tcp, to_pod
 
 pytestmark = pytest.mark.root
-START, SERVER_START = 0xFFFFFFE0, 7000
-_ports = itertools.count(30000)
 SELECTORS = ("api.example.com",)
 
 
@@ -34,38 +27,6 @@ def names(node: Node) -> Iterator[Names]:
     sh("ip", "link", "set", "host0", "up", netns=node.name)
     yield found
     found.close()
-
-
-def framed(message: bytes) -> bytes:
-    return struct.pack(">H", len(message)) + message
-
-
-class Stream:
-    """A pod's TCP connection to its server."""
-
-    def __init__(self, node: Node, asker: Asker) -> None:
-        self.node, self.asker, self.port = node, asker, next(_ports)
-        assert self.send(b"", -1, "S").verdict == TC_ACT_OK
-        assert self.hear(b"", -1, "SA", acked=0).verdict == TC_ACT_OK
-
-    def send(self, data: bytes, at: int = 0, flags: str = "PA") -> Any:
-        l4 = tcp(self.port, 53, flags, data, seq=(START + at) & 0xFFFFFFFF, ack=SERVER_START)
-        return self.node.run("from_endpoint", from_pod(self.asker.pod, self.asker.server, l4), self.asker.pod.ifindex)
-
-    def hear(self, data: bytes, at: int = 0, flags: str = "PA", acked: int = 0) -> Any:
-        ack = (START + acked) & 0xFFFFFFFF
-        l4 = tcp(53, self.port, flags, data, seq=SERVER_START + at, ack=ack)
-        return self.node.run("to_endpoint", to_pod(self.asker.pod, self.asker.server, l4), self.asker.pod.ifindex)
-
-
-def passes(result: Any, data: bytes) -> bool:
-    return result.verdict == TC_ACT_OK and bytes(parse(result.packet)[TCP].payload) == data
-
-
-def is_reset(result: Any, expected: int) -> bool:
-    seen = parse(result.packet)[TCP]
-    assert checksums_hold(result.packet)
-    return "R" in str(seen.flags) and seen.seq == (START + expected) & 0xFFFFFFFF
 
 
 def test_an_answer_by_tcp_opens_its_addresses(node: Node, names: Names) -> None:
@@ -84,36 +45,6 @@ def test_an_answer_by_tcp_opens_its_addresses(node: Node, names: Names) -> None:
     more = framed(question("www.example.com", number=5))
     assert passes(stream.send(more, size), more)
     assert passes(stream.send(more, size), more)
-    assert is_reset(stream.send(framed(question("www.example.org", number=5)), size), size + len(more))
-
-
-def test_a_forbidden_name_ends_the_connection(node: Node, names: Names) -> None:
-    stream = Stream(node, Asker(node, names))
-    good, bad = framed(question("a.example.com")), framed(question("evil.test"))
-    assert is_reset(stream.send(good + bad), 0)
-    assert stream.send(good).verdict == TC_ACT_SHOT
-    told = [(bytes(e["name"]), int(e["drop_reason"])) for e in names.events() if e["type"] == EventType.DNS_QUERY]
-    assert told == [(b"a.example.com.", 0), (b"evil.test.", DropReason.DNS_DENIED)]
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    asked=st.lists(st.sampled_from(["a.example.com", "bb.example.com", "evil.test"]), min_size=1, max_size=4),
-    cuts=st.lists(st.integers(1, 200), max_size=5),
-)
-def test_every_segmentation_comes_to_the_same(node: Node, names: Names, asked: list[str], cuts: list[int]) -> None:
-    stream = Stream(node, Asker(node, names))
-    messages = [framed(question(name, number=number)) for number, name in enumerate(asked)]
-    whole = b"".join(messages)
-    forbidden = next((at for at, name in enumerate(asked) if name == "evil.test"), None)
-    bound = None if forbidden is None else len(b"".join(messages[: forbidden + 1]))
-    places = [0, *sorted({cut for cut in cuts if cut < len(whole)}), len(whole)]
-    for at, end in itertools.pairwise(places):
-        result = stream.send(whole[at:end], at)
-        if bound is not None and end >= bound:
-            assert is_reset(result, at)
-            return
-        assert passes(result, whole[at:end])
 
 
 def test_what_is_no_question_ends_the_connection(node: Node, names: Names) -> None:
