@@ -120,7 +120,7 @@ class Conversation:
     server_reset: int | None = None
     _heard: int = 0
 
-    def run(self, steps: int = 400) -> None:
+    def run(self, steps: int = 3000) -> None:
         """Until the connection ends, or all is asked and answered."""
         for _ in range(steps):
             moves = (self._pod_sends, self._pod_sends, self._server_answers, self._server_sends)
@@ -189,7 +189,7 @@ class Conversation:
     def _server_sends(self) -> None:
         """A piece from where the pod is, or an acknowledgement only."""
         at = len(self.pod_has)
-        data = bytes(self.server_said[at : at + self.chance.choice((1, 2, 30, 200))])
+        data = bytes(self.server_said[at : at + self.chance.choice((1, 2, 60, 300))])
         result = self.stream.hear(data, at, acked=len(self.server_has))
         lost = self.chance.random() < 0.1
         if result.verdict == TC_ACT_OK and not lost:
