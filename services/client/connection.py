@@ -52,6 +52,8 @@ class Connection:
         self._backoff = backoff or Backoff(initial=0.1, maximum=5.0)
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
+        self._missing = ""
+        """Why there is no channel yet."""
 
     def stub(self, there: grpc.aio.Channel) -> Any:
         """The generated stub on a channel."""
@@ -73,7 +75,11 @@ class Connection:
 
     async def reconnect(self) -> None:
         """A fresh channel, which reads the certificates again: they may be others now. Calls under way may finish."""
-        address = await self.target.find() if self.target.find else self.target.address
+        try:
+            address = await self.target.find() if self.target.find else self.target.address
+        except Unavailable as error:
+            self._missing = str(error)
+            raise
         old = self._channel
         self._channel = channel(address, self.target.tls, self.role)
         self._stub = self.stub(self._channel)
@@ -82,7 +88,7 @@ class Connection:
 
     def _connected(self) -> None:
         if self._stub is None:
-            raise Unavailable(f"{self.target.address}: not found yet")
+            raise Unavailable(self._missing or f"{self.target.address}: not found yet")
 
     async def call(self, make: Callable[[Any, float], Awaitable[T]]) -> T:
         """`make(stub, deadline)`'s answer."""

@@ -51,8 +51,8 @@ def plan_endpoints(rows: Iterable[IpEntry], labels: LabelsOf, pods: Pods, presen
             writes.append(Write("patch", CILIATE_ENDPOINTS, key[1], key[0], body))
     for key, body in wanted.items():
         pod = pods.get(key)
-        if pod is None:
-            continue  # gone already, or not seen yet
+        if pod is None or pod["metadata"].get("deletionTimestamp"):
+            continue  # gone already, going (its namespace may take nothing new), or not seen yet
         owner = {"apiVersion": "v1", "kind": "Pod", "name": key[1], "uid": pod["metadata"].get("uid", "")}
         metadata = {"name": key[1], "namespace": key[0], "ownerReferences": [owner]}
         document = {"apiVersion": CILIATE_ENDPOINTS.api_version, "kind": CILIATE_ENDPOINTS.kind, "metadata": metadata}

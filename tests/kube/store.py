@@ -175,6 +175,9 @@ class Store:
         if not metadata.get("name") and metadata.get("generateName"):
             metadata["name"] = metadata["generateName"] + uuid.uuid4().hex[:5]
         key = _key(document)
+        space = self.objects.get("/api/v1/namespaces", {}).get(("", key[0]))
+        if space and space["metadata"].get("deletionTimestamp"):
+            raise Refused(403, f"unable to create new content in namespace {key[0]} because it is being terminated")
         if key in self._of(at.collection):
             raise Refused(409, f'{at.resource} "{key[1]}" already exists')
         if metadata.get("resourceVersion"):

@@ -49,6 +49,7 @@ class IdentityReferences:
         """Identities that were used and whose claim is not known here; `LeakCheck` gives them back."""
         self._stale = True  # adopted references are from before the restart
         self._wake = asyncio.Event()
+        self._told = ""
         self._log = get_logger("endpoint.references")
 
     def adopt(self, identity: Identity) -> None:
@@ -106,9 +107,11 @@ class IdentityReferences:
             try:
                 await self.settle(changed)
                 backoff.reset()
+                self._told = ""
             except CiliateError as error:
-                self._log.warning("references are not made again yet", problem=str(error))
-                self._stale = True
+                if self._told != str(error):
+                    self._log.warning("references are not made again yet", problem=str(error))
+                self._told, self._stale = str(error), True
             if self._stale or self._unreleased:
                 await backoff.wait()
 

@@ -75,10 +75,11 @@ class KubeClient:
         self._kubeconfig, self._user_agent, self._timeout = kubeconfig, user_agent, timeout
         self._configuration: Any = None
         self._rest: Any = None
+        self._unusable: Any = Exception
 
     async def __aenter__(self) -> Self:
         configuration, rest, config = _load_library()
-        self._configuration = configuration()
+        self._configuration, self._unusable = configuration(), config.ConfigException
         try:
             if self._kubeconfig:
                 await config.load_kube_config(
@@ -160,9 +161,7 @@ class KubeClient:
         headers = {"Accept": JSON, "User-Agent": self._user_agent}
         if body is not None:
             headers["Content-Type"] = kind
-        for setting in (await self._configuration.auth_settings()).values():
-            if setting["in"] == "header" and setting["value"]:
-                headers[setting["key"]] = setting["value"]
+        headers |= await self._credentials()
         response = await self._rest.request(
             method,
             self._configuration.host + path,
@@ -176,6 +175,14 @@ class KubeClient:
             async with response:
                 raise error_of(response.status, f"kubernetes: {path}: {await _message(response)}")
         return response
+
+    async def _credentials(self) -> dict[str, str]:
+        """Headers; the service account's token is read anew every minute, as it is replaced every hour."""
+        try:
+            settings = (await self._configuration.auth_settings()).values()
+        except (OSError, self._unusable) as error:
+            raise Unavailable(f"kubernetes: credentials: {error}") from error
+        return {each["key"]: each["value"] for each in settings if each["in"] == "header" and each["value"]}
 
 
 def error_of(status: int, message: str) -> CiliateError:

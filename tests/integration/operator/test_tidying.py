@@ -46,6 +46,13 @@ async def test_pods_show_in_kubectl_and_go_with_their_rows(cluster: Cluster, sta
     assert (found["addresses"], found["node"]) == (["10.0.0.2"], "a")
     await replica.stub.DeregisterEndpoint(pb.DeregisterEndpointRequest(prefix="10.0.0.2/32", node="a"))
     await eventually(lambda: len(cluster.all(ENDPOINTS)) == 1)
+    going = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
+    cluster.put("/api/v1/namespaces", "default", **going)
+    cluster.set("/api/v1/namespaces/default/pods/db", **going)
+    made = cluster.server.asked.count(("create", "ciliate.io", "ciliateendpoints"))
+    cluster.store.delete(_at("/apis/ciliate.io/v1/namespaces/default/ciliateendpoints/db"))  # as its namespace goes
+    await asyncio.sleep(0.8)
+    assert cluster.server.asked.count(("create", "ciliate.io", "ciliateendpoints")) == made
     cluster.store.delete(_at("/api/v1/namespaces/default/pods/db"))
     assert not cluster.all(ENDPOINTS), "it belongs to the pod"
 

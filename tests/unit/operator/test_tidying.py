@@ -83,6 +83,9 @@ def test_endpoints_follow_and_a_plan_that_was_carried_out_is_empty() -> None:
     assert [str(each) for each in plan_endpoints(less.values(), labels, pods, present.values())] == [
         "delete CiliateEndpoint default/db"
     ]
+    pods["default", "web"]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    del present["web"]
+    assert plan_endpoints(ROWS.values(), labels, pods, present.values()) == [], "its namespace may take nothing new"
     moved = {**ROWS, "10.0.1.2/32": row("10.0.1.2/32", 305, "b", "default", "db")}
     (change,) = plan_endpoints(moved.values(), labels, pods, present.values())
     assert (change.verb, change.document and change.document["identity"]["id"]) == ("patch", 305)
