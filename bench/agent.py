@@ -2,6 +2,11 @@
 
 One node with a real identity service and etcd. 100 pods are added one by one, removed, and added all at once, each by
 the CNI plugin as a process, as a runtime does it; then the agent is killed and started again.
+
+    cni_add_p50_ms      an ADD, all pods at once
+    cni_floor_p50_ms    as many interpreters at once that do nothing: what no plugin in Python can be quicker than
+    cni_start_p50_ms    as many plugins at once that ask nobody: the floor, and our file
+    *_cpu_ms            processor time of one call: of the bare interpreter, of the plugin, of the agent
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import statistics
 import sys
@@ -17,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.integration.agent.cluster import PLUGIN, Cluster, Pod, network_policy, sh
+from tests.integration.agent.cluster import PLUGIN, Cluster, Node, Pod, network_policy, sh
 
 PODS = int(os.environ.get("BENCH_PODS", "100"))
 RESTARTS = 3
@@ -35,9 +41,11 @@ async def main() -> dict[str, Any]:
         for pod in pods[:20]:
             await cluster.cni("DEL", pod)
         say("all at once")
-        began = time.monotonic()
+        floor, floor_cpu = await at_once_alone("-c", "import posix; posix._exit(0)")
+        start, start_cpu = await at_once_alone(PLUGIN, "--version")
+        before, began = agent_cpu(node), time.monotonic()
         at_once = await asyncio.gather(*(add(cluster, pod) for pod in pods))
-        wall = time.monotonic() - began
+        wall, spent = time.monotonic() - began, agent_cpu(node) - before
         inside = [await direct(cluster, pod) for pod in pods[:20]]
         say("restarts")
         first = await cluster.status(node)
@@ -55,11 +63,16 @@ async def main() -> dict[str, Any]:
             "ready_s": round(statistics.median(ready), 2),
             "rss_mb": round(max(first.rss_bytes, after.rss_bytes) / 1e6, 1),
             "cni_add_p50_ms": milliseconds(at_once, 0.5),
+            "cni_floor_p50_ms": milliseconds(floor, 0.5),
+            "cni_start_p50_ms": milliseconds(start, 0.5),
             "cni_add_p99_ms": milliseconds(at_once, 0.99),
+            "interpreter_cpu_ms": round(floor_cpu * 1000, 1),
+            "plugin_cpu_ms": round(start_cpu * 1000, 1),
+            "agent_cpu_ms": round(spent / PODS * 1000, 1),
             "cni_add_wall_ms": round(wall * 1000, 1),
             "cni_add_one_by_one_p50_ms": milliseconds(one_by_one, 0.5),
             "agent_add_p50_ms": milliseconds(inside, 0.5),
-            "plugin_start_p50_ms": milliseconds([await version() for _ in range(20)], 0.5),
+            "plugin_start_p50_ms": milliseconds([await alone(PLUGIN, "--version") for _ in range(20)], 0.5),
             "pods": PODS,
         }
 
@@ -113,18 +126,29 @@ async def call(pod: Pod, command: str) -> bytes:
     return answer
 
 
-async def version() -> float:
-    """Seconds that the plugin takes to say its version: starting a process, nothing else."""
+async def alone(*words: str) -> float:
+    """Seconds of one interpreter, started as the plugin is."""
     began = time.monotonic()
     child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-IS",
-        PLUGIN,
-        env=os.environ | {"CNI_COMMAND": "VERSION"},
-        stdout=asyncio.subprocess.DEVNULL,
+        sys.executable, "-IS", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
     )
-    await child.wait()
+    await child.communicate()
     return time.monotonic() - began
+
+
+async def at_once_alone(*words: str) -> tuple[list[float], float]:
+    """(seconds of each, processor seconds of one) of as many interpreters at once as there are pods."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = await asyncio.gather(*(alone(*words) for _ in range(PODS)))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return took, (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / PODS
+
+
+def agent_cpu(node: Node) -> float:
+    """Processor seconds that the agent has taken so far."""
+    assert node.process is not None
+    fields = Path(f"/proc/{node.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def milliseconds(seconds: list[float], quantile: float) -> float:
