@@ -18,6 +18,7 @@ from services.agent.datapath.sink import DatapathSink
 from services.agent.host import HostAddresses
 from services.agent.realised import Realised
 from services.agent.sources.base import Mailbox
+from services.common import heap
 from services.common.errors import Exhausted
 from services.common.log import get_logger
 from services.model.objects import PolicyObject, Update, Upserted
@@ -101,14 +102,15 @@ class Driver:
             self._engine.apply(meant)
 
     async def _write(self) -> None:
-        changes = self._engine.flush()
         if self._synced:
+            changes = self._engine.flush()
             self.changes += len(changes)
             if not self._sink.apply(changes):
                 self._log.error("maps refused entries, trying again", errors=self._sink.errors)
             self.realised.written(self._engine.revision)
             return
         # Not even the first changes are lost: what should be is compared with what is.
+        self._engine.flush()
         done = self._sink.resync(
             self._engine.desired(), HttpRulesets(self._engine.rulesets()), self._engine.name_rules()
         )
@@ -117,6 +119,7 @@ class Driver:
         self._log.info("maps reconciled", **{name: f"+{put} -{removed}" for name, (put, removed) in done.items()})
         if self.on_sync:
             await self.on_sync()
+        heap.give_back()
 
     def _release(self, waiting: list[asyncio.Future[None]]) -> None:
         full = [name for name in _ENDPOINT_MAPS if self._sink.reconcilers[name].pending]

@@ -21,7 +21,7 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.common import pauses, tracing
+from services.common import heap, tracing
 from services.common.config import BaseConfig, load
 from services.common.errors import CiliateError, Unavailable
 from services.common.grpc_errors import ErrorInterceptor
@@ -135,7 +135,7 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         return 1
     configure(process, config.log_level, config.log_format == "json")
-    pauses.keep_short()
+    heap.keep_short()
     return run(serve(config), new_loop)
 
 

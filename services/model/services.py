@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
+from typing import overload
 
-from services.model.addresses import IPAddress, IPNetwork
+from services.model.addresses import IPAddress, IPNetwork, from_bytes, to_bytes
 from services.model.keys import ObjectKey
 
 HEADLESS_LABEL = "service.kubernetes.io/headless"
@@ -76,6 +78,69 @@ class SliceEndpoint:
     node_hints: tuple[str, ...] = ()
 
 
+_Traits = tuple[int, bool, bool, bool, str, tuple[str, ...], tuple[str, ...]]
+"""How many addresses an endpoint has, and everything else that it is: few different ones."""
+
+
+@lru_cache(1 << 13)
+def _shared(traits: _Traits) -> _Traits:
+    return traits
+
+
+class PackedEndpoints(Sequence[SliceEndpoint]):
+    """Endpoints in an eighth of the memory: a cluster has as many as pods. Equal to a tuple of the same."""
+
+    __slots__ = ("_addresses", "_traits")
+
+    def __init__(self, endpoints: Iterable[SliceEndpoint]) -> None:
+        found = tuple(endpoints)
+        self._addresses = b"".join(to_bytes(address) for each in found for address in each.addresses)
+        self._traits = tuple(
+            _shared(
+                (
+                    len(each.addresses),
+                    each.ready,
+                    each.serving,
+                    each.terminating,
+                    each.node,
+                    each.zone_hints,
+                    each.node_hints,
+                )
+            )
+            for each in found
+        )
+
+    def __iter__(self) -> Iterator[SliceEndpoint]:
+        at = 0
+        for count, *traits in self._traits:
+            raw, at = self._addresses[at : at + 16 * count], at + 16 * count
+            addresses = tuple(from_bytes(raw[first : first + 16]) for first in range(0, len(raw), 16))
+            yield SliceEndpoint(addresses, *traits)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self._traits)
+
+    @overload
+    def __getitem__(self, index: int) -> SliceEndpoint: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[SliceEndpoint, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> SliceEndpoint | tuple[SliceEndpoint, ...]:
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, PackedEndpoints):
+            return self._addresses == other._addresses and self._traits == other._traits
+        return tuple(self) == other
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointSlice:
     """Backends of one Service. `ports` maps the Service port's name to (number, protocol)."""
@@ -85,7 +150,7 @@ class EndpointSlice:
     service: str
     ports: tuple[tuple[str, int, int], ...] = ()
     """(name, port, protocol) triples; the name matches the Service port's name."""
-    endpoints: tuple[SliceEndpoint, ...] = ()
+    endpoints: Sequence[SliceEndpoint] = ()
     family: int = 0
     """4 or 6 as its addressType says; 0 = it does not."""
 

@@ -7,6 +7,7 @@ policies themselves (prefixes, which get identities that only this node knows).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 
 from services.agent.calc.numbers import StableNumbers
 from services.agent.calc.refined import PortName, Ports, Refinements
@@ -20,6 +21,12 @@ from services.policy.selectors import LabelView
 PodName = tuple[str, str]
 NO_PORTS: Ports = frozenset()
 FINISHED = frozenset({"Succeeded", "Failed"})
+
+
+@lru_cache(4096)
+def _shared(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    """Thousands of pods have the same identity."""
+    return numbers
 
 
 class Identities:
@@ -149,7 +156,7 @@ class Identities:
         self._holders.setdefault(number, {})[key] = holder
         if holder.pod:
             name = (holder.namespace, holder.pod)
-            self._pods[name] = (*self._pods.get(name, ()), number)
+            self._pods[name] = _shared((*self._pods.get(name, ()), number))
         self._dirty.add(number)
 
     def _release(self, key: object, number: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
@@ -109,8 +110,9 @@ def ipcache_key(prefix: IPNetwork) -> bytes:
     return IpcacheKey(prefixlen=length, address=raw).pack()
 
 
+@lru_cache(8192)
 def ipcache_value(identity: int, tunnel: IPAddress | None) -> bytes:
-    """Who has a prefix, and behind which node."""
+    """Who has a prefix, and behind which node. Pods of one workload on one node share it."""
     return RemoteEndpointInfo(identity=identity, tunnel_endpoint=to_bytes(tunnel) if tunnel else bytes(16)).pack()
 
 

@@ -12,6 +12,7 @@ from services.model.services import (
     DEFAULT_AFFINITY_SECONDS,
     MAX_AFFINITY_SECONDS,
     EndpointSlice,
+    PackedEndpoints,
     Service,
     ServicePort,
     SliceEndpoint,
@@ -140,7 +141,7 @@ def endpoint_slice(node: Node, namespace: str, name: str) -> EndpointSlice:
                 if port.get("port").value is not None
             )
         ),
-        endpoints=() if ignored else tuple(_endpoint(item) for item in node.get("endpoints").items()),
+        endpoints=() if ignored else PackedEndpoints(_endpoint(item) for item in node.get("endpoints").items()),
         family=_FAMILIES[kind],
     )
 

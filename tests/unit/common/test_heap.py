@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import gc, time, weakref
-from services.common import pauses
+from services.common import heap
 
 class Thing: pass
 
@@ -16,7 +16,7 @@ def cycle():
     thing.itself = thing
     return thing
 
-aside = pauses.SetAside(time.monotonic(), everything_seconds={every})
+aside = heap.SetAside(time.monotonic(), everything_seconds={every})
 gc.callbacks.append(aside)
 kept = [cycle() for _ in range(10_000)]
 gone = weakref.ref(cycle())
