@@ -109,21 +109,24 @@ class SimulatedNodes:
         request = pb.AllocateRequest(labels=labels(workload), node=f"sim{node}")
         self.identities[workload] = (await self._call("Allocate", request)).identity.id
 
-    async def _register(self, node: int, pod: int, which: int) -> int:
-        identity = self.identities[workloads(node)[which % KINDS_PER_NODE]]
+    def identity_of(self, node: int, which: int) -> int:
+        """The identity that a node's pod has."""
+        return self.identities[workloads(node)[which % KINDS_PER_NODE]]
+
+    async def _register(self, node: int, pod: int, which: int) -> None:
         endpoint = pb.Endpoint(
             prefix=address(node, pod),
-            identity=identity,
+            identity=self.identity_of(node, which),
             node=f"sim{node}",
             tunnel_endpoint=f"172.31.{node // 250}.{node % 250 + 1}",
             namespace="default",
             pod=f"pod-{node}-{pod}",
         )
         await self._call("RegisterEndpoint", pb.RegisterEndpointRequest(endpoint=endpoint))
-        return identity
 
-    async def replace(self, number: int) -> tuple[str, int, float]:
-        """One pod goes, another comes with an address that nobody had; (its prefix, its identity, when it was told)."""
+    async def replace(self, number: int, told: Callable[[str, int, float], None]) -> float:
+        """One pod goes, another comes with an address that nobody had. `told` hears its prefix, its identity and when
+        the identity service is asked; the seconds until that answered."""
         node = self._random.randrange(self.nodes)
         gone = self._used[node].pop(0)
         gone_request = pb.DeregisterEndpointRequest(prefix=address(node, gone), node=f"sim{node}")
@@ -131,8 +134,9 @@ class SimulatedNodes:
         pod = (self._used[node][-1] + 1) % 250
         self._used[node].append(pod)
         begun = time.perf_counter()
-        identity = await self._register(node, pod, number)
-        return address(node, pod), identity, begun
+        told(address(node, pod), self.identity_of(node, number), begun)
+        await self._register(node, pod, number)
+        return time.perf_counter() - begun
 
 
 async def follow(target: str, count: int) -> None:
@@ -210,15 +214,16 @@ async def _until_closed(work: Any, pipe: multiprocessing.connection.Connection) 
 
 
 @contextlib.asynccontextmanager
-async def running(what: str, target: str, count: int) -> AsyncIterator[None]:
-    """A process of simulated nodes while the context is open."""
+async def running(what: str, target: str, count: int) -> AsyncIterator[int]:
+    """A process of simulated nodes while the context is open; its number."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=child, args=(what, target, count, theirs), daemon=True)
     process.start()
     theirs.close()
+    assert process.pid is not None
     try:
-        yield
+        yield process.pid
     finally:
         ours.close()
         await asyncio.to_thread(process.join, 10)

@@ -4,10 +4,13 @@
 20,000 Services besides; every simulated node pushes flows to the relay. Then 50 pods a second are replaced. Keys:
 
     propagation_p50_ms, _p99_ms   from a node telling of a pod until the real node's kernel map has it
+    answered_p50_ms, _p99_ms      of that, until the identity service has it in etcd and says so
+    looked_p99_ms                 how long nobody looked into the map: what the figures above may be too high by
     refused                       calls that the identity service answered UNAVAILABLE; they are made again
     join_s                        all nodes at once: leases, references, addresses
     agent_load_s                  the real agent, restarted into the full cluster, until it enforces
     identity_, agent_, relay_, etcd_ rss_mb and cpu (cores during the churn)
+    followers_, pushers_, bench_ cpu                        the same of what simulates: it is on the same cores
 
 `--quick` takes a tenth of everything. What limits larger clusters, and the way past it: docs/scale.md.
 """
@@ -23,7 +26,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import yaml
@@ -45,8 +48,8 @@ PER_FILE = 250
 class Machine:
     """What the processes take."""
 
-    def __init__(self, **pids: int) -> None:
-        self._pids = pids
+    def __init__(self, ours: Mapping[str, int], simulated: Mapping[str, int]) -> None:
+        self._ours, self._pids = ours, {**ours, **simulated}
         self._before, self._at = self._cpu(), time.monotonic()
 
     def _cpu(self) -> dict[str, float]:
@@ -62,6 +65,8 @@ class Machine:
         spent, found = time.monotonic() - self._at, {}
         for name, seconds in self._cpu().items():
             found[f"{name}_cpu"] = round((seconds - self._before[name]) / spent, 3)
+            if name not in self._ours:
+                continue
             with open(f"/proc/{self._pids[name]}/statm", encoding="ascii") as file:
                 found[f"{name}_rss_mb"] = round(int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6, 1)
         return found
@@ -105,6 +110,8 @@ class Arrivals:
         self._ipcache = ipcache
         self._waiting: dict[bytes, tuple[int, float]] = {}
         self.seconds: list[float] = []
+        self.answered: list[float] = []
+        self.gaps: list[float] = []
 
     def expect(self, prefix: str, identity: int, begun: float) -> None:
         """From now on it may come."""
@@ -112,7 +119,10 @@ class Arrivals:
 
     async def run(self) -> None:
         """Look every millisecond or so, until cancelled."""
+        looked = time.perf_counter()
         while True:
+            self.gaps.append(time.perf_counter() - looked)
+            looked = time.perf_counter()
             for key, (identity, begun) in list(self._waiting.items()):
                 value = self._ipcache.lookup(key)
                 if value is not None and int.from_bytes(value[:4], "little") == identity:
@@ -132,7 +142,7 @@ async def churn(nodes: SimulatedNodes, arrivals: Arrivals, seconds: float) -> fl
     pending: set[asyncio.Task[None]] = set()
 
     async def one(index: int) -> None:
-        arrivals.expect(*await nodes.replace(index))
+        arrivals.answered.append(await nodes.replace(index, arrivals.expect))
 
     while (now := time.perf_counter() - begun) < seconds:
         while number < now * PER_SECOND:
@@ -194,12 +204,13 @@ async def measure(quick: bool) -> dict[str, Any]:
         await asyncio.to_thread(write_services, cluster, SERVICES // share)
         load = await restart(cluster)
         say(f"the agent enforces after {load:.1f} s")
-        await stack.enter_async_context(running("follow", identity_target, WATCHERS // share))
-        await stack.enter_async_context(running("push", relay_target, nodes.nodes))
+        followers = await stack.enter_async_context(running("follow", identity_target, WATCHERS // share))
+        pushers = await stack.enter_async_context(running("push", relay_target, nodes.nodes))
         await asyncio.sleep(10 / share + 2)  # newcomers have been served
         agent = cluster.nodes[0].process
         assert agent is not None
-        machine = Machine(identity=cluster.identity.pid, agent=agent.pid, relay=relay, etcd=cluster.etcd_pid)
+        ours = {"identity": cluster.identity.pid, "agent": agent.pid, "relay": relay, "etcd": cluster.etcd_pid}
+        machine = Machine(ours, {"followers": followers, "pushers": pushers, "bench": os.getpid()})
         with PinnedMap(cluster.pins / "node1" / "maps" / "ipcache") as ipcache:
             arrivals = Arrivals(ipcache)
             watching = asyncio.create_task(arrivals.run())
@@ -217,6 +228,9 @@ async def measure(quick: bool) -> dict[str, Any]:
             "changed_per_s": round(rate, 1),
             "propagation_p50_ms": milliseconds(arrivals.seconds, 0.5),
             "propagation_p99_ms": milliseconds(arrivals.seconds, 0.99),
+            "answered_p50_ms": milliseconds(arrivals.answered, 0.5),
+            "answered_p99_ms": milliseconds(arrivals.answered, 0.99),
+            "looked_p99_ms": milliseconds(arrivals.gaps, 0.99),
             "propagation_max_ms": milliseconds(arrivals.seconds, 1.0),
             "not_arrived": arrivals.missing,
             "refused": nodes.refused,
