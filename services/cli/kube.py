@@ -32,12 +32,16 @@ VERSIONS = {
     "Event": "v1",
     "DaemonSet": "apps/v1",
     "Deployment": "apps/v1",
+    "StatefulSet": "apps/v1",
     "EndpointSlice": "discovery.k8s.io/v1",
     "NetworkPolicy": "networking.k8s.io/v1",
     "CiliumNetworkPolicy": "cilium.io/v2",
     "CiliumClusterwideNetworkPolicy": "cilium.io/v2",
     "CiliumCIDRGroup": "cilium.io/v2",
     "CiliumEgressGatewayPolicy": "cilium.io/v2",
+    "CiliumLoadBalancerIPPool": "cilium.io/v2",
+    "CiliateNode": "ciliate.io/v1",
+    "CiliatePodIPPool": "ciliate.io/v1",
 }
 """The kinds that commands use."""
 _ERRORS: dict[int, type[CiliateError]] = {

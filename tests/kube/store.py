@@ -99,6 +99,7 @@ class Store:
         self.schemas: dict[str, Document] = {}
         self.objects: dict[str, dict[tuple[str, str], Document]] = {}
         self.history: list[tuple[int, str, str, Document]] = []
+        self._stirred: set[str] = set()
         self._waiting: list[asyncio.Future[None]] = []
         self._lists: dict[str, tuple[list[Document], int]] = {}
 
@@ -136,7 +137,7 @@ class Store:
         }
 
     async def watch(self, at: Place, query: dict[str, str]) -> AsyncIterator[Document]:
-        """Events from a version on, for ever; bookmarks when there is nothing else to say."""
+        """Events from a version on, for ever; else bookmarks, of a kind that something ever happened to."""
         self._of(at.collection)
         _check_selector(at, query)
         last = int(query.get("resourceVersion") or 0) or self.version
@@ -147,8 +148,9 @@ class Store:
             for event in self._since(at, query, last):
                 yield event
             last = self.version
-            bare = {"kind": self.kinds[at.collection][0], "metadata": {"resourceVersion": str(last)}}
-            yield {"type": "BOOKMARK", "object": bare}
+            if at.collection in self._stirred:
+                bare = {"kind": self.kinds[at.collection][0], "metadata": {"resourceVersion": str(last)}}
+                yield {"type": "BOOKMARK", "object": bare}
             if self.version != last:
                 continue  # something happened while the reader was slow
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -253,6 +255,7 @@ class Store:
     def _note(self, collection: str, kind: str, document: Document) -> None:
         self.version += 1
         document["metadata"] = {**document["metadata"], "resourceVersion": str(self.version)}
+        self._stirred.add(collection)
         self.history.append((self.version, collection, kind, document))
         self.wake()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 import sys
 import types
 from collections.abc import AsyncIterator, Mapping
@@ -21,8 +22,11 @@ import aiohttp
 from services.common.errors import CiliateError, Conflict, Denied, Invalid, NotFound, Unavailable
 
 REQUEST_TIMEOUT_SECONDS = 60.0
-SILENCE_SECONDS = 150.0
-"""Servers send bookmarks about every minute: a watch that is silent for longer hangs on a connection that is dead."""
+QUIET_SECONDS = 240.0
+"""A watch that was silent for so long is asked for anew. That is nothing unusual: servers send bookmarks of kinds only
+after something happened to one. But it might also hang behind a proxy that is still there."""
+_PROBES = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+"""Seconds, and how many: the kernel asks a silent other end whether it is there, so a dead one is found in a minute."""
 MAX_LINE = 16 << 20
 """Bytes of one event of a watch. etcd takes objects of 1.5 MB; whatever is longer is no event."""
 OPENED = "OPENED"
@@ -134,15 +138,17 @@ class KubeClient:
     async def watch(self, path: str, query: Mapping[str, str], seconds: int) -> AsyncIterator[dict[str, Any]]:
         """Events of one watch request that the server ends after `seconds`; raises like `list`, and `Gone`.
 
+        It also ends when nothing was heard for `QUIET_SECONDS`.
         The first one, {"type": "OPENED"}, is not the server's: it says that the request was accepted.
         """
         asked = {**query, "watch": "true", "timeoutSeconds": str(seconds)}
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=SILENCE_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=QUIET_SECONDS)
         try:
             response = await self._request("GET", path, asked, timeout)
             async with response:
+                _probe(response)
                 yield {"type": OPENED}
-                async for line in _lines(response.content):
+                async for line in _until_quiet(_lines(response.content)):
                     event = json.loads(line)
                     if isinstance(event, dict):
                         yield event
@@ -198,6 +204,24 @@ def error_of(status: int, message: str) -> CiliateError:
     }
     hint = "; does its role (RBAC) allow this?" if status == HTTPStatus.FORBIDDEN else ""
     return kinds.get(status, Unavailable)(f"{message} (HTTP {status}{hint})")
+
+
+def _probe(response: Any) -> None:
+    """Have the kernel look after the connection."""
+    transport = response.connection and response.connection.transport
+    there = transport and transport.get_extra_info("socket")
+    if there is not None:
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _PROBES:
+            there.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def _until_quiet(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        async for line in lines:
+            yield line
+    except aiohttp.SocketTimeoutError:
+        return
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

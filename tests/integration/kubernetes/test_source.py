@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from services.agent.sources.kubernetes import KubernetesSource, resources_for
-from services.common.kube import reflector
-from services.common.kube.resources import PODS, SERVICES
+from services.common.kube import client, reflector
+from services.common.kube.resources import NETWORK_POLICIES, PODS, SERVICES
 from services.model.objects import Pod, Service
 from tests.integration.kubernetes.conftest import Cluster, Follower, replace_backoff
 
@@ -93,6 +93,29 @@ async def test_a_version_that_is_too_old_lists_again_and_tells_what_went_meanwhi
     await cluster.create("s005")
     await follower.until(lambda: set(follower.known) == {f"s{n:03}" for n in range(1, 6)})
     assert follower.told.count("+s001") == 1, "what stayed as it was is not told again"
+
+
+async def test_a_kind_that_nobody_changes_is_watched_in_silence(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers say nothing at all then, not even a bookmark: that is no trouble, and no reason to list again."""
+    monkeypatch.setattr(client, "QUIET_SECONDS", 0.1)
+    follower = cluster.follow(NETWORK_POLICIES)
+    await follower.until(lambda: follower.synced)
+    troubles = set[str]()
+
+    def watched() -> bool:
+        troubles.update(follower.source.errors.values())
+        return len(cluster.server.watches) > reflector.FRUITLESS_WATCHES + 1
+
+    await follower.until(watched)
+    assert not troubles
+    assert cluster.server.asked.count(("list", "networking.k8s.io", "networkpolicies")) == 1
+    policy = {"kind": "NetworkPolicy", "metadata": {"name": "p"}, "spec": {"podSelector": {}}}
+    await cluster.api.create(
+        NETWORK_POLICIES.collection_path(cluster.namespace), {"apiVersion": "networking.k8s.io/v1", **policy}
+    )
+    await follower.until(lambda: "p" in follower.known)
 
 
 async def test_a_server_that_goes_away_and_comes_back(cluster: Cluster) -> None:
