@@ -1,4 +1,4 @@
-"""One compile for all datapath tests; one node per module, emptied before each test."""
+"""One compile for all tests, also those of clusters and sandboxes; one node per module, emptied before each test."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from services.agent.config import Config
 from tests.datapath.node import Node
 from tests.datapath.walks import Pods, make_pods
 
 
 @pytest.fixture(scope="session")
-def object_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("objects")
+def object_cache() -> Path:
+    return Path(Config.model_fields["cache_dir"].default)
 
 
 @pytest.fixture(scope="module")

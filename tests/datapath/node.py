@@ -31,7 +31,6 @@ from services.agent.abi.lb import Backend, BackendKey, Revnat, ServiceInfo, Serv
 from services.agent.abi.policy import PolicyEntry, PolicyFlags, PolicyKey
 from services.agent.calc.maps import MAP_NAMES
 from services.agent.datapath import syscall
-from services.agent.datapath.bpffs import remove_pins
 from services.agent.datapath.loader_client import Loaded, LoaderConfig, load
 from services.agent.datapath.maps import PinnedMap
 from services.agent.datapath.settings import Settings, configure
@@ -39,6 +38,7 @@ from services.agent.events.lanes import EventReader, open_events
 from services.model.addresses import prefix_to_key, to_bytes
 from services.model.identity import Reserved
 from services.model.verdict import Direction
+from tests import loads
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _serial = itertools.count()
@@ -100,6 +100,7 @@ class Node:
     def __init__(self, cache_dir: Path, links: int = 4, **sizes: int) -> None:
         self.name = f"clt{os.getpid()}d{next(_serial)}"
         self.root = Path("/sys/fs/bpf/ciliate") / self.name
+        self._kind = f"node {sorted(sizes.items())}"
         self._maps: dict[str, PinnedMap] = {}
         self._progs: dict[str, int] = {}
         self._reader: EventReader | None = None
@@ -109,7 +110,9 @@ class Node:
             for i in range(links):
                 sh("ip", "link", "add", f"host{i}", "type", "veth", "peer", "name", f"pod{i}", netns=self.name)
             self.ifindexes = [self._ifindex(f"host{i}") for i in range(links)]
+            loads.take(self._kind, self.root)
             self.loaded = self._load(cache_dir, sizes)
+            loads.note(self.root)
         except BaseException:
             self.close()
             raise
@@ -138,8 +141,10 @@ class Node:
             opened.close()
         for fd in self._progs.values():
             os.close(fd)
-        remove_pins(self.root)
+        # Links go at once; with its last name alone, a namespace and what runs in it would live on for a moment.
+        sh("sh", "-c", "ip link set lo group 1; ip link del group 0 || :", netns=self.name)
         sh("ip", "netns", "del", self.name)
+        loads.give(self._kind, self.root)
 
     # What the maps say.
 

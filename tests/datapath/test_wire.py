@@ -12,6 +12,7 @@ import pytest
 
 from services.agent.abi.events import EventType
 from services.agent.datapath import attach, syscall, tcx
+from services.agent.datapath.generation import remove_marks
 from services.model.verdict import Direction, DropReason
 from tests.datapath.node import HOST, Pod, inside, sh
 from tests.datapath.wire import WiredNode
@@ -230,6 +231,8 @@ def test_replacing_programs_loses_nothing(cluster: Cluster, object_cache: Path) 
                     for turn in range(5):
                         if turn == 2:  # from here on one of them stands ahead of the filters
                             advanced(cluster.one, client)
+                        if turn % 2:
+                            remove_marks(cluster.one.root)  # or else what stands would do
                         cluster.one.loaded = cluster.one._load(object_cache, {})
                         for pod in (server, client):
                             cluster.one.in_netns(attach.attach_endpoint(pod.ifindex, cluster.one.root / "progs"))

@@ -190,7 +190,7 @@ def test_anchors(target: Target, what: str, where: str) -> None:
 
 
 def test_a_deep_text_is_refused_soon() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ManifestError):
         parse("[" * 100_000, "deep.yaml")
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from services.agent.abi.layout import be16
-from services.agent.abi.policy import FIXED_BITS, PolicyEntry, PolicyFlags, PolicyKey
+from services.agent.abi.policy import FIXED_BITS, PRECEDENCE_DENY, PolicyEntry, PolicyFlags, PolicyKey
 from services.model.verdict import DropReason
 
 PolicyMap = Mapping[bytes, bytes]
@@ -14,7 +14,8 @@ PolicyMap = Mapping[bytes, bytes]
 def decide(
     entries: PolicyMap, policy_id: int, direction: int, identity: int, protocol: int, port: int
 ) -> tuple[int, DropReason | None]:
-    """(rule id, why not). Higher precedence, then the longer (protocol, port), then the entry that names the peer."""
+    """(rule id, why not). Higher precedence, then the longer (protocol, port), then the entry that names the peer; at
+    once that one, where its precedence is the highest there is."""
     best: tuple[tuple[int, int, bool], PolicyEntry] | None = None
     for named in (True, False) if identity else (False,):
         entry = _longest(entries, policy_id, identity if named else 0, direction, protocol, port)
@@ -23,6 +24,8 @@ def decide(
         rank = int(entry.precedence), int(entry.prefix_bits), named
         if best is None or rank > best[0]:
             best = rank, entry
+        if named and entry.precedence >= PRECEDENCE_DENY:
+            break
     if best is None:
         return 0, DropReason.POLICY_DENIED
     entry = best[1]

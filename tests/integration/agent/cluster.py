@@ -29,16 +29,18 @@ from typing import Any, Self
 import grpc.aio
 import yaml
 
-from services.agent.datapath.bpffs import remove_pins
 from services.cni import plugin
 from services.common.etcd_server import EtcdServer
 from services.common.pb.agent.v1 import agent_pb2, agent_pb2_grpc
 from services.common.tls import channel
+from tests import loads
 
 READY_SECONDS = 90.0
 PLUGIN = str(Path(plugin.__file__))
 """Run as a file of its own, as runtimes do."""
 NETNS = Path("/run/netns")
+LOADED = ("observe_only",)
+"""Options that, like sizes, change what is loaded."""
 WORLD = ("203.0.113.10", "2001:db8::10")
 """Addresses of nobody in the cluster."""
 
@@ -114,6 +116,7 @@ class Cluster:
         self.objects = self.root / "objects"
         self.pins = Path("/sys/fs/bpf/ciliate") / self.prefix.strip("-")
         self.options = options
+        self._kind = f"cluster {sorted((k, v) for k, v in options.items() if k in LOADED or k.endswith('_max'))}"
         self.nodes = [
             Node(n, f"{self.prefix}n{n}", self.root / f"node{n}", n if narrow else 0) for n in range(1, nodes + 1)
         ]
@@ -132,8 +135,11 @@ class Cluster:
             await self._etcd.start()
             await self.start_identity()
             for node in self.nodes:
+                loads.take(self._kind, self.pins / node.name)
                 await self.start_agent(node)
             await asyncio.gather(*(self.ready(node) for node in self.nodes))
+            for node in self.nodes:
+                loads.note(self.pins / node.name)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -147,12 +153,15 @@ class Cluster:
                 child.kill()
             await child.wait()
         await self._etcd.stop(kill=True)
+        for node in self.nodes:  # nothing may run the programs any more, and a namespace goes in its own time
+            with contextlib.suppress(AssertionError):
+                sh("ip link set lo group 1; ip link del group 0 || :", node.netns)
         names = [*(pod.netns for pod in self.pods.values()), *(node.netns for node in self.nodes)]
         for name in [*names, self.router] if self._narrow or self._outside else names:
             with contextlib.suppress(AssertionError):
                 sh(f"ip netns del {name}")
         for node in self.nodes:
-            remove_pins(self.pins / node.name)
+            loads.give(self._kind, self.pins / node.name)
         if self.pins.is_dir():
             self.pins.rmdir()
         shutil.rmtree(self.root, ignore_errors=True)
@@ -267,7 +276,6 @@ class Cluster:
             "identity_target": f"unix://{self.root / 'identity.sock'}",
             "run_dir": str(node.run_dir),
             "bpffs_root": str(self.pins / node.name),
-            "cache_dir": str(Path(tempfile.gettempdir()) / "ciliate-test-cache"),
             "policy_max": 16384,
             "ct_max": 16384,
             "ipcache_max": 16384,

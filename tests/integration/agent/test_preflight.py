@@ -37,6 +37,7 @@ def run(script: str = "") -> tuple[int, dict[str, dict[str, Any]]]:
     return done.returncode, {f"{each['area']}: {each['name']}": each for each in json.loads(done.stdout)}
 
 
+@pytest.mark.alone  # it compares all interfaces of the machine
 def test_this_machine_would_do_and_stays_as_it_was() -> None:
     before = state()
     status, found = run()
