@@ -29,12 +29,6 @@ INLINE bool dns_remember(struct pkt_ctx *ctx, const struct dns_work *w)
 	return !dns_asked.update(&key, &asked);
 }
 
-INLINE bool dns_is_question(const struct dns_header *header)
-{
-	return !(header->flags & (DNS_QR | DNS_OPCODE | DNS_TC)) && header->questions == bpf_htons(1) && !header->answers &&
-	       !header->authorities;
-}
-
 /* A segment of the pod's. */
 INLINE int dns_ask_stream(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *w)
 {
@@ -69,10 +63,10 @@ INLINE int dns_ask(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *
 	reason = dns_check_datagram(skb, ctx);
 	if (!reason)
 		reason = dns_load(skb, ctx, w);
-	if (!reason && !dns_is_question((void *)w->message))
-		reason = DROP_DNS_MALFORMED;
 	if (!reason)
 		reason = dns_read_question(w, table, ctx->l7_ruleset, cfg->seed);
+	if (!reason && !dns_is_question(w))
+		reason = DROP_DNS_MALFORMED;
 	if (reason)
 		return -reason;
 	w->id = ((struct dns_header *)w->message)->id;
@@ -97,28 +91,58 @@ int dns_query(struct __sk_buff *skb)
 	return finish(skb, ctx, dns_ask(skb, ctx, w));
 }
 
+INLINE bool dns_is_transfer(const struct dns_asked *asked)
+{
+	return asked->qtype == DNS_AXFR || asked->qtype == DNS_IXFR;
+}
+
+/* Does the message answer what was asked? 0 or a drop reason. */
+INLINE int dns_match_question(struct dns_work *w, const struct dns_asked *asked, const struct name_table *table, u64 seed)
+{
+	struct dns_header *header = (void *)w->message;
+	int reason;
+
+	if (!(header->flags & DNS_QR))
+		return DROP_DNS_MALFORMED;
+	if (!header->questions) {
+		w->at = DNS_HEADER;
+		w->name_len = 0;
+		w->qtype = asked->qtype;
+		w->qclass = asked->qclass;
+		/* An error that was found before the question was read, or more of a transfer (RFC 5936, 2.2.1). */
+		return dns_is_transfer(asked) || ((header->code & DNS_RCODE) && !header->answers) ? 0 : DROP_DNS_MALFORMED;
+	}
+	if (header->questions != bpf_htons(1))
+		return DROP_DNS_MALFORMED;
+	reason = dns_read_question(w, table, NAME_FQDN, seed);
+	if (reason)
+		return reason;
+	return asked->name != w->hash || asked->qtype != w->qtype || asked->qclass != w->qclass ? DROP_DNS_UNSOLICITED : 0;
+}
+
 /* Is this what the pod waits for? 0 or a drop reason. */
 INLINE int dns_match_answer(struct pkt_ctx *ctx, struct dns_work *w, const struct name_table *table, u64 seed)
 {
 	struct dns_header *header = (void *)w->message;
 	struct dns_asked_key key = { .connection = ctx->key, .id = header->id };
 	struct dns_asked *asked = dns_asked.lookup(&key);
+	bool transfer;
 	int reason;
 
 	if (!asked || precise_now(ctx) - asked->asked_ns > DNS_PATIENCE)
 		return DROP_DNS_UNSOLICITED;
-	if (!(header->flags & DNS_QR) || header->questions != bpf_htons(1))
-		return DROP_DNS_MALFORMED;
-	reason = dns_read_question(w, table, NAME_FQDN, seed);
+	reason = dns_match_question(w, asked, table, seed);
 	if (reason)
 		return reason;
-	if (asked->name != w->hash || asked->qtype != w->qtype || asked->qclass != w->qclass)
-		return DROP_DNS_UNSOLICITED;
+	transfer = dns_is_transfer(asked);
 	w->asked_ns = asked->asked_ns;
+	if (transfer)
+		asked->asked_ns = precise_now(ctx); /* of many messages */
 	w->id = header->id;
 	w->rcode = header->code & DNS_RCODE;
-	w->identity = name_identity(table, w->state);
-	w->records = bpf_ntohs(header->answers);
+	/* The addresses of a whole zone are not those of its name. */
+	w->identity = transfer || !w->name_len ? 0 : name_identity(table, w->state);
+	w->records = transfer ? 0 : bpf_ntohs(header->answers);
 	w->question_end = w->at;
 	w->addresses = 0;
 	w->aliases = 0;

@@ -40,9 +40,9 @@ INLINE int dns_stream_judge(struct pkt_ctx *ctx, struct dns_work *d, struct tls_
 
 	if (reason)
 		return reason;
-	if (!dns_is_question((void *)d->message))
-		return DROP_DNS_MALFORMED;
 	reason = dns_read_question(d, table, ctx->l7_ruleset, seed);
+	if (!reason && !dns_is_question(d))
+		reason = DROP_DNS_MALFORMED;
 	if (reason)
 		return reason;
 	d->id = ((struct dns_header *)d->message)->id;

@@ -18,12 +18,17 @@ enum {
 	DNS_ADDRESSES = 64,   /* of one answer that can be learned */
 	DNS_RECORDS = 512,    /* of one answer */
 	DNS_STEPS = 48,       /* labels and records in one run */
+	DNS_OPT_LENGTH = 11,  /* of an OPT record without options */
+	DNS_UDP_SIZE = 1232,  /* that it offers */
 	DNS_PREFIX = 2,       /* TCP: the length, before each message */
 	DNS_KEPT = 4096,      /* TCP: bytes of an answer in pieces that can be learned; a power of two */
 	DNS_ALIASES = 4,      /* of one answer that are told */
 	DNS_A = 1,
 	DNS_CNAME = 5,
 	DNS_AAAA = 28,
+	DNS_OPT = 41,
+	DNS_IXFR = 251,
+	DNS_AXFR = 252,
 	DNS_IN = 1,
 	DNS_REFUSED = 5,
 	/* The third byte of a message ... */

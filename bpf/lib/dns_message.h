@@ -4,6 +4,11 @@
 #include "dns.h"
 #include "dns_event.h"
 
+enum {
+	DNS_REPLY = DNS_HEADER + DNS_QUESTION_MAX + DNS_OPT_LENGTH, /* bytes of an answer of the kernel's own */
+};
+_Static_assert(DNS_REPLY + 4 <= DNS_LOADED, "what follows it is set to zero");
+
 /* What a datagram must be like to mean one message only. */
 INLINE int dns_check_datagram(struct __sk_buff *skb, const struct pkt_ctx *ctx)
 {
@@ -75,11 +80,25 @@ INLINE int dns_read_question(struct dns_work *w, const struct name_table *table,
 	return 0;
 }
 
+/* A query of one name, and nothing but that. */
+INLINE bool dns_is_question(const struct dns_work *w)
+{
+	const struct dns_header *header = (void *)w->message;
+
+	if ((header->flags & (DNS_QR | DNS_OPCODE | DNS_TC)) || header->questions != bpf_htons(1) || header->answers)
+		return false;
+	/* An incremental transfer says which version the asker has (RFC 1995, 3). */
+	return !header->authorities || (w->qtype == DNS_IXFR && header->authorities == bpf_htons(1));
+}
+
 INLINE void dns_emit(struct pkt_ctx *ctx, struct dns_work *w, u8 type, u8 reason, bool audited)
 {
-	struct name_event *e = name_event_begin(ctx, type, reason, audited);
+	struct name_event *e;
 	int i;
 
+	if (!w->name_len)
+		return; /* an answer that does not repeat its question */
+	e = name_event_begin(ctx, type, reason, audited);
 	if (!e)
 		return;
 	e->id = bpf_ntohs(w->id);
@@ -102,16 +121,44 @@ INLINE void dns_emit(struct pkt_ctx *ctx, struct dns_work *w, u8 type, u8 reason
 	name_events.ringbuf_submit(e, wakeup_flags(ctx));
 }
 
-/* The header of the message at hand becomes that of an answer with its question only: REFUSED, or cut to nothing. */
-INLINE void dns_turn_header(struct dns_work *w, bool refused)
+/* A query with EDNS is answered with EDNS (RFC 6891, 7): its OPT record, if it comes right behind the question, stays,
+ * without options. */
+INLINE void dns_keep_opt(struct dns_work *w)
 {
 	struct dns_header *header = (void *)w->message;
+	u32 at = w->at;
+	u8 *opt;
+
+	if (at + DNS_OPT_LENGTH > w->have || at > DNS_HEADER + DNS_QUESTION_MAX)
+		return;
+	opt = &w->message[BOUNDED(at, 511)];
+	if (opt[0] || opt[1] || opt[2] != DNS_OPT)
+		return;
+	opt[3] = DNS_UDP_SIZE >> 8;
+	opt[4] = DNS_UDP_SIZE & 0xff;
+	opt[5] = 0; /* upper bits of the rcode */
+	opt[6] = 0; /* version */
+	opt[7] &= 0x80; /* DO, RFC 3225, 3 */
+	opt[8] = 0;
+	opt[9] = 0;
+	opt[10] = 0;
+	header->additional = bpf_htons(1);
+	w->at = at + DNS_OPT_LENGTH;
+}
+
+/* The message at hand becomes an answer with its question only: REFUSED, or cut to nothing. w->at is its end. */
+INLINE void dns_turn(struct dns_work *w, bool refused)
+{
+	struct dns_header *header = (void *)w->message;
+	bool more = header->additional;
 
 	header->flags = DNS_QR | (header->flags & (DNS_OPCODE | DNS_RD)) | (refused ? 0 : DNS_TC);
 	header->code = refused ? (header->code & DNS_CD) | DNS_REFUSED : header->code & ~DNS_RCODE;
 	header->answers = 0;
 	header->authorities = 0;
 	header->additional = 0;
+	if (refused && more)
+		dns_keep_opt(w);
 }
 
 /* Make the packet at hand a message that has the question only: REFUSED towards who asked (`turn`), or the answer cut
@@ -120,15 +167,16 @@ INLINE int dns_rebuild(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_wo
 {
 	struct addr from = ctx->saddr, to = turn ? ctx->saddr : ctx->daddr;
 	u16 sport = ctx->sport, dport = turn ? ctx->sport : ctx->dport;
-	u32 length = w->at, i, l3;
+	u32 length, i, l3;
 	u8 *l4 = own_l4(&w->own, ctx);
 	struct l4_header *udp = (void *)l4;
 
-	if (length > DNS_HEADER + DNS_QUESTION_MAX)
+	dns_turn(w, turn);
+	length = w->at;
+	if (length > DNS_REPLY)
 		return DROP_DNS_MALFORMED;
 	if (turn)
 		own_server(ctx, &from, &sport);
-	dns_turn_header(w, turn);
 #pragma unroll
 	for (i = 0; i < 4; i++)
 		w->message[BOUNDED(length + i, 511)] = 0;

@@ -52,13 +52,15 @@ INLINE int dns_refusal_due(const struct pkt_ctx *ctx, const struct dns_work *d, 
  * whose place it takes. False: there is no room. */
 INLINE bool dns_refusal_add(struct dns_work *d, struct tls_conn *conn)
 {
-	u64 length = d->at & 511;
-	u32 end = d->refused + DNS_PREFIX + length;
+	u64 length;
+	u32 end;
 	u8 *to;
 
-	if (length > DNS_HEADER + DNS_QUESTION_MAX || end > DNS_REPLY_MAX)
+	dns_turn(d, true);
+	length = d->at;
+	end = d->refused + DNS_PREFIX + length;
+	if (length > DNS_REPLY || end > DNS_REPLY_MAX)
 		return false;
-	dns_turn_header(d, true);
 	to = &conn->bytes[BOUNDED(d->refused, 511)];
 	to[0] = length >> 8;
 	to[1] = length;

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from services.agent.calc.names import matches
 
-A, CNAME, AAAA, IN = 1, 5, 28, 1
+A, CNAME, AAAA, OPT, IXFR, AXFR, IN = 1, 5, 28, 41, 251, 252, 1
+UDP_SIZE = 1232
 QR, OPCODE, TC, RD, CD = 0x8000, 0x7800, 0x0200, 0x0100, 0x0010
 MAX_ADDRESSES = 64
 
@@ -63,8 +64,9 @@ def read(raw: bytes) -> Message | None:
 
 
 def is_question(message: Message) -> bool:
-    """A query of one name, and nothing but that."""
-    return not message.flags & (QR | OPCODE | TC) and message.counts[1:3] == (0, 0)
+    """A query of one name, and nothing but that; a transfer may say which version the asker has."""
+    authorities = 1 if message.qtype == IXFR else 0
+    return not message.flags & (QR | OPCODE | TC) and not message.counts[1] and message.counts[2] <= authorities
 
 
 def allowed(message: Message, patterns: Iterable[str]) -> bool:
@@ -75,7 +77,12 @@ def allowed(message: Message, patterns: Iterable[str]) -> bool:
 def refusal(raw: bytes, message: Message) -> bytes:
     """The kernel's own answer to a name that may not be asked for."""
     flags = QR | (message.flags & (OPCODE | RD | CD)) | 5
-    return struct.pack(">6H", message.id, flags, 1, 0, 0, 0) + raw[12 : message.end]
+    asked = raw[12 : message.end]
+    opt = raw[message.end : message.end + 11]
+    if not message.counts[3] or len(opt) < 11 or opt[:3] != b"\0\0\x29":
+        return struct.pack(">6H", message.id, flags, 1, 0, 0, 0) + asked
+    told = b"\0" + struct.pack(">HHBBBBH", OPT, UDP_SIZE, 0, 0, opt[7] & 0x80, 0, 0)
+    return struct.pack(">6H", message.id, flags, 1, 0, 0, 1) + asked + told
 
 
 def teach(raw: bytes, message: Message) -> Answer | None:

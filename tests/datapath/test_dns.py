@@ -163,6 +163,24 @@ def test_any_answer_teaches_what_the_model_says(node: Node, open_names: Names, r
         assert open_names.known()["api.example.com."].ttl == taught.ttl
 
 
+def test_an_error_need_not_repeat_the_question(node: Node, open_names: Names) -> None:
+    """A server that does not know EDNS may say so by a header only (RFC 6891, 7)."""
+    pod = Asker(node, open_names)
+    pod.ask(question("api.example.com", edns=True))
+    bare = struct.pack(">6H", 77, 0x8181, 0, 0, 0, 0)
+    assert pod.hear(bare).verdict == TC_ACT_OK
+    records = record("203.0.113.1")
+    for wrong in (
+        struct.pack(">6H", 78, 0x8181, 0, 0, 0, 0),  # not asked
+        struct.pack(">6H", 77, 0x0181, 0, 0, 0, 0),  # not an answer
+        struct.pack(">6H", 77, 0x8180, 0, 0, 0, 0),  # not an error
+        struct.pack(">6H", 77, 0x8181, 0, 1, 0, 0) + records,
+        struct.pack(">6H", 77, 0x8180, 0, 1, 0, 0) + records,
+    ):
+        assert pod.hear(wrong).verdict == TC_ACT_SHOT
+    assert not list(node.map("fqdn_ips").items())
+
+
 def test_an_address_opens_with_the_answer_and_not_before(node: Node, open_names: Names) -> None:
     pod = Asker(node, open_names)
     pod.allow({"*.example.com", "api.example.com"})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.datapath.dns_model import AXFR, IXFR
 from tests.datapath.dns_node import RULESET, Asker, Names, alias, answer, question, record
 from tests.datapath.dns_stream import Stream, framed, is_reset, passes
 from tests.datapath.node import TC_ACT_OK, TC_ACT_SHOT, Node, sh
@@ -132,3 +134,28 @@ def test_a_long_answer_in_pieces_passes_unread_if_nobody_waits_for_it(node: Node
     reply = framed(answer(asked, [alias("x" * 60 + ".test")] * 100)) + framed(answer(asked, [record("203.0.113.99")]))
     for at, end in itertools.pairwise((0, 100, 500, *range(1400, len(reply), 1400), len(reply))):
         assert passes(stream.hear(reply[at:end], at), reply[at:end])
+
+
+def test_a_zone_transfer_passes_and_teaches_nothing(node: Node, names: Names) -> None:
+    """Its messages behind the first need not repeat the question (RFC 5936, 2.2.1)."""
+    stream = Stream(node, Asker(node, names))
+    asked = question("api.example.com", AXFR, number=3)
+    assert passes(stream.send(framed(asked)), framed(asked))
+    first = framed(answer(asked, [record("203.0.113.9")] * 9))
+    more = struct.pack(">6H", 3, 0x8400, 0, 200, 0, 0) + record("203.0.113.9") * 200
+    whole = first + framed(more) * 2
+    for at, end in itertools.pairwise((0, 100, *range(1500, len(whole), 1400), len(whole))):
+        assert passes(stream.hear(whole[at:end], at), whole[at:end])
+    assert not list(node.map("fqdn_ips").items())
+    other = Stream(node, Asker(node, names))
+    assert passes(
+        other.send(framed(question("api.example.com", 1, number=3))), framed(question("api.example.com", number=3))
+    )
+    assert other.hear(framed(more)).verdict == TC_ACT_SHOT
+    # An incremental one says what it has; nothing else stands behind a question.
+    soa = b"\xc0\x0c" + struct.pack(">HHIH", 6, 1, 0, 22) + b"\0\0" + bytes(20)
+    for kind, fine in ((IXFR, True), (AXFR, False)):
+        asked = question("api.example.com", kind)
+        asked = asked[:8] + b"\0\1" + asked[10:] + soa
+        stream = Stream(node, Asker(node, names))
+        assert passes(stream.send(framed(asked)), framed(asked)) == fine
