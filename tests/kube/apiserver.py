@@ -15,6 +15,7 @@ from aiohttp import web
 from services.common.errors import CiliateError, Conflict, Denied, Invalid, NotFound
 from services.common.kube.client import OPENED, Gone, KubeClient
 from tests.kube import schema
+from tests.kube.admission import admitted
 from tests.kube.store import Document, Place, Refused, Store, place
 
 Asked = tuple[str, str, str]
@@ -41,7 +42,7 @@ class Memory:
         if method == "GET":
             return self.store.get(at) if at.name else self.store.page(at, query)
         if method == "POST":
-            return self.store.create(at, body)
+            return self.store.create(at, admitted(self.store, at, body))
         if method == "DELETE":
             return self.store.delete(at)
         return self.store.write(at, body, merge=method == "PATCH")

@@ -177,9 +177,6 @@ class Store:
         if not metadata.get("name") and metadata.get("generateName"):
             metadata["name"] = metadata["generateName"] + uuid.uuid4().hex[:5]
         key = _key(document)
-        space = self.objects.get("/api/v1/namespaces", {}).get(("", key[0]))
-        if space and space["metadata"].get("deletionTimestamp"):
-            raise Refused(403, f"unable to create new content in namespace {key[0]} because it is being terminated")
         if key in self._of(at.collection):
             raise Refused(409, f'{at.resource} "{key[1]}" already exists')
         if metadata.get("resourceVersion"):
@@ -188,7 +185,7 @@ class Store:
         metadata.setdefault("creationTimestamp", "2026-01-01T00:00:00Z")
         document.setdefault("apiVersion", at.collection.strip("/").rpartition("/")[0].partition("/")[2])
         document.setdefault("kind", self.kinds[at.collection][0])
-        if at.collection in self.schemas or at.collection == SIGNING_REQUESTS:
+        if at.collection in self.schemas:
             document.pop("status", None)
         if at.collection == SIGNING_REQUESTS:
             # Who asks is what the server knows, whatever the request says.
@@ -211,7 +208,10 @@ class Store:
             after = {**before, "status": {**(before.get("status") or {}), "conditions": conditions}}
         elif at.collection in self.schemas or at.collection in ("/api/v1/nodes", "/api/v1/services"):
             after = {**after, "status": before["status"]} if "status" in before else _without_status(after)
-        after["metadata"] = {**after["metadata"], "uid": before["metadata"]["uid"]}
+        generation = before["metadata"].get("generation", 1)
+        if at.collection in self.schemas and after.get("spec") != before.get("spec"):
+            generation += 1
+        after["metadata"] = {**after["metadata"], "uid": before["metadata"]["uid"], "generation": generation}
         same = {**after["metadata"], "resourceVersion": ""} == {**before["metadata"], "resourceVersion": ""}
         if same and {**after, "metadata": 0} == {**before, "metadata": 0}:
             return before  # nothing changed: no event

@@ -13,7 +13,7 @@ from services.agent.endpoints.references import IdentityReferences
 from services.agent.endpoints.registrar import Registrar
 from services.agent.sources.identities import IdentityClient
 from services.client import Identities, InSync, Target
-from services.common.errors import Invalid, NotFound
+from services.common.errors import Invalid, NotFound, Unavailable
 from services.common.retry import Backoff
 from services.model.identity import NumericIdentity
 from services.model.labels import Labels
@@ -95,6 +95,15 @@ async def test_errors_are_those_of_the_tree(start: Callable[..., Awaitable[Repli
             await service.get_by_labels(WEB)
         with pytest.raises(Invalid, match="node"):
             await service.allocate(WEB, "")
+
+
+async def test_while_no_replica_can_be_found_every_call_says_why() -> None:
+    async def nobody() -> str:
+        raise Unavailable("ns/svc: has no ready endpoint")
+
+    async with Identities(Target("k8s://ns/svc:1", find=nobody)) as service:
+        with pytest.raises(Unavailable, match="no ready endpoint"):
+            await service.get(300)
 
 
 async def test_a_watch_goes_on_at_another_replica(start: Callable[..., Awaitable[Replica]]) -> None:
