@@ -42,7 +42,7 @@ class Unexplained:
 
 
 class LeakCheck:
-    """Looks every `seconds`. `released` counts what was given back."""
+    """Looks every `seconds`."""
 
     def __init__(
         self, references: IdentityReferences, allocator: Allocator, registrar: Registrar, seconds: float
@@ -50,7 +50,6 @@ class LeakCheck:
         self._references, self._allocator, self._registrar = references, allocator, registrar
         self._seconds = seconds
         self._unexplained = Unexplained()
-        self.released = 0
         self._log = get_logger("endpoint.leaks")
 
     async def run(self, complete: asyncio.Event | None = None) -> None:
@@ -76,5 +75,5 @@ class LeakCheck:
         abandoned &= held.keys() - in_use
         for number, claim in self._unexplained.due(held, in_use | self._registrar.named, abandoned).items():
             if await self._allocator.release(number, claim):
-                self.released += 1
+                self._references.reclaimed += 1
                 self._log.warning("a reference that nothing here uses was given back", identity=number)

@@ -110,6 +110,11 @@ class EndpointManager:
         return [_attachment(record) for record in self._endpoints.values()]
 
     @property
+    def references(self) -> IdentityReferences:
+        """The node's hold on identities."""
+        return self._references
+
+    @property
     def ipam(self) -> Ipam:
         """The node's pod addresses."""
         return self._ipam

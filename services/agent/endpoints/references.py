@@ -47,6 +47,8 @@ class IdentityReferences:
         """Identities that nobody here uses any more -> the claim to give back."""
         self.abandoned: set[NumericIdentity] = set()
         """Identities that were used and whose claim is not known here; `LeakCheck` gives them back."""
+        self.reclaimed = 0
+        """References that nothing here explained, given back."""
         self._stale = True  # adopted references are from before the restart
         self._wake = asyncio.Event()
         self._told = ""

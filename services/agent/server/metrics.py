@@ -60,6 +60,8 @@ class AgentMetrics(Collector):
         yield _gauge("ciliate_addresses_used", "Pod addresses in use", sum(pool.used for pool in manager.ipam.pools))
         yield _gauge("ciliate_updates_waiting", "Updates that wait for the calculation", len(self._mailbox))
         yield _counter("ciliate_calculations", "Batches of updates that were calculated", self._driver.batches)
+        reclaimed = manager.references.reclaimed
+        yield _counter("ciliate_references_reclaimed", "Identities held that nothing used, given back", reclaimed)
         yield _counter("ciliate_map_changes", "Map entries written or removed", self._driver.changes)
         yield _gauge("ciliate_map_entries_refused", "Entries that the kernel did not take yet", self._sink.pending)
         yield _gauge(

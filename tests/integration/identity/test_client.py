@@ -79,7 +79,9 @@ async def test_what_an_agent_leaked_goes_and_what_it_uses_stays(start: Callable[
         assert set(await after.references()) == {web.id, leaked.id, soon.id}, "one look decides nothing"
         again, _ = await asyncio.gather(references.acquire(API), check.look())
         assert set(await after.references()) == {web.id, again.id}
-        assert (again.id, check.released) in ((soon.id, 1), (soon.id, 2)), "the pod came before the release, or after"
+        assert (again.id, references.reclaimed) in ((soon.id, 1), (soon.id, 2)), (
+            "the pod came before the release, or after"
+        )
         while leaked.id in {identity.id async for identity in service.list()}:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         await check.look()
