@@ -38,28 +38,30 @@ async def delete(attachment: Attachment) -> None:
     await _call("DEL", attachment)
 
 
+def _variables(command: str, attachment: Attachment) -> dict[str, str]:
+    """What a runtime tells its plugins."""
+    pod = {
+        "IgnoreUnknown": "1",
+        "K8S_POD_NAMESPACE": attachment.namespace,
+        "K8S_POD_NAME": attachment.pod,
+        "K8S_POD_INFRA_CONTAINER_ID": attachment.container_id,
+    }
+    return {
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": attachment.container_id,
+        "CNI_NETNS": str(NETNS_ROOT / attachment.netns),
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": os.path.dirname(sys.executable),
+        "CNI_ARGS": ";".join(f"{key}={value}" for key, value in pod.items()),
+    }
+
+
 async def _call(command: str, attachment: Attachment) -> dict[str, Any]:
     configuration = {
         "cniVersion": "1.0.0",
         "name": "ciliate",
         "type": "ciliate-cni",
         "socket": attachment.socket,
-    }
-    environment = {
-        **os.environ,
-        "CNI_COMMAND": command,
-        "CNI_CONTAINERID": attachment.container_id,
-        "CNI_NETNS": str(NETNS_ROOT / attachment.netns),
-        "CNI_IFNAME": "eth0",
-        "CNI_PATH": os.path.dirname(sys.executable),
-        "CNI_ARGS": ";".join(
-            (
-                "IgnoreUnknown=1",
-                f"K8S_POD_NAMESPACE={attachment.namespace}",
-                f"K8S_POD_NAME={attachment.pod}",
-                f"K8S_POD_INFRA_CONTAINER_ID={attachment.container_id}",
-            )
-        ),
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -68,7 +70,7 @@ async def _call(command: str, attachment: Attachment) -> dict[str, Any]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=environment,
+        env={**os.environ, **_variables(command, attachment)},
     )
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):

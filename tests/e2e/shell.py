@@ -35,7 +35,7 @@ class Shell:
             text=True,
             input=text,
             check=False,
-            timeout=100,
+            timeout=170,
         )
         assert not check or result.returncode == 0, f"{arguments}: {result.stdout}{result.stderr}"
         assert "Traceback" not in result.stderr, result.stderr

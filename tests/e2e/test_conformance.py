@@ -26,7 +26,7 @@ from tests.integration.agent.cluster import NETNS, Cluster, Pod
 DATA = Path(__file__).resolve().parents[3] / "shared" / "conformance"
 PROBE_SECONDS = 0.4
 """How long a probe may take; one that should pass and does not is tried again until SETTLE_SECONDS are over."""
-SETTLE_SECONDS = 6.0
+SETTLE_SECONDS = 20.0
 NUMBERS = {6: TCP, 17: UDP}
 
 NETWORK_POLICIES = {

@@ -73,9 +73,10 @@ def test_sysdump(sandbox: None, tmp_path: Path) -> None:
     assert failed == {}
     assert {"status.json", "flows.jsonl", "objects.jsonl", "machine/kernel.txt", "machine/preflight.json"} <= set(texts)
     for node in ("node1", "node2"):
-        for name in ("endpoints.jsonl", "maps/ipcache.jsonl", "network/tc.txt", "network/links.txt"):
+        for name in ("endpoints.jsonl", "maps/ipcache.jsonl", "network/links.txt"):
             assert texts[f"nodes/{node}/{name}"]
-        assert "from_endpoint" in texts["nodes/node1/network/tc.txt"]
+        hooks = texts["nodes/node1/network/tc.txt"] + texts["nodes/node1/network/tcx.txt"]
+        assert {"from_endpoint", "to_endpoint"} <= set(hooks.split())
         assert f"logs/agent-{node}.log" in texts
         assert f"node_name: {node}" in texts[f"configuration/agent-{node}.yaml"]
     assert "bystander" in texts["objects.jsonl"]

@@ -13,12 +13,6 @@ from services.agent.calc.engine import Engine
 from services.agent.calc.maps import MapName
 from services.model.objects import (
     Deleted,
-    EndpointDeleted,
-    EndpointUpserted,
-    IdentityDeleted,
-    IdentityUpserted,
-    IpDeleted,
-    IpUpserted,
     PolicyObject,
     Update,
     Upserted,
@@ -31,6 +25,7 @@ from services.policy.read import read_policy
 from services.policy.verdict import Outcome, applying, decide
 from tests.property.policies import APPS, PORTS, cluster, party, pods, policies, upserts
 from tests.unit.agent.calc.kernel import Kernel
+from tests.unit.agent.calc.states import opposite
 
 FLOWS = [(6, p) for p in (*PORTS, 78, 2, 444)] + [(17, 53), (17, 80), (132, 80), (1, 0), (1, 8), (58, 128), (47, 0)]
 RED = {("red", app) for app in APPS}
@@ -96,20 +91,6 @@ def test_maps_say_what_the_policies_say(documents: list[PolicyObject]) -> None:
     kernel = Kernel()
     kernel.apply(engine.flush())
     check(engine, kernel, documents)
-
-
-def opposite(update: Update) -> Update:
-    match update:
-        case Upserted(object=thing):
-            return Deleted(thing.key)
-        case IdentityUpserted(identity=identity):
-            return IdentityDeleted(identity.id)
-        case IpUpserted(entry=entry):
-            return IpDeleted(entry.prefix)
-        case EndpointUpserted(endpoint=endpoint):
-            return EndpointDeleted(endpoint.id)
-        case _:
-            raise AssertionError(update)
 
 
 def without_revisions(content: Any) -> dict[MapName, dict[bytes, bytes]]:

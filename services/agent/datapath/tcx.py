@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import socket
 import struct
 from collections.abc import Collection, Iterator
 from enum import IntEnum
@@ -110,3 +111,15 @@ def remove(ifindex: int, hook: Hook, names: Collection[str]) -> list[str]:
                     syscall.bpf(Cmd.PROG_DETACH, _place(ifindex, hook, program))
                 taken.append(found.name)
     return taken
+
+
+def main() -> None:
+    """Print what stands where in this network namespace, for people: `python -m services.agent.datapath.tcx`."""
+    for ifindex, name in socket.if_nameindex():
+        for hook in Hook:
+            for program in programs(ifindex, hook):
+                print(f"{name} {hook.name.lower()}: {program.name} id {program.id}")
+
+
+if __name__ == "__main__":
+    main()

@@ -26,6 +26,7 @@ _NETWORK: dict[str, str] = {
     "neighbours": "ip neighbour show; ip -6 neighbour show",
     "tc": "tc -s qdisc show; for link in $(ls /sys/class/net; ip -o link show | cut -d: -f2 | cut -d@ -f1); do "
     'for hook in ingress egress; do echo "== $link $hook"; tc -s filter show dev $link $hook 2>/dev/null; done; done',
+    "tcx": f"{sys.executable} -m services.agent.datapath.tcx",
     "rules": "nft list ruleset; iptables-save 2>/dev/null | head -2000",
     "sockets": "ss -tuanp | head -5000",
     "conntrack": "cat /proc/net/nf_conntrack 2>/dev/null | head -2000",
