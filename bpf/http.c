@@ -86,6 +86,7 @@ INLINE int http_enter(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 	w->buffer_have = 0;
 	w->memo = HTTP_NOWHERE;
 	w->memorable = 0;
+	w->masked = 0;
 	w->expected = ctx->tcp_seq;
 	if (http_may_recall(ctx, w, conn, cfg)) {
 		reason = http_recall(skb, ctx, w, conn, cfg);

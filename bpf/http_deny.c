@@ -9,6 +9,37 @@ INLINE bool http_is_head(const struct http_work *w)
 	return w->flow.now.method_len == 4 && *(u32 *)w->method == bpf_htonl(0x48454144);
 }
 
+/* A request that its line alone refuses: which trace does it belong to? Its fields are read on, as far as the buffer goes. */
+INLINE void http_search_trace(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
+{
+	struct http_grammar *grammar = http_grammar_table();
+	u32 from = ctx->tcp_seq + w->pos, next, i;
+	u64 index;
+
+	if (!grammar || w->flow.now.phase != HTTP_PHASE_FIELD || w->pos >= ctx->payload_len)
+		return;
+	w->limit = ctx->payload_len;
+	if (http_load(skb, ctx, w))
+		return;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < HTTP_BUFFER; i++) {
+		index = w->buffer_at;
+		if (index >= w->buffer_have)
+			break;
+		asm volatile("%0 &= %1" : "+r"(index) : "i"(HTTP_BUFFER - 1));
+		next = http_grammar_next(grammar, w->flow.now.phase, w->buffer[index]);
+		w->buffer_at++;
+		w->flow.now.phase = next;
+		next >>= 8;
+		if (next == HTTP_ACT_TRACE_NAME)
+			http_trace_begins(w, from + w->buffer_at);
+		if (next == HTTP_ACT_REFUSE || next == HTTP_ACT_HEAD_END)
+			break;
+		asm volatile("" ::: "memory");
+	}
+	w->pos += w->buffer_at;
+}
+
 /* Deny: the client gets a complete answer, the server never sees the request complete. */
 INLINE int http_deny_now(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
 {
@@ -82,6 +113,8 @@ int http_deny(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	if (w->answer == HTTP_ANSWER_AUDIT && !w->present)
 		__builtin_memset(&w->flow, 0, sizeof(w->flow)); /* it is another connection's */
+	if ((w->answer == HTTP_ANSWER_FORBIDDEN || w->answer == HTTP_ANSWER_AUDIT) && !w->flow.traces)
+		http_search_trace(skb, ctx, w);
 	reason = w->answer == HTTP_ANSWER_AUDIT ? 0 : own_note(skb, &w->own, ctx);
 	if (reason)
 		return finish(skb, ctx, -reason);
@@ -100,10 +133,10 @@ int http_deny(struct __sk_buff *skb)
 	if (conn)
 		http_settle(ctx, conn, false, 0); /* what was asked before is not answered any more */
 	if (w->asked.waiting)
-		http_emit(ctx, &w->asked, w->method, w->path, false, 0, 0);
+		http_emit(ctx, &w->asked, w->method, w->path, &w->trace, false, 0, 0);
 	if (w->answer == HTTP_ANSWER_FORBIDDEN || w->answer == HTTP_ANSWER_AUDIT) {
 		http_note(skb, ctx, w, w->reason);
-		http_emit(ctx, &w->asked, w->method, w->path, false, w->answer == HTTP_ANSWER_AUDIT ? 0 : 403, w->reason);
+		http_emit(ctx, &w->asked, w->method, w->path, &w->trace, false, w->answer == HTTP_ANSWER_AUDIT ? 0 : 403, w->reason);
 	} else
 		drop_packet(skb, ctx, w->reason); /* event and count; the packet still becomes the server's reset */
 	reason = w->answer == HTTP_ANSWER_AUDIT ? http_let_go(skb, ctx, w) : http_deny_now(skb, ctx, w);

@@ -73,6 +73,15 @@ struct flow_event {
 };
 _Static_assert(sizeof(struct flow_event) == 120, "flow_event");
 
+/* A request's place in a trace, as its `traceparent` gives it (W3C Trace Context). */
+struct http_trace {
+	u8 trace_id[16];
+	u8 parent_id[8];
+	u8 trace_flags; /* 1: sampled */
+	u8 pad2[7];
+};
+_Static_assert(sizeof(struct http_trace) == 32, "http_trace");
+
 struct http_event {
 	struct event_header header;
 	struct event_connection connection;
@@ -80,13 +89,14 @@ struct http_event {
 	u8 method_len;
 	u16 status;   /* of the response; the kernel's own answer (403) with a drop_reason; 0 = none */
 	u16 path_len; /* of the whole path; more than 136 = cut */
-	u16 pad1;
+	u16 traced;   /* 1: `trace` was written */
 	u32 latency_us; /* since the request's head was complete: of the response's head, or of this record */
 	u32 l7_ruleset;
 	char method[16];
 	char path[136];
+	struct http_trace trace;
 };
-_Static_assert(sizeof(struct http_event) == 248, "http_event");
+_Static_assert(sizeof(struct http_event) == 280, "http_event");
 
 #define NAME_EVENT_ADDRESSES 8
 

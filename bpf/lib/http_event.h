@@ -6,6 +6,8 @@
 #include "conntrack.h"
 #include "events.h"
 #include "http_state.h"
+#include "http_tables.h"
+#include "http_trace.h"
 
 /* Append to `field`, which has `saved` bytes, those of the packet up to `length` in all; the field begins at `seq`. */
 INLINE u8 http_collect_field(struct __sk_buff *skb, const struct pkt_ctx *ctx, u8 *field, u32 saved, u32 seq, u32 length)
@@ -50,6 +52,38 @@ INLINE void http_collect(struct __sk_buff *skb, const struct pkt_ctx *ctx, struc
 	now->path_saved = http_collect_field(skb, ctx, w->path, now->path_saved, now->path_seq, length);
 }
 
+/* Take what the packet has of the traceparent, up to byte number `end`; how much there is of it. */
+INLINE u32 http_collect_trace(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct http_work *w, u32 end)
+{
+	struct http_flow *flow = &w->flow;
+	u32 from = flow->now.line_seq + flow->trace_at, length = end - from;
+
+	if ((s32)length > HTTP_TRACE_RAW)
+		length = HTTP_TRACE_RAW;
+	if ((s32)length > 0)
+		flow->trace_saved = http_collect_field(skb, ctx, w->trace_raw, flow->trace_saved, from, length);
+	return flow->trace_saved;
+}
+
+/* The trace of the request whose head was read up to byte number `end`, and whether it can be blanked out when the head
+ * comes again: not where rules look at fields. */
+INLINE void http_note_trace(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct http_work *w, u32 end)
+{
+	struct http_config *cfg = http_configuration();
+	u32 length, at;
+
+	if (!cfg || !cfg->traces)
+		return;
+	length = http_collect_trace(skb, ctx, w, end);
+	at = http_trace_parse(w, length);
+	if (at >= HTTP_TRACE_RAW)
+		return;
+	w->asked.traced = 1;
+	at += w->flow.trace_at;
+	if (!(w->flow.now.flags & HTTP_F_PENDING) && at + HTTP_TRACE_LENGTH < HTTP_BUFFER)
+		w->traced_at = at;
+}
+
 /* What an event says of the request whose head was read last. */
 INLINE void http_note(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w, u8 reason)
 {
@@ -72,6 +106,10 @@ INLINE void http_note(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 	asked->upgrade = now->begun == (HTTP_BEGUN_RULES | HTTP_BEGUN_UPGRADE | HTTP_BEGUN_WEBSOCKET) &&
 			 !(now->flags & (HTTP_F_LENGTH | HTTP_F_CODING));
 	asked->line_seq = now->line_seq;
+	asked->traced = 0;
+	w->traced_at = 0;
+	if (unlikely(w->flow.traces == HTTP_TRACES_ONE))
+		http_note_trace(skb, ctx, w, ctx->tcp_seq + w->pos);
 	/* An earlier packet ended behind the path, before it was known where that is. */
 	if (unlikely(now->path_saved > asked->path_len)) {
 		u64 length = asked->path_len;
@@ -84,7 +122,7 @@ INLINE void http_note(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wo
 
 /* `from_server`: the packet at hand is the server's, so the rules are those of the direction that it does not go. */
 INLINE void http_emit(struct pkt_ctx *ctx, const struct http_asked *asked, const u8 *method, const u8 *path,
-		      bool from_server, u16 status, u8 reason)
+		      const struct http_trace *trace, bool from_server, u16 status, u8 reason)
 {
 	bool egress = (ctx->direction == DIR_EGRESS) != from_server;
 	const struct ct_key *key = &ctx->key;
@@ -119,12 +157,14 @@ INLINE void http_emit(struct pkt_ctx *ctx, const struct http_asked *asked, const
 	e->method_len = asked->method_len;
 	e->status = status;
 	e->path_len = asked->path_len;
-	e->pad1 = 0;
+	e->traced = asked->traced;
 	age_us = (e->header.time_ns - asked->complete_ns) / 1000;
 	e->latency_us = age_us > 0xffffffff ? 0xffffffff : age_us;
 	e->l7_ruleset = asked->ruleset;
 	__builtin_memcpy(e->method, method, HTTP_METHOD_MAX);
 	__builtin_memcpy(e->path, path, HTTP_PATH_MAX);
+	if (unlikely(asked->traced))
+		e->trace = *trace;
 	http_event_submit();
 }
 
@@ -134,7 +174,7 @@ INLINE bool http_settle(struct pkt_ctx *ctx, struct http_conn *conn, bool from_s
 {
 	if (__sync_val_compare_and_swap(&conn->asked.waiting, (u64)HTTP_WAITS, (u64)HTTP_TAKEN) != HTTP_WAITS)
 		return false;
-	http_emit(ctx, &conn->asked, conn->asked_method, conn->asked_path, from_server, status, 0);
+	http_emit(ctx, &conn->asked, conn->asked_method, conn->asked_path, &conn->asked_trace, from_server, status, 0);
 	conn->asked.waiting = HTTP_WAITS_NOT;
 	return true;
 }
@@ -160,10 +200,12 @@ INLINE void http_expect(struct pkt_ctx *ctx, struct http_work *w, struct http_co
 		*asked = w->asked;
 		__builtin_memcpy(conn->asked_method, w->method, HTTP_METHOD_MAX);
 		__builtin_memcpy(conn->asked_path, w->path, HTTP_PATH_MAX);
+		if (unlikely(asked->traced))
+			conn->asked_trace = w->trace;
 		http_wait(asked);
 		return;
 	}
 	asked->pipelined |= http_settle(ctx, conn, false, 0) | w->asked.pipelined;
 	if (w->asked.waiting)
-		http_emit(ctx, &w->asked, w->method, w->path, false, 0, 0);
+		http_emit(ctx, &w->asked, w->method, w->path, &w->trace, false, 0, 0);
 }

@@ -57,6 +57,7 @@ enum http_action {
 	HTTP_ACT_FOREIGN = 27,  /* a byte beyond ASCII in a value, likewise */
 	HTTP_ACT_UPGRADE_NAME = 28,  /* such a field begins, or goes on with something else than a WebSocket */
 	HTTP_ACT_UPGRADE_VALUE = 29, /* it names a WebSocket */
+	HTTP_ACT_TRACE_NAME = 30,    /* the value of a traceparent begins */
 };
 
 struct http_grammar {
@@ -77,6 +78,9 @@ INLINE u32 http_grammar_next(const struct http_grammar *grammar, u32 phase, u8 c
 {
 	return ((const u16 *)grammar->next)[((phase & (HTTP_GRAMMAR_VIEWS * HTTP_GRAMMAR_STATES - 1)) << 8) | c];
 }
+
+/* Eight bytes of a value. */
+#define HTTP_EACH(byte) (0x0101010101010101ULL * (byte))
 
 INLINE u8 http_hex(u8 c)
 {

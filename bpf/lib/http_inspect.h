@@ -17,7 +17,7 @@ INLINE void http_pipelined(struct pkt_ctx *ctx, struct http_work *w)
 	conn = http_conns.lookup(&ctx->key);
 	if (conn)
 		http_settle(ctx, conn, false, 0);
-	http_emit(ctx, &w->asked, w->method, w->path, false, 0, 0);
+	http_emit(ctx, &w->asked, w->method, w->path, &w->trace, false, 0, 0);
 	w->asked.waiting = HTTP_WAITS_NOT;
 	w->asked.pipelined = 1;
 }
@@ -57,21 +57,6 @@ INLINE int http_head_done(struct __sk_buff *skb, struct pkt_ctx *ctx, struct htt
 	return 0;
 }
 
-/* Fill the buffer with what comes next. */
-INLINE int http_load(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
-{
-	u32 left = w->limit - w->pos;
-	u64 length;
-
-	/* The verifier wants to see 1..HTTP_BUFFER in the very register that it is given. */
-	length = (left > HTTP_BUFFER ? HTTP_BUFFER : left) - 1;
-	asm volatile("%0 &= %1" : "+r"(length) : "i"(HTTP_BUFFER - 1));
-	length += 1;
-	w->buffer_at = 0;
-	w->buffer_have = length;
-	return bpf_skb_load_bytes(skb, ctx->payload_off + w->pos, w->buffer, length) ? DROP_INVALID_PACKET_DROPPED : 0;
-}
-
 /* Over a body, or through the grammar to the next byte that asks for an action. 0 or a drop reason. */
 INLINE int http_step(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w, struct http_config *cfg,
 		     struct http_grammar *grammar)
@@ -93,6 +78,8 @@ INLINE int http_step(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_wor
 	}
 	if (!now->begun) {
 		http_begin(now, cfg, ctx->l7_ruleset, ctx->tcp_seq + w->pos);
+		if (!w->comparing)
+			w->flow.traces = HTTP_TRACES_NONE;
 	}
 	table = http_table_of(now->generation);
 	if (!table)
@@ -159,6 +146,8 @@ INLINE int http_inspected(struct __sk_buff *skb, struct pkt_ctx *ctx, struct htt
 		if (http_unreported(&flow->now)) {
 			http_pipelined(ctx, w);
 			http_collect(skb, ctx, w, ctx->tcp_seq + w->pos);
+			if (unlikely(flow->traces == HTTP_TRACES_ONE))
+				http_collect_trace(skb, ctx, w, ctx->tcp_seq + w->pos);
 		}
 		flow->now.seq = ctx->tcp_seq + ctx->payload_len;
 		if (!flow->marked) {

@@ -21,7 +21,9 @@ struct http_memo {
 	u8 http_version;
 	u8 method_len;
 	u8 upgrade;
-	u8 pad[5];
+	u8 pad;
+	u16 traced_at; /* where in the head a traceparent is blanked out: whatever it is; 0: nowhere */
+	u8 pad2[2];
 	u8 method[HTTP_METHOD_MAX];
 	u8 path[HTTP_PATH_MAX];
 	u8 head[HTTP_BUFFER] __attribute__((aligned(8))); /* zeros behind it up to a full block */
@@ -44,10 +46,67 @@ INLINE bool http_is_idle(const struct pkt_ctx *ctx, const struct http_conn *conn
 /* The whole payload in the buffer, zeros behind it; its tag in w->tag. */
 #define HTTP_BLOCK 32 /* bytes that are looked at together */
 
+/* The offsets of eight bytes each that are the 55 of a traceparent. */
+#define HTTP_TRACE_WORD(i) ((i) < 6 ? 8 * (i) : HTTP_TRACE_LENGTH - 8)
+#define HTTP_TRACE_WORDS 7
+
+INLINE u16 *http_trace_hint(struct http_work *w, const struct pkt_ctx *ctx)
+{
+	u64 index = ctx->payload_len ^ ((u32)ctx->l7_ruleset << 3);
+
+	asm volatile("%0 &= %1" : "+r"(index) : "i"(HTTP_TRACE_HINTS - 1));
+	return &w->trace_hints[index];
+}
+
+/* Zeros for the traceparent at `at` of HTTP_BUFFER bytes. */
+INLINE void http_blank(u8 *head, u32 at)
+{
+	u64 index = at;
+	int i;
+
+	asm volatile("%0 &= %1" : "+r"(index) : "i"(HTTP_BUFFER - 1));
+	if (index >= HTTP_BUFFER - HTTP_TRACE_LENGTH)
+		return;
+#pragma unroll
+	for (i = 0; i < HTTP_TRACE_WORDS; i++)
+		*(u64 *)&head[index + HTTP_TRACE_WORD(i)] = 0;
+}
+
+/* Blank out the traceparent in the buffer, if there is a good one at `at`: what the head comes to does not depend on it.
+ * Where it is, is a guess after the last head of this length; a wrong one costs time and nothing else. */
+INLINE void http_mask_trace(struct http_work *w, u32 at)
+{
+	u64 index = at;
+	int i;
+
+	if (at + HTTP_TRACE_LENGTH >= w->buffer_have)
+		return;
+	asm volatile("%0 &= %1" : "+r"(index) : "i"(HTTP_BUFFER - 1));
+	if (w->buffer[index + HTTP_TRACE_LENGTH] != '\r' || !http_trace_read(&w->buffer[index], &w->trace))
+		return;
+	w->masked = at;
+#pragma unroll
+	for (i = 0; i < HTTP_TRACE_WORDS; i++)
+		w->masked_text[i] = *(u64 *)&w->buffer[index + HTTP_TRACE_WORD(i)];
+	http_blank(w->buffer, at);
+}
+
+/* As it was: the head has to be read. */
+INLINE void http_unmask_trace(struct http_work *w)
+{
+	u64 index = w->masked;
+	int i;
+
+	asm volatile("%0 &= %1" : "+r"(index) : "i"(HTTP_BUFFER - 1));
+#pragma unroll
+	for (i = 0; i < HTTP_TRACE_WORDS; i++)
+		*(u64 *)&w->buffer[index + HTTP_TRACE_WORD(i)] = w->masked_text[i];
+}
+
 INLINE bool http_load_head(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct http_work *w, const struct http_config *cfg)
 {
 	u64 length = ctx->payload_len - 1, tag;
-	u32 at;
+	u32 at, hint;
 
 	asm volatile("%0 &= %1" : "+r"(length) : "i"(HTTP_BUFFER - 1));
 	length += 1;
@@ -55,6 +114,9 @@ INLINE bool http_load_head(struct __sk_buff *skb, const struct pkt_ctx *ctx, str
 		return false;
 	w->buffer_have = length;
 	__builtin_memset(&w->buffer[length], 0, HTTP_BLOCK);
+	hint = *http_trace_hint(w, ctx);
+	if (unlikely(hint) && cfg->traces)
+		http_mask_trace(w, hint);
 	tag = http_mix(cfg->seed ^ length, ((u64)cfg->generation << 32) | ctx->l7_ruleset);
 #pragma clang loop unroll(disable)
 	for (at = 0; at < HTTP_BUFFER; at += HTTP_BLOCK) {
@@ -77,7 +139,7 @@ INLINE bool http_is_remembered(const struct pkt_ctx *ctx, const struct http_work
 	u32 at, have = w->buffer_have;
 
 	if (memo->tag != w->tag || memo->length != ctx->payload_len || memo->generation != cfg->generation ||
-	    memo->ruleset != ctx->l7_ruleset || memo->grammar != cfg->grammar)
+	    memo->ruleset != ctx->l7_ruleset || memo->grammar != cfg->grammar || memo->traced_at != w->masked)
 		return false;
 #pragma clang loop unroll(disable)
 	for (at = 0; at < HTTP_BUFFER; at += HTTP_BLOCK) {
@@ -92,7 +154,7 @@ INLINE bool http_is_remembered(const struct pkt_ctx *ctx, const struct http_work
 }
 
 /* What the walk would have left. */
-INLINE void http_repeat(struct pkt_ctx *ctx, struct http_conn *conn, const struct http_memo *memo)
+INLINE void http_repeat(struct pkt_ctx *ctx, const struct http_work *w, struct http_conn *conn, const struct http_memo *memo)
 {
 	struct http_asked *asked = &conn->asked;
 	struct http_flow *flow = &conn->flow;
@@ -121,6 +183,9 @@ INLINE void http_repeat(struct pkt_ctx *ctx, struct http_conn *conn, const struc
 	asked->audited = 0;
 	asked->upgrade = memo->upgrade;
 	asked->line_seq = first;
+	asked->traced = !!w->masked;
+	if (unlikely(w->masked))
+		conn->asked_trace = w->trace;
 	__builtin_memcpy(conn->asked_method, memo->method, HTTP_METHOD_MAX);
 	__builtin_memcpy(conn->asked_path, memo->path, HTTP_PATH_MAX);
 }
@@ -136,11 +201,14 @@ INLINE int http_recall(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_w
 		return 0;
 	w->memo = w->tag & (HTTP_MEMO_PLACES - 1);
 	memo = http_memos.lookup(&w->memo);
-	if (!memo || !http_is_remembered(ctx, w, memo, cfg))
+	if (!memo || !http_is_remembered(ctx, w, memo, cfg)) {
+		if (unlikely(w->masked))
+			http_unmask_trace(w);
 		return 0;
+	}
 	if (!http_lock(conn, version))
 		return -DROP_HTTP_OUT_OF_ORDER;
-	http_repeat(ctx, conn, memo);
+	http_repeat(ctx, w, conn, memo);
 	http_unlock(conn, version);
 	http_wait(&conn->asked);
 	return HTTP_PASSES;
@@ -153,6 +221,12 @@ INLINE void http_remember(const struct pkt_ctx *ctx, struct http_work *w)
 	u32 at;
 
 	if (!memo || !w->asked.waiting)
+		return;
+	if (unlikely(w->traced_at != w->masked)) { /* the next such head will have it blanked out */
+		*http_trace_hint(w, ctx) = w->traced_at;
+		return;
+	}
+	if (unlikely(w->asked.traced) && !w->traced_at)
 		return;
 	if (memo->tag != w->tag) {
 		memo->tag = w->tag;
@@ -176,5 +250,8 @@ INLINE void http_remember(const struct pkt_ctx *ctx, struct http_work *w)
 	memo->upgrade = w->asked.upgrade;
 	__builtin_memcpy(memo->method, w->method, HTTP_METHOD_MAX);
 	__builtin_memcpy(memo->path, w->path, HTTP_PATH_MAX);
+	memo->traced_at = w->traced_at;
+	if (unlikely(w->traced_at))
+		http_blank(memo->head, w->traced_at);
 	memo->length = ctx->payload_len;
 }

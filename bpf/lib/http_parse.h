@@ -3,9 +3,11 @@
  * step of the policy automaton. All state lives in the per-CPU work entry: what the verifier cannot see as a constant
  * it does not follow separately. */
 #pragma once
+#include "drop_reasons.h"
 #include "http_grammar.h"
 #include "http_state.h"
 #include "http_tables.h"
+#include "http_trace.h"
 
 #define HTTP_METHOD_BYTES 20
 #define HTTP_VERSION_BYTES 10 /* " HTTP/1.1" and CR */
@@ -276,6 +278,11 @@ INLINE int http_act(struct http_work *w, const struct http_table *table, const s
 			http_feed(w, table, c);
 		now->begun |= HTTP_BEGUN_WEBSOCKET;
 		return HTTP_MORE;
+	case HTTP_ACT_TRACE_NAME:
+		if (now->flags & HTTP_F_PENDING)
+			http_feed(w, table, ':');
+		http_trace_begins(w, at + 1);
+		return HTTP_MORE;
 	case HTTP_ACT_LENGTH_NAME:
 		if (now->flags & HTTP_F_PENDING)
 			http_feed(w, table, ':');
@@ -311,8 +318,6 @@ INLINE int http_act(struct http_work *w, const struct http_table *table, const s
 
 #define HTTP_BYTES 64 /* looked at one by one in a step */
 #define HTTP_WORDS 64 /* of eight bytes, skipped in a step */
-
-#define HTTP_EACH(byte) (0x0101010101010101ULL * (byte))
 
 /* Eight bytes without a control character: none below 0x20, none 0x7f (it may report one where there is none). */
 INLINE bool http_is_text(u64 word)
@@ -384,4 +389,19 @@ INLINE u32 http_walk(struct http_work *w, const struct http_table *table, const 
 	asm volatile("" ::: "memory");
 	*byte = w->byte;
 	return w->action;
+}
+
+/* Fill the buffer with what comes next. */
+INLINE int http_load(struct __sk_buff *skb, struct pkt_ctx *ctx, struct http_work *w)
+{
+	u32 left = w->limit - w->pos;
+	u64 length;
+
+	/* The verifier wants to see 1..HTTP_BUFFER in the very register that it is given. */
+	length = (left > HTTP_BUFFER ? HTTP_BUFFER : left) - 1;
+	asm volatile("%0 &= %1" : "+r"(length) : "i"(HTTP_BUFFER - 1));
+	length += 1;
+	w->buffer_at = 0;
+	w->buffer_have = length;
+	return bpf_skb_load_bytes(skb, ctx->payload_off + w->pos, w->buffer, length) ? DROP_INVALID_PACKET_DROPPED : 0;
 }

@@ -8,10 +8,12 @@
  * `acked` stands apart: the server's own direction writes it, and an old value only means less is known to be there. */
 #pragma once
 #include "context.h"
+#include "events.h"
 #include "own_segment.h"
 
 #define HTTP_METHOD_MAX 16 /* what an event holds */
 #define HTTP_PATH_MAX 136
+#define HTTP_TRACE_RAW 64 /* bytes of a traceparent's line that are looked at */
 
 enum http_mode {
 	HTTP_FOLLOWED = 0,
@@ -36,6 +38,12 @@ enum http_begun {
 	HTTP_BEGUN_UPGRADE = 2,   /* the request names an upgrade ... */
 	HTTP_BEGUN_WEBSOCKET = 4, /* ... to a WebSocket ... */
 	HTTP_BEGUN_CONFUSED = 8,  /* ... and to something else */
+};
+
+enum http_traces {
+	HTTP_TRACES_NONE = 0,
+	HTTP_TRACES_ONE = 1,
+	HTTP_TRACES_MANY = 2, /* contradict one another: as if there were none */
 };
 
 enum http_fins {
@@ -92,7 +100,9 @@ struct http_flow {
 	u8 strikes;     /* repetitions in a row that nothing explains */
 	u8 snapped;
 	u8 marked;
-	u8 pad1[4];
+	u8 traces;      /* enum http_traces: of this request's traceparent ... */
+	u8 trace_saved; /* ... so many bytes came with earlier packets; http_conn has them ... */
+	u16 trace_at;   /* ... and it begins here, from line_seq on */
 };
 _Static_assert(sizeof(struct http_flow) == 200, "http_flow");
 
@@ -119,7 +129,8 @@ struct http_asked {
 	u8 pipelined; /* requests came before answers: from here on nobody counts which belongs to which */
 	u8 audited;   /* drop reason that the request would have had */
 	u8 upgrade;   /* it asks for a WebSocket and nothing else */
-	u8 pad[2];
+	u8 traced;    /* it says which trace it belongs to: stands beside method and path */
+	u8 pad;
 	u32 line_seq; /* of its first byte */
 };
 _Static_assert(sizeof(struct http_asked) == 48, "http_asked");
@@ -140,16 +151,19 @@ struct http_conn {
 	struct http_flow flow;
 	u8 method[HTTP_METHOD_MAX]; /* of a head that is not complete */
 	u8 path[HTTP_PATH_MAX];
+	u8 trace_raw[HTTP_TRACE_RAW];
 	struct http_asked asked;
 	u8 asked_method[HTTP_METHOD_MAX];
 	u8 asked_path[HTTP_PATH_MAX];
+	struct http_trace asked_trace;
 };
-_Static_assert(sizeof(struct http_conn) == 592, "http_conn");
+_Static_assert(sizeof(struct http_conn) == 688, "http_conn");
 
 BPF_F_TABLE("lru_hash", struct ct_key, struct http_conn, http_conns, 65536, 0);
 
 #define HTTP_BUFFER 512 /* bytes that are loaded at once; a power of two */
 #define HTTP_NOWHERE 0xffffffff
+#define HTTP_TRACE_HINTS 64 /* a power of two */
 
 /* What the HTTP programs hand to one another about the packet at hand. */
 struct http_work {
@@ -173,15 +187,21 @@ struct http_work {
 	u8 byte;
 	u8 audit; /* nothing is refused: only told */
 	u8 memorable; /* the head can be remembered (http_memo.h) */
-	u8 pad[3];
+	u8 pad[7];
+	u16 masked;   /* where in the buffer a traceparent is blanked out; 0: nowhere */
+	u16 traced_at; /* of the head that was read: where that would have been; 0: nowhere */
 	u32 memo;     /* where; HTTP_NOWHERE: not at all */
 	u64 tag;
 	u64 line_hash; /* of the request whose head is complete */
-	struct http_asked asked; /* waiting: a head of this packet is complete; its method and path are those below */
+	struct http_asked asked; /* waiting: a head of this packet is complete; its method, path and trace are those below */
 	u32 buffer_at;   /* next byte in the buffer */
 	u32 buffer_have; /* bytes in the buffer */
 	u8 method[HTTP_METHOD_MAX];
 	u8 path[HTTP_PATH_MAX]; /* the verifier sees larger writes: 256 bytes behind must be ours */
+	struct http_trace trace;
+	u8 trace_raw[HTTP_TRACE_RAW]; /* what follows the colon */
+	u64 masked_text[7];           /* what was blanked out */
+	u16 trace_hints[HTTP_TRACE_HINTS]; /* by length and rules of a head: where the last one's traceparent was */
 	u8 buffer[HTTP_BUFFER];
 	u64 behind[4]; /* words may reach out of the buffer */
 	struct own_tcp own; /* an answer under construction */
@@ -245,6 +265,7 @@ INLINE bool http_copy(struct http_work *w, struct http_conn *conn)
 	if (http_unreported(&w->flow.now)) {
 		__builtin_memcpy(w->method, conn->method, HTTP_METHOD_MAX);
 		__builtin_memcpy(w->path, conn->path, HTTP_PATH_MAX);
+		__builtin_memcpy(w->trace_raw, conn->trace_raw, HTTP_TRACE_RAW);
 	}
 	asm volatile("" ::: "memory");
 	return http_version(conn) == w->version;
@@ -261,6 +282,7 @@ INLINE bool http_publish(struct http_work *w, struct http_conn *conn)
 	if (http_unreported(&w->flow.now)) {
 		__builtin_memcpy(conn->method, w->method, HTTP_METHOD_MAX);
 		__builtin_memcpy(conn->path, w->path, HTTP_PATH_MAX);
+		__builtin_memcpy(conn->trace_raw, w->trace_raw, HTTP_TRACE_RAW);
 	}
 	http_unlock(conn, w->version);
 	return true;

@@ -29,7 +29,7 @@ struct http_config {
 	u32 generation; /* the active one; its table is generation & 1 */
 	u32 oldest;     /* generations before are overwritten */
 	u32 grammar;    /* fingerprint of http_grammar; 0: not written yet */
-	u32 pad;
+	u32 traces;     /* 1: traceparent fields are looked at */
 	u64 seed;       /* a number that no client knows: hashes begin with it */
 };
 _Static_assert(sizeof(struct http_config) == 24, "http_config");

@@ -71,7 +71,8 @@ async def run(config: Config) -> None:
         kernel = await open_kernel(config, stack)
         sources = [identities, *objects.sources]
         engine = _engine(config, kernel, {source.name for source in sources} | {ENDPOINTS})
-        http, names = HttpPolicy(kernel.maps, config.http_visibility_ports), NamePolicy(kernel.maps, _lifetimes(config))
+        http = HttpPolicy(kernel.maps, config.http_visibility_ports, traces=config.http_trace_context)
+        names = NamePolicy(kernel.maps, _lifetimes(config))
         mailbox, sink = Mailbox(), DatapathSink(kernel.maps, http.write, names.write)
         driver = Driver(
             mailbox, engine, sink, HostAddresses(config.node_name, config.addresses, identities.entries.get)

@@ -139,6 +139,10 @@ class Config(ExportOptions):
         description="TCP ports of pods whose HTTP requests are told without any policy; nothing is refused there",
         max_length=256,
     )
+    http_trace_context: bool = Field(
+        True,
+        description="tell which trace a request says it belongs to: the ids and flags of its traceparent",
+    )
     fqdn_min_ttl: float = Field(0, description="seconds that addresses of DNS names count at least", ge=0)
     fqdn_grace: float = Field(10, description="seconds that they count beyond their TTL", ge=0)
     fqdn_max: int = Field(32_768, description="addresses that DNS names are known for; half as many names", ge=1024)

@@ -16,8 +16,11 @@ from services.agent.datapath.reconcile import MapReconciler
 class HttpPolicy:
     """What the sink calls before it writes entries that name rule sets."""
 
-    def __init__(self, maps: Mapping[str, PinnedMap], visible_ports: Iterable[int] = ()) -> None:
-        self._writer = HttpTableWriter(maps)
+    def __init__(
+        self, maps: Mapping[str, PinnedMap], visible_ports: Iterable[int] = (), *, traces: bool = True
+    ) -> None:
+        """`traces`: tell which trace a request says it belongs to."""
+        self._writer = HttpTableWriter(maps, traces=traces)
         self.errors: tuple[str, ...] = ()
         wanted = {be16(port).to_bytes(4, "little"): (1).to_bytes(4, "little") for port in visible_ports}
         MapReconciler(maps["http_visible"]).prune(wanted)

@@ -82,7 +82,7 @@ async def run(config: Config) -> None:
         _configure(config, maps)
         sources = [identities, *objects.sources]
         engine = _engine(config, maps, {source.name for source in sources} | {ENDPOINTS})
-        http = HttpPolicy(maps, config.http_visibility_ports)
+        http = HttpPolicy(maps, config.http_visibility_ports, traces=config.http_trace_context)
         names = NamePolicy(maps, Lifetimes(config.fqdn_min_ttl, config.fqdn_grace))
         mailbox, sink = Mailbox(), DatapathSink(maps, http.write, names.write)
         driver = Driver(

@@ -64,10 +64,16 @@ WIRE: dict[str, tuple[int, str]] = {
     "duration_us": (pb.DURATION_US, "<u4"),
     "status": (pb.STATUS, "<u2"),
     "process": (pb.PROCESS, "<u4"),
+    "trace_high": (pb.TRACE_HIGH, "<u8"),
+    "trace_low": (pb.TRACE_LOW, "<u8"),
+    "parent_span": (pb.PARENT_SPAN, "<u8"),
+    "trace_flags": (pb.TRACE_FLAGS, "u1"),
 }
 """Column -> (wire number, type). What travels; the store adds `node`."""
 
 DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(kind) for name, (_, kind) in WIRE.items()}
+TRACE = ("trace_high", "trace_low", "parent_span", "trace_flags")
+"""What a request's `traceparent` says. Batches without such requests do not have these columns."""
 STORED: dict[str, np.dtype[Any]] = DTYPES | {"node": np.dtype("<u4")}
 ROW_BYTES = sum(kind.itemsize for kind in STORED.values())
 

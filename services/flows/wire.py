@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from services.common.pb.ingest.v1 import ingest_pb2 as pb
-from services.flows.columns import DTYPES, WIRE, Columns, Kind, zeros
+from services.flows.columns import DTYPES, TRACE, WIRE, Columns, Kind, zeros
 from services.flows.entries import (
     Decision,
     HttpRequest,
@@ -48,10 +48,10 @@ def put_columns(batch: pb.Batch, columns: Columns) -> None:
 
 
 def get_columns(batch: pb.Batch) -> Columns:
-    """A batch's columns, read-only and without copying; raises `WireError`."""
+    """A batch's columns, read-only and without copying, those of `TRACE` where they came; raises `WireError`."""
     if batch.rows > MAX_ROWS:
         raise WireError(f"rows: {batch.rows} is more than {MAX_ROWS}")
-    columns = {name: zeros(name, batch.rows) for name in WIRE}
+    columns = {name: zeros(name, batch.rows) for name in WIRE if name not in TRACE}
     for column in batch.columns:
         name = _NAMES.get(column.id)
         if name is None:

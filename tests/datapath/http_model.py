@@ -42,14 +42,25 @@ class Refused(Exception):
         self.reason = reason
 
 
+Trace = tuple[str, str, int]
+"""(trace id, parent id, flags)."""
+
+
 @dataclass
 class Request:
-    """`path` is as it was sent, `target` as it is matched: with unnecessary escapes decoded, and with its query."""
+    """`path` is as it was sent, `target` as it is matched: with unnecessary escapes decoded, and with its query.
+    `traces`: what stands behind the colons of its traceparent fields."""
 
     method: str = ""
     path: str = ""
     target: str = ""
     complete: bool = False
+    traces: list[bytes] = field(default_factory=list)
+
+    @property
+    def trace(self) -> Trace | None:
+        """Where the request belongs."""
+        return trace_context(self.traces[0]) if len(self.traces) == 1 else None
 
 
 @dataclass
@@ -128,7 +139,7 @@ def read_request(stream: Stream, request: Request, allow: Allow, result: Judgeme
     verdict = allow(request.method, request.target, Head(absolute))
     if verdict is False:
         raise Refused(DropReason.HTTP_DENIED)
-    length, chunked, fields = read_fields(stream, old, strict_host=verdict is None)
+    length, chunked, fields = read_fields(stream, request, old, strict_host=verdict is None)
     if verdict is None and not allow(request.method, request.target, Head(absolute, fields)):
         raise Refused(DropReason.HTTP_DENIED)
     request.complete = True
@@ -224,7 +235,9 @@ def read_version(stream: Stream) -> bool:
     return minor == ord("0")
 
 
-def read_fields(stream: Stream, old: bool, strict_host: bool) -> tuple[int, bool, tuple[tuple[str, str], ...]]:
+def read_fields(
+    stream: Stream, request: Request, old: bool, strict_host: bool
+) -> tuple[int, bool, tuple[tuple[str, str], ...]]:
     """(content length, chunked, fields). The host is read closely where something depends on fields."""
     length: int | None = None
     chunked = False
@@ -258,9 +271,29 @@ def read_fields(stream: Stream, old: bool, strict_host: bool) -> tuple[int, bool
                 read_value(stream)
         else:
             read_value(stream)
+        if name == b"traceparent":
+            request.traces.append(stream.data[start : stream.at - 2])
         fields.append((name.decode(), stream.data[start : stream.at - 2].decode("latin-1").lstrip(" ")))
     stream.expect(b"\r\n")
     return length or 0, chunked, tuple(fields)
+
+
+def trace_context(raw: bytes) -> Trace | None:
+    """What a traceparent's value says (W3C Trace Context, 3.2), None for nothing.
+
+    Of later versions the first 55 characters count. Blanks around it are none of it; so many that it does not end
+    within 64 bytes are not looked through.
+    """
+    found = re.fullmatch(
+        rb"[ \t]{0,8}([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*|[ \t]*)", raw, re.DOTALL
+    )
+    if found is None or found[1] == b"ff" or not int(found[2], 16) or not int(found[3], 16):
+        return None
+    if found[1] == b"00" and found[5].startswith(b"-"):
+        return None
+    if not found[5].startswith(b"-") and len(raw) >= 64:
+        return None
+    return found[2].decode(), found[3].decode(), int(found[4], 16)
 
 
 FRAMING = (b"content-length", b"transfer-encoding", b"host")

@@ -25,7 +25,7 @@ from services.agent.calc.http import HttpTables, compile_rulesets
 from services.agent.datapath.http_tables import HttpTableWriter
 from services.agent.events.lanes import EventReader, open_events
 from services.model.verdict import Direction
-from tests.datapath.http_model import Rule
+from tests.datapath.http_model import Rule, Trace
 from tests.datapath.node import TC_ACT_REDIRECT, TC_ACT_SHOT, Node, inside, ip, sh
 from tests.datapath.packets import from_pod, parse, tcp
 
@@ -101,6 +101,13 @@ class HttpNode(Node):
         if self._http_reader is None:
             self._http_reader = open_events(self.map("http_events").fd, HTTP_EVENT)
         return self._http_reader.read(1 << 16)
+
+    @staticmethod
+    def trace(event: Any) -> Trace | None:
+        """The trace that an HTTP event names."""
+        if not event["traced"]:
+            return None
+        return event["trace_id"].tobytes().hex(), event["parent_id"].tobytes().hex(), int(event["trace_flags"])
 
     def states(self) -> list[HttpConn]:
         return [HttpConn.unpack(value) for _, value in self.map("http_conns").items()]

@@ -26,6 +26,7 @@ from tests.datapath.test_layout import DESCRIBE
         ("http_state.h", "http_mode", http.HttpMode, "HTTP_"),
         ("http_state.h", "http_flags", http.HttpFlags, "HTTP_F_"),
         ("http_state.h", "http_begun", http.HttpBegun, "HTTP_BEGUN_"),
+        ("http_state.h", "http_traces", http.HttpTraces, "HTTP_TRACES_"),
         ("http_state.h", "http_waiting", http.HttpWaiting, "HTTP_"),
         ("events.h", "http_event_subtype", events.HttpSubtype, "HTTP_EVENT_"),
     ],

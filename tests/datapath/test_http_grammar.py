@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.model.verdict import DropReason
-from tests.datapath.http_model import Header, Rule, allow_by, judge
+from tests.datapath.http_model import Header, Rule, Trace, allow_by, judge
 from tests.datapath.http_node import Connection, HttpNode
 
 pytestmark = pytest.mark.root
@@ -41,7 +41,10 @@ def node(object_cache: Path) -> Iterator[HttpNode]:
         http.close()
 
 
-def feed(node: HttpNode, segments: list[bytes], v6: bool = False) -> tuple[int | None, list[tuple[str, str, int, int]]]:
+Event = tuple[str, str, int, int, Trace | None]
+
+
+def feed(node: HttpNode, segments: list[bytes], v6: bool = False) -> tuple[int | None, list[Event]]:
     """Send segments in order. Returns the number of the one that was refused, and the events."""
     node.http_events()
     connection = Connection(node, v6=v6).open()
@@ -65,19 +68,23 @@ def feed(node: HttpNode, segments: list[bytes], v6: bool = False) -> tuple[int |
     connection.from_server("RA", seq=connection.server_isn + 1, ack=connection.seq(offset))  # no answer any more
     node.events()
     return refused, [
-        (bytes(e["method"]).decode(), bytes(e["path"]).decode(), int(e["status"]), int(e["drop_reason"]))
+        (bytes(e["method"]).decode(), bytes(e["path"]).decode(), int(e["status"]), int(e["drop_reason"]), node.trace(e))
         for e in node.http_events()
     ]
 
 
-def expected(segments: list[bytes]) -> tuple[int | None, list[tuple[str, str, int, int]], DropReason | None]:
+def expected(segments: list[bytes]) -> tuple[int | None, list[Event], DropReason | None]:
+    def events() -> list[Event]:
+        return [(r.method[:16], r.path[:136], 0, 0, r.trace) for r in result.requests]
+
     stream = b""
     for number, segment in enumerate(segments):
         stream += segment
         result = judge(stream, ALLOW)
         if result.refused is not None:
-            return number, [(r.method[:16], r.path[:136], 0, 0) for r in result.requests], result.refused
-    return None, [(r.method[:16], r.path[:136], 0, 0) for r in judge(stream, ALLOW).requests], None
+            return number, events(), result.refused
+    result = judge(stream, ALLOW)
+    return None, events(), None
 
 
 def check(node: HttpNode, segments: list[bytes], v6: bool = False) -> DropReason | None:
@@ -98,6 +105,8 @@ def post(*fields: str, body: bytes = b"") -> bytes:
     return get("/up", *fields, method="POST") + body
 
 
+TRACE = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+OTHER_TRACE = "TRACEPARENT:01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00-later \t "
 CHUNKED = "Transfer-Encoding: chunked"
 CASES: list[tuple[str, bytes, DropReason | None]] = [
     ("plain", get(), None),
@@ -170,6 +179,11 @@ CASES: list[tuple[str, bytes, DropReason | None]] = [
         get("/tagged", CHUNKED, "X-Tag: blue sky", method="POST") + b"1\r\nx\r\n0\r\n\r\n" + get(),
         None,
     ),
+    ("traces of pipelined requests", get("/ok", TRACE) + get() + get("/ok/x", OTHER_TRACE, "A: b"), None),
+    ("trace beside fields of a rule", get("/tagged", TRACE, "X-Tag: blue sky"), None),
+    ("trace twice, the second empty", get("/ok", TRACE, "Traceparent:"), None),
+    ("trace in a trailer", post(CHUNKED, body=b"0\r\n" + TRACE.encode() + b"\r\n\r\n"), None),
+    ("trace and a body", post("content-length: 2", TRACE.title(), body=b"hi") + get("/ok", TRACE), None),
     ("pipelined headers", get("/tagged", "X-Tag: blue sky") + get("/tagged"), DENIED),
     ("denied path", get("/no"), DENIED),
     ("denied method", get("/ok", method="POST"), DENIED),
@@ -350,3 +364,77 @@ def test_a_head_without_end_is_refused(node: HttpNode) -> None:
         assert offset < 70000
     assert outcome.reset
     assert [e["drop_reason"] for e in node.http_events()] == [DropReason.HTTP_TOO_LARGE]
+
+
+IDS = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"
+GOOD = f"00-{IDS}-01"
+TRACEPARENTS = [
+    GOOD,
+    f" {GOOD}",
+    f"\t {GOOD} \t",
+    " " * 8 + GOOD,
+    " " * 9 + GOOD,
+    GOOD + " " * 8,
+    GOOD + " " * 9,
+    f" {GOOD}{' ' * 8}",
+    f"00-{IDS}-00",
+    f"00-{IDS}-ff",
+    f"{GOOD}-",
+    f"{GOOD}-more",
+    f"01-{IDS}-01-",
+    f"cc-{IDS}-03-what ever",
+    f"fe-{IDS}-01",
+    f"01-{IDS}-01.",
+    f"01-{IDS}-01x",
+    f"ff-{IDS}-01",
+    f"00-{IDS.upper()}-01",
+    f"0O-{IDS}-01",
+    f"00-{IDS}-0g",
+    f"00-{IDS}-1",
+    f"00-{'0' * 32}-b7ad6b7169203331-01",
+    f"00-{IDS[:32]}-{'0' * 16}-01",
+    f"00_{IDS}-01",
+    f"00-{IDS[:32]}.{IDS[33:]}-01",
+    f"00-{IDS}_01",
+    "",
+    " ",
+    "00",
+    GOOD[:-1],
+    f"x{GOOD}",
+    f"{GOOD}{GOOD}",
+    f"{GOOD},{GOOD}",
+    f"00-{IDS}-\xe9\xe9",
+    "-" * 55,
+    f"00-{'0' * 31}1-{'0' * 15}1-00",
+    f"00-1{'0' * 31}-1{'0' * 15}-00",
+    f"00-{'0123456789abcdef' * 2}-{'f' * 16}-a9",
+]
+
+
+@pytest.mark.parametrize("value", TRACEPARENTS)
+def test_traceparents(node: HttpNode, value: str) -> None:
+    """Read where they stand in the head, told with the request whatever they say, never a reason to refuse."""
+    stream = get("/ok", "Host: x", f"TraceParent:{value}", "Traceparents: y", "Traceparen: z")
+    assert check(node, [stream]) is None
+    at = stream.index(b"TraceParent:")
+    for place in (at + 5, at + 12, at + 20, at + 60, at + 12 + len(value)):
+        assert check(node, [stream[:place], stream[place:]]) is None
+    assert check(node, [get(), stream[: at + 14], stream[at + 14 : at + 30], stream[at + 30 :] + stream, get()]) is None
+    # A request that its line refuses belongs to a trace, too.
+    denied = stream.replace(b"/ok", b"/no")
+    assert check(node, [denied]) == DENIED
+    feed(node, [get() + get("/ok", TRACE)])
+    _, events = feed(node, [denied])
+    assert [event[4] for event in events] == [judge(stream, ALLOW).requests[0].trace]
+
+
+CHARACTERS = st.sampled_from("0123456789abcdefABFgf-- \t/:`'@~\x7f\xe1")
+
+
+@given(st.sampled_from(TRACEPARENTS[:12]), st.lists(st.tuples(st.integers(0, 70), CHARACTERS), max_size=2), CUTS)
+@PROFILE
+def test_damaged_traceparents(node: HttpNode, value: str, changes: list[tuple[int, str]], cuts: list[int]) -> None:
+    for at, character in changes:
+        value = value[:at] + character + value[at + 1 :]
+    field = f"traceparent:{value}"
+    check(node, cut(get("/ok", field) + get("/tagged", field, "X-Tag: blue sky"), cuts))

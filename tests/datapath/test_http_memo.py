@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.agent.abi.http import HttpMemo
+from services.agent.datapath.http_tables import HttpTableWriter
 from services.model.verdict import DropReason
 from tests.datapath.http_model import Rule, allow_by, judge
 from tests.datapath.http_node import RULESET, Connection, HttpNode, serving
@@ -164,3 +165,86 @@ def test_a_place_that_lies_is_not_believed(node: HttpNode) -> None:
     assert talk.ask(OK)
     (event,) = node.http_events()
     assert bytes(event["path"]) == b"/ok"
+
+
+def traced(number: int, path: str = "/ok", host: str = "web") -> bytes:
+    """A head whose trace has a number of its own."""
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: {host}\r\nTraceparent: 00-{number:032x}-{number + 1:016x}-01\r\nA: b\r\n\r\n"
+    ).encode()
+
+
+def mark(node: HttpNode, path: bytes) -> None:
+    """What is remembered says from now on that it is another path."""
+    for key, value in list(node.map("http_memos").items()):
+        marked = cells(value)
+        for cell in marked:
+            if cell.length:
+                cell.path[: len(path)] = path
+        node.map("http_memos").update(key, b"".join(cell.pack() for cell in marked))
+
+
+def told(node: HttpNode) -> list[tuple[bytes, object]]:
+    return [(bytes(e["path"]), node.trace(e)) for e in node.http_events()]
+
+
+def ids(number: int) -> tuple[str, str, int]:
+    return f"{number:032x}", f"{number + 1:016x}", 1
+
+
+def test_heads_that_differ_in_their_trace_are_one(node: HttpNode) -> None:
+    talk = Talk(node)
+    assert all(talk.ask(traced(number)) for number in (7, 8, 1 << 60, 9))
+    (memo,) = remembered(node)
+    at = traced(7).index(b"00-000")
+    assert memo.traced_at == at
+    assert bytes(memo.head)[: memo.length] == traced(7)[:at] + bytes(55) + traced(7)[at + 55 :]
+    assert told(node) == [(b"/ok", ids(number)) for number in (7, 8, 1 << 60, 9)]
+    mark(node, b"/me")
+    assert talk.ask(traced(0xFEED))
+    assert told(node) == [(b"/me", ids(0xFEED))]
+    # Another head of that length, without a trace, in turn with it.
+    plain = traced(7).replace(b"Traceparent: 00", b"Tracebarent: xx")
+    for number in range(3):
+        assert talk.ask(plain)
+        assert talk.ask(traced(number + 1))
+    assert told(node) == [(path, known) for n in range(3) for path, known in ((b"/ok", None), (b"/me", ids(n + 1)))]
+    assert len(remembered(node)) == 2
+
+
+def test_what_is_no_trace_is_read(node: HttpNode) -> None:
+    """Only what is well-formed is passed over, whatever stands in its place."""
+    talk, head = Talk(node), traced(0xABC)
+    assert all(talk.ask(head) for _ in range(4))
+    told(node)
+    mark(node, b"/me")
+    start = head.index(b"00-000")
+    for at in range(start - 14, start + 57):
+        for byte in (head[at] ^ 1, 0, 0x0D, ord("F"), ord("-")):
+            bent = head[:at] + bytes((byte,)) + head[at + 1 :]
+            if bent == head:
+                continue
+            connection = Connection(node).open()
+            judged = judge(bent, ALLOW)
+            assert connection.send(0, bent).passed == (judged.refused is None), bent
+            connection.from_server("RA", seq=connection.server_isn + 1, ack=connection.seq(len(bent)))
+            (event,) = told(node)
+            if judged.refused is None:
+                assert event[1] == judged.requests[0].trace, bent
+
+
+def test_where_rules_look_at_fields_a_trace_is_one_of_them(node: HttpNode) -> None:
+    talk = Talk(node)
+    assert all(talk.ask(traced(number, "/hosted", "a.example")) for number in range(1, 6))
+    assert remembered(node) == []
+    assert told(node) == [(b"/hosted", ids(number)) for number in range(1, 6)]
+
+
+def test_traces_can_be_left_alone(node: HttpNode) -> None:
+    assert all(Talk(node).ask(traced(number)) for number in (1, 2, 3, 4))
+    maps = {name: node.map(name) for name in ("http_grammar", "http_tables", "http_config")}
+    tables = node.rules(*RULES)
+    HttpTableWriter(maps, traces=False).write(tables)
+    told(node)
+    assert all(Talk(node).ask(traced(number)) for number in (5, 5, 5, 6))
+    assert {known for _, known in told(node)} == {None}

@@ -120,14 +120,18 @@ HTTP_EVENT = np.dtype(
         ("method_len", "u1"),
         ("status", "<u2"),  # of the response; the kernel's own answer (403) with a drop_reason; 0 = none
         ("path_len", "<u2"),  # of the whole path; more than 136 = cut
-        ("pad1", "<u2"),
+        ("traced", "<u2"),  # 1: trace_id, parent_id and trace_flags were written
         ("latency_us", "<u4"),  # since the request's head was complete: of the response's head, or of this record
         ("l7_ruleset", "<u4"),
         ("method", "S16"),
         ("path", "S136"),
+        ("trace_id", "<u8", (2,)),  # big-endian numbers: of another byte order, records would be copied field by field
+        ("parent_id", "<u8"),
+        ("trace_flags", "u1"),
+        ("pad2", "u1", (7,)),
     ]
 )
-"""`struct http_event`, 248 bytes."""
+"""`struct http_event`, 280 bytes; the last four are `struct http_trace`."""
 
 NAME_EVENT = np.dtype(
     [
@@ -151,7 +155,7 @@ NAME_EVENT = np.dtype(
 """`struct name_event`, 760 bytes: the connection in its original direction, whoever speaks."""
 
 assert FLOW_EVENT.itemsize == 120, FLOW_EVENT.itemsize
-assert HTTP_EVENT.itemsize == 248, HTTP_EVENT.itemsize
+assert HTTP_EVENT.itemsize == 280, HTTP_EVENT.itemsize
 assert NAME_EVENT.itemsize == 760, NAME_EVENT.itemsize
 
 EVENT_LANE = np.dtype(
@@ -167,7 +171,7 @@ EVENT_LANE = np.dtype(
 )
 """`struct event_lane`: the head of a CPU's lane, at the place of record number twice the CPU's."""
 
-LANES: dict[str, tuple[np.dtype[Any], int]] = {"events": (FLOW_EVENT, 8 << 20), "http_events": (HTTP_EVENT, 4 << 20)}
+LANES: dict[str, tuple[np.dtype[Any], int]] = {"events": (FLOW_EVENT, 8 << 20), "http_events": (HTTP_EVENT, 9 << 19)}
 """Maps that hold lanes: their records, and how many bytes they have for all CPUs together unless told otherwise."""
 
 

@@ -82,6 +82,8 @@ class HttpAction(IntEnum):
     """Such a field begins, or goes on with something else than a WebSocket."""
     UPGRADE_VALUE = 29
     """It names a WebSocket."""
+    TRACE_NAME = 30
+    """The value of a traceparent begins."""
 
 
 class HttpPhase(IntEnum):
@@ -139,6 +141,15 @@ class HttpBegun(IntFlag):
     """... and to something else."""
 
 
+class HttpTraces(IntEnum):
+    """`enum http_traces`: how many fields of the current request say which trace it belongs to."""
+
+    NONE = 0
+    ONE = 1
+    MANY = 2
+    """They contradict one another: as if there were none."""
+
+
 class HttpVisibleKey(Struct):
     """`struct http_visible_key`, 8 bytes: a pod's port; `port` in network order, `direction` as policy has it."""
 
@@ -151,13 +162,14 @@ class HttpVisibleKey(Struct):
 
 
 class HttpConfig(Struct):
-    """`struct http_config`, 24 bytes. `grammar` 0 or another than a connection began with: it is not understood."""
+    """`struct http_config`, 24 bytes. `grammar` 0 or another than a connection began with: it is not understood.
+    `traces` 1: traceparent fields are looked at."""
 
     _fields_ = [
         ("generation", ctypes.c_uint32),
         ("oldest", ctypes.c_uint32),
         ("grammar", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
+        ("traces", ctypes.c_uint32),
         ("seed", ctypes.c_uint64),
     ]
 
@@ -210,7 +222,9 @@ class HttpFlow(Struct):
         ("strikes", ctypes.c_uint8),
         ("snapped", ctypes.c_uint8),
         ("marked", ctypes.c_uint8),
-        ("pad1", ctypes.c_uint8 * 4),
+        ("traces", ctypes.c_uint8),
+        ("trace_saved", ctypes.c_uint8),
+        ("trace_at", ctypes.c_uint16),
     ]
 
 
@@ -241,13 +255,25 @@ class HttpAsked(Struct):
         ("pipelined", ctypes.c_uint8),
         ("audited", ctypes.c_uint8),
         ("upgrade", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 2),
+        ("traced", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
         ("line_seq", ctypes.c_uint32),
     ]
 
 
+class HttpTrace(Struct):
+    """`struct http_trace`, 32 bytes: a request's place in a trace (W3C Trace Context)."""
+
+    _fields_ = [
+        ("trace_id", ctypes.c_uint8 * 16),
+        ("parent_id", ctypes.c_uint8 * 8),
+        ("trace_flags", ctypes.c_uint8),
+        ("pad2", ctypes.c_uint8 * 7),
+    ]
+
+
 class HttpConn(Struct):
-    """`struct http_conn`, 592 bytes, keyed by the server's conntrack key."""
+    """`struct http_conn`, 688 bytes, keyed by the server's conntrack key."""
 
     _fields_ = [
         ("version", ctypes.c_uint64),
@@ -264,9 +290,11 @@ class HttpConn(Struct):
         ("flow", HttpFlow),
         ("method", ctypes.c_uint8 * 16),
         ("path", ctypes.c_uint8 * 136),
+        ("trace_raw", ctypes.c_uint8 * 64),
         ("asked", HttpAsked),
         ("asked_method", ctypes.c_uint8 * 16),
         ("asked_path", ctypes.c_uint8 * 136),
+        ("asked_trace", HttpTrace),
     ]
 
 
@@ -284,7 +312,9 @@ class HttpMemo(Struct):
         ("http_version", ctypes.c_uint8),
         ("method_len", ctypes.c_uint8),
         ("upgrade", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 5),
+        ("pad", ctypes.c_uint8),
+        ("traced_at", ctypes.c_uint16),
+        ("pad2", ctypes.c_uint8 * 2),
         ("method", ctypes.c_uint8 * 16),
         ("path", ctypes.c_uint8 * 136),
         ("head", ctypes.c_uint8 * 512),
@@ -295,4 +325,4 @@ assert ctypes.sizeof(HttpMemo) == 704, ctypes.sizeof(HttpMemo)
 assert ctypes.sizeof(HttpParse) == 56, ctypes.sizeof(HttpParse)
 assert ctypes.sizeof(HttpFlow) == 200, ctypes.sizeof(HttpFlow)
 assert ctypes.sizeof(HttpAsked) == 48, ctypes.sizeof(HttpAsked)
-assert ctypes.sizeof(HttpConn) == 592, ctypes.sizeof(HttpConn)
+assert ctypes.sizeof(HttpConn) == 688, ctypes.sizeof(HttpConn)

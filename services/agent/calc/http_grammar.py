@@ -57,6 +57,10 @@ class Grammar:
             raise AssertionError("the grammar has outgrown its table")
         return number
 
+    def knows(self, name: str) -> bool:
+        """Was it mentioned before?"""
+        return name in self._numbers
+
     def on(self, state: str, characters: bytes, following: str, action: HttpAction = HttpAction.NONE) -> None:
         """In `state`, each of `characters` leads to `following`."""
         self._table[self.state(state), list(characters)] = self.state(following) | (action << 8)
@@ -97,6 +101,7 @@ def _view(attentive: bool) -> Table:
     _headers(g)
     _framing_headers(g)
     _upgrade(g)
+    _trace(g)
     _bodies(g)
     return g.table()
 
@@ -184,15 +189,15 @@ def _field_name(g: Grammar, name: bytes, value: str, action: HttpAction) -> None
     """
     state = "FIELD"
     for i, char in enumerate(name):
-        if i:
-            g.on(state, TOKEN, "name", g.heard)
-            g.on(state, b":", "VALUE", g.colon)
         following = f"name:{name[: i + 1].decode()}"
+        shared = g.knows(following)  # another name begins alike
         g.on(state, bytes((char,)) + bytes((char,)).upper(), following, g.heard)
         if char == ord("-"):
             g.refuse(state, b"_", HttpAction.REFUSE)
         state = following
-    g.on(state, TOKEN, "name", g.heard)
+        if not shared:
+            g.on(state, TOKEN, "name", g.heard)
+            g.on(state, b":", "VALUE", g.colon)
     g.on(state, b":", value, action)
 
 
@@ -235,6 +240,11 @@ def _upgrade(g: Grammar) -> None:
     for i in range(len(text) + 1):
         g.on(f"upgrade:{i}", FOREIGN, "VALUE", HttpAction.UPGRADE_NAME)
         g.line_end(f"upgrade:{i}", "FIELD", g.line)
+
+
+def _trace(g: Grammar) -> None:
+    """`traceparent`: an ordinary field whose value's place is told. What the value says is read elsewhere."""
+    _field_name(g, b"traceparent", "VALUE", HttpAction.TRACE_NAME)
 
 
 def _field_end(g: Grammar, state: str, blanks: HttpAction = HttpAction.NONE) -> None:

@@ -46,13 +46,18 @@ def wait_for_programs() -> None:
 class HttpTableWriter:
     """The one writer of `http_grammar`, `http_tables` and `http_config`."""
 
-    def __init__(self, maps: Mapping[str, TableMap]) -> None:
+    def __init__(self, maps: Mapping[str, TableMap], *, traces: bool = True) -> None:
+        """`traces`: whether `traceparent` fields are looked at."""
+        self._traces = int(traces)
         self._grammar, self._tables, self._config = (maps[n] for n in ("http_grammar", "http_tables", "http_config"))
 
     def write(self, tables: HttpTables) -> None:
         """Install a generation: requests that begin from now on are decided by it. The same tables again cost a
         comparison."""
         config = HttpConfig.unpack(self._config.lookup(_FIRST) or b"")
+        if config.traces != self._traces:
+            config.traces = self._traces
+            self._config.update(_FIRST, config.pack())
         self._install_grammar(config)
         image = table_image(tables)
         if config.generation and self._tables.lookup(_slot(config.generation)) == image:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from services.common.pb.ingest.v1 import ingest_pb2 as pb
-from services.flows.columns import DICTIONARY_OF, DTYPES, Array, Columns, length
+from services.flows.columns import DICTIONARY_OF, DTYPES, TRACE, Array, Columns, length
 from services.flows.dictionary import Dictionaries, distinct
 
-ROW_BYTES = sum(kind.itemsize for kind in DTYPES.values())
+TRACE_BYTES = sum(DTYPES[name].itemsize for name in TRACE)
+ROW_BYTES = sum(kind.itemsize for kind in DTYPES.values()) - TRACE_BYTES
 BATCH_BYTES = 512
 """What a batch takes beside its rows."""
 
@@ -50,7 +51,7 @@ class PendingBatch:
     @property
     def bytes(self) -> int:
         """Memory the batch counts for."""
-        return BATCH_BYTES + self.rows * ROW_BYTES
+        return BATCH_BYTES + self.rows * (ROW_BYTES + (TRACE_BYTES if TRACE[0] in self.columns else 0))
 
 
 class SendBuffer:

@@ -8,7 +8,7 @@ import numpy as np
 
 from services.agent.abi.events import EVENT_VERSION, CtState, EventFlags, EventType, HttpSubtype
 from services.agent.events.enrich import Enricher
-from services.flows.columns import Array, Columns, take
+from services.flows.columns import DTYPES, TRACE, Array, Columns, take
 from services.model.verdict import Direction, DropReason
 
 FORWARDED, DROPPED, AUDIT = 1, 2, 4
@@ -65,10 +65,22 @@ def requests(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:
     columns["policy"] = _decisions(records, refused, enricher)
     columns["http"] = enricher.requests(records)
     columns["status"] = np.where(columns["verdict"] == DROPPED, records["status"], 0).astype(np.uint16)
+    _traces(columns, records)
     answered = np.flatnonzero(records["subtype"] == HttpSubtype.ANSWERED)
     responses = _responses(columns, records, answered)
     columns["time_ns"] = columns["time_ns"] - records["latency_us"].astype(np.int64) * 1000
     return by_time(columns, responses) if len(answered) else columns
+
+
+def _traces(columns: Columns, records: Array) -> None:
+    """Which traces the requests belong to; nothing where none of them says."""
+    traced = records["traced"] != 0
+    if not traced.any():
+        return
+    halves, parents = records["trace_id"].byteswap(), records["parent_id"].byteswap()
+    sources = (halves[:, 0], halves[:, 1], parents, records["trace_flags"])
+    for name, values in zip(TRACE, sources, strict=True):
+        columns[name] = np.where(traced, values, 0).astype(DTYPES[name])
 
 
 def names(records: Array, enricher: Enricher, wall: WallTimes) -> Columns:

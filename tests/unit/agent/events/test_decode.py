@@ -11,6 +11,7 @@ from services.agent.abi.events import EVENT_VERSION, EventFlags, EventType
 from services.agent.events import decode
 from services.agent.events.enrich import EXPLAINED_PER_SECOND, KEEP_NAMES_NS, Enricher
 from services.agent.events.getters import PodRef
+from services.flows.columns import TRACE
 from services.flows.dictionary import Dictionaries
 from services.flows.entries import Decision, HttpRequest, Party
 from services.model.addresses import V4_MAPPED_PREFIX
@@ -151,6 +152,24 @@ def test_requests(records: Any, enricher: Enricher, dictionaries: Dictionaries) 
     ]
     assert columns["verdict"].tolist() == [1, 2, 1, 1, 2, 4]
     assert columns["status"].tolist() == [0, 403, 0, 0, 0, 0]
+    assert not columns.keys() & set(TRACE)
+
+
+def test_traces(records: Any, enricher: Enricher) -> None:
+    trace, parent = bytes.fromhex("4bf92f3577b34da6a3ce929d0e0e4736"), 0x00F067AA0BA902B7
+    found = records.http(
+        {"traced": 1, "parent_id": parent, "trace_flags": 1, "subtype": 1, "status": 200},
+        {"parent_id": parent, "trace_flags": 1},  # what an earlier record left there
+        {"traced": 1, "parent_id": 7, "trace_flags": 0xA2},
+    )
+    found["parent_id"] = found["parent_id"].byteswap()
+    found["trace_id"] = np.frombuffer(trace * 3, np.uint64).reshape(3, 2)
+    columns = decode.requests(found, enricher, wall)
+    high, low = (int.from_bytes(half, "big") for half in (trace[:8], trace[8:]))
+    assert columns["trace_high"].tolist() == [high, 0, high, high]  # the answer is the last row
+    assert columns["trace_low"].tolist() == [low, 0, low, low]
+    assert columns["parent_span"].tolist() == [parent, 0, 7, parent]
+    assert columns["trace_flags"].tolist() == [1, 0, 0xA2, 1]
 
 
 def test_responses_are_rows_of_their_own(records: Any, enricher: Enricher, dictionaries: Dictionaries) -> None:
