@@ -25,6 +25,11 @@ def request_url(request: HttpRequest, server: Party, port: int) -> str:
     return f"http://{host}{'' if port == 80 else f':{port}'}{request.path}"
 
 
+def trace_id(high: int, low: int) -> str:
+    """A W3C trace id from its halves."""
+    return f"{high:016x}{low:016x}"
+
+
 def row_uuids(columns: Columns, dictionaries: Dictionaries) -> list[str]:
     """One uuid per row (RFC 9562, version 8): its time and a hash of what happened where.
 

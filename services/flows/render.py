@@ -13,7 +13,7 @@ from services.flows.columns import Array, Columns, Kind, length
 from services.flows.dictionary import Dictionaries
 from services.flows.entries import Decision, NameRecord, NodeRef, Party, ProcessRef
 from services.flows.facets import AUDIT, DROP, DROPPED, HUBBLE_REASON, L7, POLICY_VERDICT, TRACE, event_types, replies
-from services.flows.names import request_url, row_uuids
+from services.flows.names import request_url, row_uuids, trace_id
 from services.model.addresses import V4_MAPPED_PREFIX, from_bytes
 from services.model.verdict import Direction, Protocol
 
@@ -114,6 +114,8 @@ class Renderer:
             flow.is_reply.value = flow.reply = row.reply
         ipv6 = self._sides(flow, row)
         self._layer4(flow, row)
+        if row.trace_high or row.trace_low:
+            flow.trace_context.parent.trace_id = trace_id(row.trace_high, row.trace_low)
         service = self._dictionaries.services[row.service]
         if service is not None:
             flow.destination_service.name, flow.destination_service.namespace = service.name, service.namespace
@@ -284,6 +286,8 @@ def _details(row: Row, decision: Decision | None, process: ProcessRef | None) ->
         if decision.nearest is not None:
             found.nearest_rule = decision.nearest.rule.place
             found.nearest_failed.extend(decision.nearest.failed)
+    if row.trace_high or row.trace_low:
+        found.parent_span_id, found.trace_flags = f"{row.parent_span:016x}", row.trace_flags
     if process is not None:
         found.process.pid, found.process.name = process.pid, process.name
         found.process.executable, found.process.container = process.executable, process.container

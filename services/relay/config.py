@@ -46,7 +46,11 @@ class Config(ExportOptions):
         Wanted.DROPS, description="flows sent as log events: none, drops, policed (a policy decided) or all"
     )
     otlp_traces: float = Field(
-        0, ge=0, le=1, description="share of HTTP requests that are sent as spans: 0 = none, 1 = all"
+        0,
+        ge=0,
+        le=1,
+        description="share of HTTP requests that are sent as spans: 0 = none, 1 = all; one with a traceparent is "
+        "sent if that says that its trace is sampled, whatever the share above 0",
     )
     otlp_interval: float = Field(15, gt=0, description="seconds between exports of metrics")
     capacity: int = Field(1_000_000, ge=1024, le=1 << 28, description="flows kept in memory, about 50 bytes each")

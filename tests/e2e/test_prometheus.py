@@ -1,13 +1,15 @@
 """A real Prometheus scrapes a sandbox: targets are up, the field's metrics count what happened, every query of every
-dashboard is understood and asks for metrics that exist."""
+dashboard is understood and asks for metrics that exist. And an OTLP receiver gets its requests as spans."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -90,15 +92,50 @@ def traffic() -> None:
     ciliate("sandbox", "exec", "frontend", "--", "curl", "-sm", "0.5", "http://198.51.100.7/", check=False)
 
 
+class Receiver:
+    """A running OTLP receiver; what it got is in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.address, self._output = free_address(), folder / "received"
+        command = [sys.executable, "-m", "tests.integration.relay.collector", self.address]
+        with self._output.open("wb") as output:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output)
+
+    def spans(self, trace_id: str) -> list[dict[str, Any]]:
+        """Those of a trace."""
+        whole = self._output.read_text(encoding="utf-8").rpartition("\n")[0]
+        found = [
+            span
+            for line in whole.splitlines()
+            for resource in json.loads(line).get("resourceSpans", [])
+            for scope in resource["scopeSpans"]
+            for span in scope["spans"]
+        ]
+        return [span for span in found if base64.b64decode(span["traceId"]).hex() == trace_id]
+
+
 @pytest.fixture(scope="module")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def receiver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
+    found = Receiver(tmp_path_factory.mktemp("receiver"))
+    try:
+        yield found
+    finally:
+        found.process.kill()
+        found.process.wait()
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Prometheus]:
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("needs prometheus (Debian package)")
     data, address = tmp_path_factory.mktemp("prometheus"), free_address()
     server: subprocess.Popen[bytes] | None = None
     try:
-        ciliate("sandbox", "up", "--nodes", "1")
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("CILIATE_RELAY_OTLP_ENDPOINT", f"http://{receiver.address}")
+            environment.setenv("CILIATE_RELAY_OTLP_TRACES", "1")
+            ciliate("sandbox", "up", "--nodes", "1")
         ciliate("sandbox", "apply", "-f", str(EXAMPLE))
         ciliate("sandbox", "apply", "-f", "-", text=POLICY)
         traffic()
@@ -157,6 +194,43 @@ def test_what_happened_is_counted_under_the_fields_names(prometheus: Prometheus)
         "histogram_quantile(0.99, sum by (le) (ciliate_policy_implementation_delay_seconds_bucket))"
     )
     assert 0 < delay < 10
+
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.mark.usefixtures("prometheus")
+def test_requests_are_spans_of_their_callers_trace(receiver: Receiver) -> None:
+    """A pod sends a traceparent to a web server under HTTP policy: an answer and a refusal join that trace."""
+    for path in ("/api/v1/users", "/nobody"):
+        header = f"traceparent: 00-{TRACE}-{PARENT}-01"
+        ciliate("sandbox", "exec", "frontend", "--", "curl", "-s", "-H", header, f"http://my-webapp-svc{path}")
+    found = eventually(lambda: spans if len(spans := receiver.spans(TRACE)) == 2 else None)
+    assert found, receiver.spans(TRACE)
+    assert {base64.b64decode(span["parentSpanId"]).hex() for span in found} == {PARENT}
+    assert {span["kind"] for span in found} == {"SPAN_KIND_SERVER"}
+    told = [{each["key"]: next(iter(each["value"].values())) for each in span["attributes"]} for span in found]
+    assert {(each["url.path"], each["http.response.status_code"]) for each in told} == {
+        ("/api/v1/users", "200"),
+        ("/nobody", "403"),
+    }
+    lines = ciliate("observe", "--trace-id", TRACE, "--last", "100", "-o", "json").stdout.splitlines()
+    flows = [json.loads(line)["flow"] for line in lines]
+    assert {flow["trace_context"]["parent"]["trace_id"] for flow in flows} == {TRACE}
+    shown = sorted((flow["l7"]["http"]["url"].rpartition("/")[2], flow["l7"]["type"]) for flow in flows)
+    assert shown == [("nobody", "REQUEST"), ("users", "REQUEST"), ("users", "RESPONSE")]
+    assert {each["ciliate.flow.uuid"] for each in told} <= {flow["uuid"] for flow in flows}
+    assert not ciliate("observe", "--trace-id", TRACE[::-1], "--last", "100", "-o", "json").stdout
+    ask = f"SELECT DISTINCT http_path, parent_span_id FROM flows WHERE trace_id = '{TRACE}' ORDER BY ALL"
+    expected = [
+        {"http_path": "/api/v1/users", "parent_span_id": PARENT},
+        {"http_path": "/nobody", "parent_span_id": PARENT},
+    ]
+
+    def recorded() -> list[Any]:
+        return [json.loads(line) for line in ciliate("flows", "query", ask, "-o", "json").stdout.splitlines()]
+
+    assert eventually(lambda: recorded() == expected), recorded()
 
 
 def _queries(dashboard: Path) -> Iterator[tuple[str, str]]:

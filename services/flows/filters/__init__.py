@@ -33,6 +33,7 @@ from services.flows.filters import (
     reply,
     service,
     tcp_flags,
+    trace,
     traffic_direction,
     uuid,
     verdict,
@@ -64,6 +65,7 @@ _BUILDERS = (
     fqdn.build,
     http.build,
     uuid.build,
+    trace.build,
     absent.build,
     cel.build,
 )

@@ -1,4 +1,4 @@
-"""Filters on what records never carry: `encrypted`, `interface`, `trace_id`, `ip_trace_id`.
+"""Filters on what records never carry: `encrypted`, `interface`, `ip_trace_id`.
 
 They match as Hubble's do on flows without the field.
 """
@@ -15,8 +15,6 @@ def build(given: flow_pb2.FlowFilter) -> list[Condition]:
     if given.interface:
         found.append(Rows.none)
     if given.encrypted and False not in given.encrypted:
-        found.append(Rows.none)
-    if given.trace_id and "" not in given.trace_id:
         found.append(Rows.none)
     if given.ip_trace_id and 0 not in given.ip_trace_id:
         found.append(Rows.none)

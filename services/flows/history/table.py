@@ -29,7 +29,7 @@ FORMAT_KEY, ENTRIES_KEY, NODES_KEY = b"ciliate.format", b"ciliate.entries", b"ci
 COMPRESSION = "zstd"
 
 TIME = "time"
-OURS = (*DICTIONARY_OF, *words.ENUMS, "node")
+OURS = (*DICTIONARY_OF, *words.ENUMS, "node", "trace_high", "trace_low", "parent_span")
 """Columns that are stored under `_name`."""
 
 

@@ -55,9 +55,11 @@ _ENTRY: tuple[tuple[str, str, str, Callable[[Content], str | int]], ...] = (
 
 def columns(
     rows: Columns, entries: Mapping[str, Mapping[int, Content]], nodes: Mapping[int, NodeRef]
-) -> dict[str, pa.DictionaryArray]:
+) -> dict[str, pa.Array]:
     """Name in the file -> values."""
-    found = {"node": encoded(rows["node"], {number: node.absolute for number, node in nodes.items()})}
+    found: dict[str, pa.Array] = {
+        "node": encoded(rows["node"], {number: node.absolute for number, node in nodes.items()})
+    }
     found |= {name: encoded(rows[name], meanings) for name, meanings in ENUMS.items()}
     for side in ("source", "destination"):
         for field, text in _PARTY.items():
@@ -65,7 +67,18 @@ def columns(
             found[f"{side}_{field}"] = encoded(rows[side], parties, pa.uint32() if field == "identity" else pa.string())
     for name, column, dictionary, text_of in _ENTRY:
         found[name] = encoded(rows[column], {number: text_of(entry) for number, entry in entries[dictionary].items()})
+    found["trace_id"] = hexadecimal(rows["trace_high"], rows["trace_low"])
+    found["parent_span_id"] = hexadecimal(rows["parent_span"])
     return found
+
+
+def hexadecimal(*halves: Array) -> pa.StringArray:
+    """Numbers of 64 bits, one behind the other, as 16 digits each; null where all are 0."""
+    texts = np.full(len(halves[0]), None, np.object_)
+    known = np.flatnonzero(np.logical_or.reduce([half != 0 for half in halves]))
+    for place, *values in zip(known.tolist(), *(half[known].tolist() for half in halves), strict=True):
+        texts[place] = "".join(f"{value:016x}" for value in values)
+    return pa.array(texts, pa.string())
 
 
 def encoded(numbers: Array, meanings: Words, kind: pa.DataType | None = None) -> pa.DictionaryArray:

@@ -37,6 +37,7 @@ def record(flow: flow_pb2.Flow, observed_ns: int) -> LogRecord:
         severity_text="WARN" if refused else "INFO",
         event_name=EVENT_NAME,
         body=AnyValue(string_value=flow.Summary),
+        trace_id=bytes.fromhex(flow.trace_context.parent.trace_id),
         attributes=attributes(_values(flow)),
     )
 

@@ -112,7 +112,7 @@ class Exporter(Collector):
         async def send(columns: Columns) -> int:
             facets = np.zeros(length(columns), np.uint8)
             flows = [found.flow for found in renderer.responses(columns, facets)]
-            request = ExportTraceServiceRequest(resource_spans=spans.gather(flows, self._scope))
+            request = ExportTraceServiceRequest(resource_spans=spans.gather(flows, columns, self._scope))
             answer = await stub.Export(request, timeout=TIMEOUT_S, metadata=self._target.metadata)
             return int(answer.partial_success.rejected_spans)
 

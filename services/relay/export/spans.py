@@ -1,11 +1,12 @@
 """HTTP requests as OpenTelemetry spans, by the semantic conventions for HTTP and Kubernetes.
 
 One span per request and end that saw it: `SERVER` where it arrives, `CLIENT` where it leaves. It belongs to the
-workload at that end (its resource), lasts from the request to the head of the response, and has the flow's uuid as
-trace id, so that `ciliate observe --uuid` finds the flow of a trace. A request that policy refused is one with 403.
+workload at that end (its resource) and lasts from the request to the head of the response. A request that policy
+refused is one with 403.
 
-The kernel does not hand over the value of a request's `traceparent`: a span begins a trace of its own, and says so
-(`ciliate.trace.parent` = "unknown"), rather than pretending to join one.
+A request with a `traceparent` (W3C Trace Context) is a span of that trace, below the span that it was sent in; one
+without begins a trace, whose id is the flow's uuid. Where both ends saw a request their spans lie side by side: each
+knows the parent from the header, and neither knows whether the other end was seen. `tracestate` is not carried.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, SpanFlags, Status
 from opentelemetry.semconv._incubating.attributes import k8s_attributes
 from opentelemetry.semconv.attributes import (
     client_attributes,
@@ -32,7 +33,7 @@ from opentelemetry.semconv.attributes import (
 from opentelemetry.semconv.schemas import Schemas
 
 from services.common.pb.flow import flow_pb2
-from services.flows.columns import Array, Columns, Kind, length, zeros
+from services.flows.columns import TRACE, Array, Columns, Kind, length, zeros
 from services.flows.facets import DROPPED, responses
 from services.relay.export.logs import Value, attributes
 
@@ -43,26 +44,40 @@ REFUSED_STATUS, CLIENT_ERROR, SERVER_ERROR = 403, 400, 500
 REFUSED = "policy_denied"
 _KINDS = {"Deployment": "deployment", "StatefulSet": "statefulset", "DaemonSet": "daemonset", "Job": "job"}
 _SHARES = 1 << 16
+SAMPLED = 1
+"""The flag of a traceparent that says that its sender records the trace."""
 
 
 def wanted(columns: Columns, share: float) -> Array:
-    """Indices of answered and of refused requests; of `share` < 1 a part that depends on time alone."""
+    """Indices of answered and of refused requests, as OpenTelemetry's parent-based samplers decide.
+
+    Those that belong to a trace: where their sender records it (its flag "sampled"). `share` of the others, by time
+    alone.
+    """
     if share <= 0:
         return np.zeros(0, np.intp)
-    told = {name: columns.get(name, zeros(name, length(columns))) for name in ("kind", "ct_state", "verdict")}
+    needed = ("kind", "ct_state", "verdict", *TRACE)
+    told = {name: columns.get(name, zeros(name, length(columns))) for name in needed}
     found = (told["kind"] == Kind.HTTP) & (responses(told) | (told["verdict"] == DROPPED))
     if share < 1:
         # A flow's microseconds are as good as random, and the same on every relay.
         mixed = (columns["time_ns"].astype(np.uint64) // np.uint64(1000)) * np.uint64(0x9E3779B97F4A7C15)
-        found &= (mixed >> np.uint64(48)) < np.uint64(int(share * _SHARES))
-    return np.flatnonzero(found)
+        picked = (mixed >> np.uint64(48)) < np.uint64(int(share * _SHARES))
+    else:
+        picked = np.ones(length(columns), np.bool_)
+    traced = (told["trace_high"] != 0) | (told["trace_low"] != 0)
+    return np.flatnonzero(found & np.where(traced, (told["trace_flags"] & SAMPLED) != 0, picked))
 
 
-def gather(flows: Sequence[flow_pb2.Flow], scope: InstrumentationScope) -> list[ResourceSpans]:
-    """Spans by the workload that they belong to."""
+def gather(flows: Sequence[flow_pb2.Flow], columns: Columns, scope: InstrumentationScope) -> list[ResourceSpans]:
+    """Spans by the workload that they belong to. `columns`: the rows that the flows were rendered from."""
     groups: dict[tuple[tuple[str, Value], ...], list[Span]] = {}
-    for flow in flows:
-        groups.setdefault(_resource(flow), []).append(_span(flow))
+    parents = zip(columns["parent_span"].tolist(), columns["trace_flags"].tolist(), strict=True)
+    for flow, (parent, flags) in zip(flows, parents, strict=True):
+        span = _span(flow)
+        if flow.HasField("trace_context"):
+            _join(span, flow.trace_context.parent.trace_id, parent, flags)
+        groups.setdefault(_resource(flow), []).append(span)
     return [
         ResourceSpans(
             resource=Resource(attributes=attributes(names)),
@@ -116,6 +131,13 @@ def _span(flow: flow_pb2.Flow) -> Span:
     )
 
 
+def _join(span: Span, trace_id: str, parent: int, flags: int) -> None:
+    """Below the span that a request was sent in."""
+    span.trace_id = bytes.fromhex(trace_id)
+    span.parent_span_id = parent.to_bytes(8, "big")
+    span.flags = flags | SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK | SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
+
+
 def _values(flow: flow_pb2.Flow, code: int, error: str) -> Iterator[tuple[str, Value]]:
     (client, client_address, client_port), (_, server_address, server_port) = _ends(flow)
     method, url = flow.l7.http.method, _split(flow.l7.http.url)
@@ -137,7 +159,7 @@ def _values(flow: flow_pb2.Flow, code: int, error: str) -> Iterator[tuple[str, V
     yield "ciliate.client.workload", client.workloads[0].name if client.workloads else client.pod_name
     yield "ciliate.verdict", flow_pb2.Verdict.Name(flow.verdict)
     yield "ciliate.policies", sorted({policy.name for policy in _policies(flow)})
-    yield "ciliate.trace.parent", "unknown"
+    yield "ciliate.flow.uuid", flow.uuid
 
 
 def _policies(flow: flow_pb2.Flow) -> Iterable[flow_pb2.Policy]:

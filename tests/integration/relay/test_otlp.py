@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import ipaddress
 import json
@@ -98,6 +99,11 @@ class Relay:
         return self.exporter.figures
 
 
+def decoded(text: str) -> str:
+    """Bytes in a message's JSON, as hexadecimal digits."""
+    return base64.b64decode(text).hex()
+
+
 async def received(output: asyncio.StreamReader, key: str) -> dict[str, Any]:
     """The next message of a kind."""
     while True:
@@ -191,7 +197,6 @@ async def test_answered_requests_are_spans_of_the_workload_that_served_them() ->
             "server.address": "10.0.0.2",
             "server.port": "80",
             "ciliate.client.workload": "front",
-            "ciliate.trace.parent": "unknown",
         }
         attributes = named(span["attributes"])
         assert expected.items() <= attributes.items()
@@ -201,6 +206,54 @@ async def test_answered_requests_are_spans_of_the_workload_that_served_them() ->
         assert named(broken["attributes"])["error.type"] == "503"
         assert broken["traceId"] != span["traceId"]
         assert relay.exporter.span_figures.offered == 2
+
+
+TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+TRACED = {"trace_high": int(TRACE_ID[:16], 16), "trace_low": int(TRACE_ID[16:], 16), "parent_span": int(PARENT_ID, 16)}
+
+
+async def test_requests_join_the_trace_that_they_name() -> None:
+    """Both ends and a refusal are siblings below the caller's span; what its sender does not record is left out."""
+    address = free_address()
+    relay = Relay(address, Wanted.DROPS, traces=0.0001)
+    request = relay.store.dictionaries.requests.intern(HttpRequest("GET", "/api", 11, 4))
+    common = TRACED | {
+        "kind": Kind.HTTP,
+        "http": request,
+        "verdict": flow_pb2.FORWARDED,
+        "ct_state": 2,
+        "drop_reason": 0,
+    }
+    async with collector(address) as output, relay.running():
+        relay.rows(1, **common, trace_flags=0)
+        relay.rows(1, **common, trace_flags=1)
+        relay.rows(1, **common, trace_flags=0x83, direction=flow_pb2.EGRESS)
+        relay.rows(
+            1, **TRACED, kind=Kind.HTTP, http=request, drop_reason=220, trace_flags=1, time_ns=1_700_000_000_000_000_001
+        )
+        relay.rows(1, kind=Kind.HTTP, http=request, drop_reason=220)  # of no trace: not in the share
+        found, logs = [], []
+        while len(found) < 3 or len(logs) < 2:
+            message = json.loads(await output.readline())
+            found += [
+                span
+                for each in message.get("resourceSpans", [])
+                for scope in each["scopeSpans"]
+                for span in scope["spans"]
+            ]
+            logs += [
+                record
+                for each in message.get("resourceLogs", [])
+                for scope in each["scopeLogs"]
+                for record in scope["logRecords"]
+            ]
+    assert {decoded(span["traceId"]) for span in found} == {TRACE_ID}
+    assert {decoded(span["parentSpanId"]) for span in found} == {PARENT_ID}
+    assert sorted(span["flags"] for span in found) == [0x301, 0x301, 0x383]
+    assert sorted(span["kind"] for span in found) == ["SPAN_KIND_CLIENT", "SPAN_KIND_SERVER", "SPAN_KIND_SERVER"]
+    assert len({span["spanId"] for span in found}) == 3
+    assert [decoded(record.get("traceId", "")) for record in logs] == [TRACE_ID, ""]
+    assert relay.exporter.span_figures.offered == 3
 
 
 async def test_a_refused_request_is_a_span_that_failed() -> None:

@@ -17,7 +17,7 @@ from services.common.tls import channel
 from services.common.tracing import server_interceptors, tracing
 from services.relay.app import serving
 from services.relay.config import Config
-from tests.integration.relay.test_otlp import collector, free_address, named, received
+from tests.integration.relay.test_otlp import collector, decoded, free_address, named, received
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -35,12 +35,6 @@ async def spans_of(output: Any, wanted: int) -> AsyncIterator[dict[str, Any]]:
                 for span in scope["spans"]:
                     found += 1
                     yield span
-
-
-def decoded(text: str) -> str:
-    import base64
-
-    return base64.b64decode(text).hex()
 
 
 async def test_calls_of_the_relay_are_spans_in_the_callers_trace() -> None:

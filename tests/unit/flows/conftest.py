@@ -101,7 +101,9 @@ class Flows:
             found += (np.flatnonzero(passed) + segment.base).tolist()
         return found
 
-    def responses(self, *allow: flow_pb2.FlowFilter, fields: Any = None) -> list[observer_pb2.GetFlowsResponse]:
+    def responses(
+        self, *allow: flow_pb2.FlowFilter, fields: Any = None, details: bool = False
+    ) -> list[observer_pb2.GetFlowsResponse]:
         """The rows that pass, rendered."""
         filters = Filters(allow)
         parts = []
@@ -110,16 +112,16 @@ class Flows:
             passed, facets = filters.match(columns, self.store.dictionaries)
             rows = np.flatnonzero(passed | (columns["kind"] == Kind.LOST))
             parts.append(Part(columns, rows, facets[rows]))
-        renderer = Renderer(self.store.dictionaries, "1.2.3", fields)
+        renderer = Renderer(self.store.dictionaries, "1.2.3", fields, details=details)
         return [
             response
             for columns, facets in Selection(parts).chunks(7)
             for response in renderer.responses(columns, facets)
         ]
 
-    def rendered(self, *allow: flow_pb2.FlowFilter) -> list[flow_pb2.Flow]:
+    def rendered(self, *allow: flow_pb2.FlowFilter, details: bool = False) -> list[flow_pb2.Flow]:
         """The flows alone."""
-        return [response.flow for response in self.responses(*allow)]
+        return [response.flow for response in self.responses(*allow, details=details)]
 
 
 @pytest.fixture

@@ -26,13 +26,14 @@ def mixed(flows: Any) -> Any:
     flows.drop(destination=six, source=flows.party("fd00::1", 1001, pod="client"), destination_port=443)
     flows.add(destination=world, protocol=17, direction=2, source_port=5353, destination_port=53, tcp_flags=0)
     flows.add(source=cidr, protocol=1, source_port=8, destination_port=0, tcp_flags=0)
-    flows.http(node=EAST)
+    flows.http(node=EAST, trace_high=0x4BF92F3577B34DA6, trace_low=0xA3CE929D0E0E4736, parent_span=1, trace_flags=1)
     flows.http("/admin%20x?y=1", "POST", verdict=pb.DROPPED, status=403, destination_port=8080)
     flows.add(kind=Kind.CLOSE, ct_state=1, tcp_flags=0x13)
     flows.store.append_lost(1, 1, 0, 5, 1, 2)
     return flows
 
 
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 EVERYTHING = [0, 1, 2, 3, 4, 5, 6]
 
 
@@ -135,7 +136,14 @@ TABLE: list[tuple[pb.FlowFilter, list[int]]] = [
     (f(encrypted=[True]), []),
     (f(interface=[pb.NetworkInterface(name="eth0")]), []),
     (f(trace_id=["abc"]), []),
-    (f(trace_id=[""]), EVERYTHING),
+    (f(trace_id=[TRACE_ID]), [4]),
+    (f(trace_id=[TRACE_ID[::-1], TRACE_ID]), [4]),
+    (f(trace_id=[TRACE_ID.upper()]), []),  # equality is textual
+    (f(trace_id=[TRACE_ID[:31] + "7"]), []),
+    (f(trace_id=["0" * 32]), []),  # no trace
+    (f(trace_id=[""]), [0, 1, 2, 3, 5, 6]),
+    (f(trace_id=["", TRACE_ID]), EVERYTHING),
+    (cel(f"_flow.trace_context.parent.trace_id == '{TRACE_ID}'"), [4]),
     (f(ip_trace_id=[7]), []),
     (f(http_method=["get"]), [4]),
     (f(http_path=["^/api/v[0-9]/users$"]), [4]),

@@ -59,7 +59,8 @@ def fill(flows: Any, rows: int, seed: int = 7) -> None:
             case 0:
                 flows.drop(node=node, time_ns=time, policy=Decision(False, (flows.policy,), nearest))
             case 1:
-                flows.http(f"/users/{choose.randrange(9)}", node=node, time_ns=time, status=403)
+                trace = {"trace_high": choose.getrandbits(64), "trace_low": 1 << 63, "parent_span": 9, "trace_flags": 1}
+                flows.http(f"/users/{choose.randrange(9)}", node=node, time_ns=time, status=403, **trace)
             case 2:
                 flows.add(node=node, time_ns=time, kind=Kind.CLOSE, bytes=choose.randrange(1 << 40), packets=70_000)
             case 3:
@@ -211,7 +212,8 @@ async def test_the_oldest_go_first_by_age_and_by_size(tmp_path: Path, new_flows:
 
 async def test_people_and_other_tools_find_words_in_the_file(tmp_path: Path, flows: Any) -> None:
     flows.drop()
-    flows.http("/api/v1/users", service=ServiceRef("default", "web"))
+    trace = {"trace_high": 0x4BF9 << 48, "trace_low": (1 << 64) - 1, "parent_span": 0xAB}
+    flows.http("/api/v1/users", service=ServiceRef("default", "web"), **trace)
     await history(tmp_path, flows).flush()
     rows = pq.read_table(files.listing(tmp_path)[0].path).to_pylist()
     assert [row["verdict"] for row in rows] == ["DROPPED", "FORWARDED"]
@@ -223,6 +225,26 @@ async def test_people_and_other_tools_find_words_in_the_file(tmp_path: Path, flo
     assert {row["source_labels"] for row in rows} == {"k8s:app=client,k8s:role=frontend"}
     assert rows[0]["policies"] == "CiliumNetworkPolicy default/deny-all-ingress-to-webapp"
     assert {row["node"] for row in rows} == {"node1"}
+    assert [row["trace_id"] for row in rows] == [None, "4bf9000000000000ffffffffffffffff"]
+    assert [row["parent_span_id"] for row in rows] == [None, "00000000000000ab"]
+
+
+async def test_files_of_earlier_versions_lack_columns(tmp_path: Path, flows: Any) -> None:
+    flows.http()
+    archive = history(tmp_path, flows)
+    expected = await answer(flows, archive)
+    await archive.flush()
+    archive.close()
+    (file,) = files.listing(tmp_path)
+    table = pq.read_table(file.path)
+    later = ("_trace_high", "_trace_low", "_parent_span", "trace_flags", "trace_id", "parent_span_id")
+    pq.write_table(table.drop_columns(later), file.path, write_page_checksum=True)
+    again = history(tmp_path, flows, START + 2 * HOUR)
+    flows.store.segments.clear()
+    flows.store.end = 0
+    assert await answer(flows, again) == expected
+    assert await answer(flows, again, pb.FlowFilter(trace_id=[""])) == expected
+    again.close()
 
 
 def test_full_segments_take_little_and_say_the_same(new_flows: Callable[[int], Any]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import MessageToDict
 
+from services.common.pb.details.v1 import details_pb2
 from services.common.pb.flow import flow_pb2 as pb
 from services.flows import mask
 from services.flows.columns import Kind
@@ -228,6 +229,17 @@ def test_http_responses(flows: Any) -> None:
     assert response.l7.http.url == "http://10.0.0.2/api/v1/users"
     assert response.Summary == "HTTP/1.1 404 3ms (GET http://10.0.0.2/api/v1/users)"
     assert (response.event_type.type, response.verdict) == (129, pb.FORWARDED)
+
+
+def test_the_trace_of_a_request(flows: Any) -> None:
+    flows.http(trace_high=0x4BF9, trace_low=0xA3CE929D0E0E4736, parent_span=0xF067AA0BA902B7, trace_flags=3)
+    flows.http()
+    traced, other = flows.rendered(details=True)
+    assert traced.trace_context.parent.trace_id == "0000000000004bf9a3ce929d0e0e4736"
+    assert not other.HasField("trace_context")
+    details = details_pb2.FlowDetails()
+    assert traced.extensions.Unpack(details)
+    assert (details.parent_span_id, details.trace_flags) == ("00f067aa0ba902b7", 3)
 
 
 def test_a_cut_path_says_so(flows: Any) -> None:
