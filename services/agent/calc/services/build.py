@@ -105,9 +105,8 @@ def is_guarded(plan: Plan, service: Service, options: LbOptions) -> bool:
 def flags_of(
     plan: Plan, service: Service, wishes: Wishes, found: BackendSet | None, options: LbOptions
 ) -> ServiceFlags:
-    """How the datapath treats a frontend. `found` is None where its backends have no room: dropped, not refused."""
-    if not plan.port:
-        return ServiceFlags.WILDCARD
+    """How the datapath treats a frontend with a port. `found` is None where its backends have no room: dropped, not
+    refused."""
     flags = ServiceFlags(0)
     if plan.local:
         flags |= ServiceFlags.LOCAL

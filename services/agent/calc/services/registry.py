@@ -26,6 +26,8 @@ from services.model.objects import KubeNode, Pod
 from services.model.services import EndpointSlice, Service
 
 _OF_THE_NODE = (Kind.NODE_PORT, Kind.HOST_PORT)
+_WILDCARD = service_info(0, 0, ServiceFlags.WILDCARD)
+"""The value of every other port of an address."""
 _NO_WISHES = Wishes(Algorithm.RANDOM, Forwarding.SNAT, False, frozenset())
 
 
@@ -233,7 +235,11 @@ class Services(Known):
         if key not in table.desired and len(table.desired) >= self._options.max_frontends:
             self._no_room(name, f"frontend {plan.address} port {plan.port}", problems)
             return
-        number, found = planned.sets.get(set_of(plan), (0, None)) if plan.port else (0, None)
+        if not plan.port:
+            table.put(key, _WILDCARD)
+            planned.placed[key] = 0
+            return
+        number, found = planned.sets.get(set_of(plan), (0, None))
         flags = flags_of(plan, service, planned.wishes or _NO_WISHES, found, self._options)
         maglev = found.spec.maglev_size if found and flags & ServiceFlags.MAGLEV else 0
         table.put(
@@ -242,7 +248,7 @@ class Services(Known):
                 number,
                 len(found.spec.members) if found else 0,
                 flags,
-                affinity_seconds=service.affinity_seconds if plan.port else 0,
+                affinity_seconds=service.affinity_seconds,
                 maglev_size=maglev,
                 maglev_seed=self._options.maglev_seed if maglev else 0,
             ),
