@@ -186,7 +186,7 @@ async def test_while_the_service_is_away_the_last_state_stays(tmp_path: Path) ->
 
 async def test_calls_raise_errors_of_the_tree(service: Service, client: IdentityClient) -> None:
     labels = Labels.parse(["k8s:app=web"])
-    found = await client.allocate(labels)
+    found = (await client.allocate(labels)).identity
     assert (found.id, found.labels) == (400, labels)
     service.error = grpc.StatusCode.ALREADY_EXISTS
     with pytest.raises(Conflict, match="no"):
