@@ -217,7 +217,7 @@ async def test_a_service_that_moves_is_found_again(service: Service, tmp_path: P
         async with asyncio.timeout(10):
             while not client.errors:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        with pytest.raises(Unavailable, match="not found yet"):
+        with pytest.raises(Unavailable, match="no ready endpoint"):
             await client.allocate(Labels.parse(["k8s:a=b"]))
         there = True
         assert await asyncio.wait_for(reading, 10)
