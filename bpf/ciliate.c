@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* The datapath as one translation unit: compiled once, so that all programs share their maps. */
+#include "dsr.c"
 #include "endpoint.c"
 #include "forward.c"
 #include "http.c"

@@ -81,7 +81,7 @@ INLINE int handle_forward(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	struct endpoint_info *dst = ctx->dst_endpoint ? endpoint_by_id(ctx->dst_endpoint) : NULL;
 	struct remote_endpoint_info *remote = dst ? NULL : ipcache_lookup(&ctx->daddr);
 
-	if (remote && addr_is_zero(&remote->tunnel_endpoint))
+	if (remote && !by_overlay(remote))
 		remote = NULL;
 	return forward_from_endpoint(skb, ctx, dst, remote);
 }
@@ -132,7 +132,7 @@ INLINE int send_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, const 
 	} else {
 		remote = ipcache_lookup(&ctx->daddr);
 		ctx->dst_identity = remote ? remote->identity : world_identity(&ctx->daddr);
-		if (remote && addr_is_zero(&remote->tunnel_endpoint))
+		if (remote && !by_overlay(remote))
 			remote = NULL;
 		reason = entry ? 0 : check_elsewhere(ctx, !remote);
 		if (reason)
@@ -316,7 +316,7 @@ INLINE int handle_to_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	from = ipcache_lookup(&ctx->saddr);
 	ctx->src_identity = from ? from->identity : world_identity(&ctx->saddr);
 	/* Where there is an overlay, other nodes' pods come by it and never by the stack. */
-	if (from && is_cluster_pod(from->identity) && !addr_is_zero(&from->tunnel_endpoint))
+	if (from && is_cluster_pod(from->identity) && by_overlay(from))
 		return -DROP_INVALID_SOURCE_IP;
 	ctx->delivery = DELIVER_PASS;
 	if (ctx->src_identity == IDENTITY_HOST && may_open(ctx))

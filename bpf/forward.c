@@ -6,6 +6,7 @@
  */
 #include "lib/deliver.h"
 #include "lib/dsr.h"
+#include "lib/dsr_geneve.h"
 #include "lib/forward.h"
 #include "lib/hostfw.h"
 #include "lib/nat_paths.h"
@@ -49,14 +50,38 @@ INLINE int make_fit(struct __sk_buff *skb, struct pkt_ctx *ctx, struct way *way,
 	return way->mtu && (!way->remote || underlay_is_v6(way)) ? -DROP_PACKET_TOO_LARGE : 0;
 }
 
+/* By Geneve to the backend's node. A verdict for `finish`; NAT_LEAVE: it cannot, and nothing was touched. */
+INLINE int forward_in_geneve(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct datapath_config *cfg)
+{
+	u32 least = ctx->family == 4 ? 0 : IPV6_LEAST_MTU;
+	struct dsr_way way = {};
+	int reason;
+
+	if (!dsr_find_way(skb, ctx, cfg, &ctx->daddr, &way)) {
+		if (!way.route.mtu || way.route.mtu < least || !is_whole(skb, ctx))
+			return NAT_LEAVE;
+		ctx->fitting = way.route.mtu;
+		return -DROP_PACKET_TOO_LARGE;
+	}
+	reason = hop(skb, ctx);
+	if (!reason)
+		reason = dsr_wrap(skb, ctx, cfg, &way);
+	return reason ? -reason : send_by_route(skb, &way.route);
+}
+
 INLINE int handle_nat_forward(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
+	struct datapath_config *cfg = datapath_config();
 	u32 option = 0, limit = 0;
 	struct way way = {};
 	int reason;
 
 	/* A datagram without room for it relies on the one before. */
-	if ((ctx->flags & CTX_F_DSR) && dsr_carries(skb, ctx)) {
+	if (unlikely(ctx->flags & CTX_F_DSR) && cfg && cfg->dsr_port) {
+		reason = forward_in_geneve(skb, ctx, cfg);
+		if (reason != NAT_LEAVE)
+			return reason;
+	} else if ((ctx->flags & CTX_F_DSR) && dsr_carries(skb, ctx)) {
 		limit = dsr_limit(skb, ctx);
 		option = !limit || is_whole(skb, ctx) ? dsr_length(ctx->family) : 0;
 	}

@@ -18,7 +18,7 @@ INLINE int handle_leave(struct __sk_buff *skb, struct pkt_ctx *ctx)
 		if (verdict)
 			return -verdict;
 		remote = ipcache_lookup(&ctx->daddr);
-		if (remote && !addr_is_zero(&remote->tunnel_endpoint))
+		if (remote && by_overlay(remote))
 			return encapsulate(skb, ctx, remote);
 	}
 	if (is_cluster_pod(ctx->dst_identity) && routes_natively(cfg))

@@ -11,6 +11,7 @@
 #include "lib/deliver.h"
 #include "lib/egress_gw.h"
 #include "lib/dsr.h"
+#include "lib/dsr_geneve_in.h"
 #include "lib/endpoints.h"
 #include "lib/forward.h"
 #include "lib/hostfw.h"
@@ -60,6 +61,10 @@ INLINE int handle_from_netdev(struct __sk_buff *skb, struct pkt_ctx *ctx, const 
 
 	if (dst)
 		return deliver_natively(skb, ctx, dst);
+	if (unlikely(is_dsr_geneve(ctx, cfg))) {
+		tailcalls.call(skb, TAIL_DSR_GENEVE);
+		return -DROP_MISSED_TAIL_CALL;
+	}
 	if (unlikely(routes_natively(cfg) && has_egress_gateways(cfg)) && is_cluster_pod(identity_of(&ctx->saddr)) &&
 	    is_outside(identity_of(&ctx->daddr))) {
 		int reason = egress_check_gateway(ctx);

@@ -6,9 +6,9 @@
  *                remote, SNAT:       the node's address and a port of it as the source; answers come back here
  *                remote, DSR:        destination only; the backend's node is told and answers itself. Clients inside of
  *                                    the cluster have SNAT: no node may speak with another's address
- * dsr_learn:   a packet that tells this node which address its pod shall answer with
  */
 #include "lib/dsr.h"
+#include "lib/dsr_geneve.h"
 #include "lib/hostfw.h"
 #include "lib/lb.h"
 #include "lib/masquerade.h"
@@ -16,83 +16,6 @@
 #include "lib/refuse.h"
 #include "lib/snat.h"
 #include "lib/tailcall.h"
-
-/* Does a node answer at this address, or at an address that all nodes serve? */
-INLINE struct service_info *dsr_service(const struct pkt_ctx *ctx)
-{
-	struct netdev_info *node = netdev_by_ifindex(NETDEV_NODE);
-	struct addr *own = node ? netdev_address(node, ctx->family) : NULL;
-	struct remote_endpoint_info *peer = ipcache_lookup(&ctx->service_address);
-	struct service_info *service =
-		service_find(&ctx->service_address, ctx->service_port, ctx->protocol, SCOPE_EXTERNAL);
-
-	if (service || !peer || !own)
-		return service;
-	if (peer->identity != IDENTITY_REMOTE_NODE && peer->identity != IDENTITY_KUBE_APISERVER)
-		return NULL;
-	/* A node port of another node: it is one of this node, too. */
-	return service_find(own, ctx->service_port, ctx->protocol, SCOPE_EXTERNAL);
-}
-
-/* Remember how the pod's answers leave. Nobody but a Service's address can be answered with. */
-INLINE int dsr_remember(struct pkt_ctx *ctx, struct nat_work *work)
-{
-	struct service_info *service = dsr_service(ctx);
-
-	if (!service)
-		return DROP_SERVICE_BACKEND_NOT_FOUND;
-	ctx->service_id = service->service_id;
-	work->key.saddr = ctx->daddr;
-	work->key.daddr = ctx->saddr;
-	work->key.sport = ctx->dport;
-	work->key.dport = ctx->sport;
-	work->key.protocol = ctx->protocol;
-	work->key.way = NAT_OUT;
-	work->key.pad = 0;
-	work->entry.saddr = ctx->service_address;
-	work->entry.daddr = ctx->saddr;
-	work->entry.sport = ctx->service_port;
-	work->entry.dport = ctx->sport;
-	work->entry.flags = NAT_F_ANSWER | NAT_F_DSR;
-	work->entry.slot = 0;
-	work->entry.service_id = service->service_id;
-	work->entry.pad = 0;
-	work->entry.created_ns = ctx->now_ns;
-	work->entry.expires_ns = ctx->now_ns + nat_timeout(ctx->protocol, 0);
-	return nat_table.update(&work->key, &work->entry) ? DROP_NO_MAPPING_FOR_NAT_MASQUERADE : 0;
-}
-
-INLINE int handle_dsr_learn(struct __sk_buff *skb, struct pkt_ctx *ctx)
-{
-	struct endpoint_info *dst = endpoint_by_addr(&ctx->daddr);
-	struct nat_work *work = nat_work();
-	int reason;
-
-	if (!dst || !work || !dsr_read(skb, ctx)) {
-		/* Other options, which are no concern of ours. */
-		tailcalls.call(skb, ctx->dst_endpoint ? TAIL_INGRESS : TAIL_NORTH_SOUTH);
-		return -DROP_MISSED_TAIL_CALL;
-	}
-	reason = dsr_remember(ctx, work);
-	if (!reason)
-		reason = dsr_remove(skb, ctx);
-	if (reason)
-		return -reason;
-	ctx->flags |= CTX_F_NORTH_SOUTH;
-	ctx->src_identity = arrived_from(skb, ctx);
-	return nat_deliver(skb, ctx);
-}
-
-int dsr_learn(struct __sk_buff *skb)
-{
-	struct pkt_ctx *ctx = pkt_context();
-	int verdict;
-
-	if (!ctx)
-		return TC_ACT_SHOT;
-	verdict = handle_dsr_learn(skb, ctx);
-	return finish(skb, ctx, verdict == NAT_LEAVE ? nat_leave(skb, ctx) : verdict);
-}
 
 /* The pair for a new connection to backend `b`. *made is the original's entry. 0 or a drop reason. */
 INLINE int remember_backend(struct __sk_buff *skb, struct pkt_ctx *ctx, struct nat_work *work,
@@ -109,7 +32,7 @@ INLINE int remember_backend(struct __sk_buff *skb, struct pkt_ctx *ctx, struct n
 	work->entry.flags = NAT_F_PEER_OUT;
 	if ((b->flags & BACKEND_F_LOCAL) || (own && addr_equal(own, &b->address)))
 		return nat_create_plain(ctx, work, made);
-	if ((service->flags & SERVICE_F_DSR) && dsr_fits(skb, ctx) && !is_inside(&ctx->saddr)) {
+	if ((service->flags & SERVICE_F_DSR) && !is_inside(&ctx->saddr) && dsr_possible(skb, ctx, &b->address)) {
 		work->entry.flags = NAT_F_DSR;
 		return nat_create_alone(ctx, work, made);
 	}

@@ -87,7 +87,7 @@ INLINE int handle_to_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	from = ipcache_lookup(&ctx->saddr);
 	ctx->src_identity = from ? from->identity : world_identity(&ctx->saddr);
 	remote = ipcache_lookup(&ctx->daddr);
-	if (!remote || addr_is_zero(&remote->tunnel_endpoint))
+	if (!remote || !by_overlay(remote))
 		return -DROP_NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT;
 	ctx->dst_identity = remote->identity;
 	reason = set_tunnel(skb, &remote->tunnel_endpoint, ctx->src_identity);

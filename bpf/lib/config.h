@@ -35,7 +35,8 @@ struct datapath_config {
 	struct addr hairpin_ipv6;
 	u16 nat_port_min; /* host order: the ports that connections get which share the node's address */
 	u16 nat_port_max;
-	u32 pad;
+	u16 dsr_port; /* network order: DSR's Geneve (lib/dsr_geneve.h); 0 = addresses travel as IP options */
+	u16 pad;
 	u64 netns; /* cookie of the node's own network namespace: whose sockets are its processes'; 0 = not known */
 };
 _Static_assert(sizeof(struct datapath_config) == 96, "datapath_config");

@@ -20,6 +20,20 @@ struct way {
 	u32 mtu; /* 0: the packet fits; else what would, and a route's other fields are not known */
 };
 
+/* The way that the routing table has found. */
+INLINE void follow_route(const struct bpf_fib_lookup *fib, struct way *way)
+{
+	/* The look-up put the gateway, if there is one, in place of the destination. */
+	if (fib->family == FAMILY_IPV4) {
+		way->next.nh_family = FAMILY_IPV4;
+		way->next.ipv4_nh = fib->ipv4_dst;
+	} else {
+		way->next.nh_family = FAMILY_IPV6;
+		__builtin_memcpy(way->next.ipv6_nh, fib->ipv6_dst, sizeof(way->next.ipv6_nh));
+	}
+	way->ifindex = fib->ifindex;
+}
+
 /* By the kernel's routing table. 0 or a drop reason. */
 INLINE int find_route(struct __sk_buff *skb, const struct pkt_ctx *ctx, u32 size, struct way *way)
 {
@@ -33,15 +47,7 @@ INLINE int find_route(struct __sk_buff *skb, const struct pkt_ctx *ctx, u32 size
 	}
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return DROP_FIB_LOOKUP_FAILED;
-	/* The look-up put the gateway, if there is one, in place of the destination. */
-	if (fib.family == FAMILY_IPV4) {
-		way->next.nh_family = FAMILY_IPV4;
-		way->next.ipv4_nh = fib.ipv4_dst;
-	} else {
-		way->next.nh_family = FAMILY_IPV6;
-		__builtin_memcpy(way->next.ipv6_nh, fib.ipv6_dst, sizeof(way->next.ipv6_nh));
-	}
-	way->ifindex = fib.ifindex;
+	follow_route(&fib, way);
 	return 0;
 }
 
@@ -59,7 +65,7 @@ INLINE int find_way(struct __sk_buff *skb, const struct pkt_ctx *ctx, u32 size, 
 	struct remote_endpoint_info *remote = ipcache_lookup(&ctx->daddr);
 
 	if (!cfg || !cfg->overlay_ifindex || routes_natively(cfg) || !remote || !is_cluster_pod(remote->identity) ||
-	    addr_is_zero(&remote->tunnel_endpoint))
+	    !by_overlay(remote))
 		return find_route(skb, ctx, size, way);
 	way->remote = remote;
 	way->ifindex = cfg->overlay_ifindex;
@@ -68,6 +74,13 @@ INLINE int find_way(struct __sk_buff *skb, const struct pkt_ctx *ctx, u32 size, 
 	else
 		way->mtu = cfg->path_mtu && size > cfg->path_mtu ? cfg->path_mtu : 0;
 	return 0;
+}
+
+/* Out by the route, whatever the packet is by now. Returns a verdict for `finish`. */
+INLINE int send_by_route(struct __sk_buff *skb, struct way *way)
+{
+	skb->mark = MARK_TRANSLATED;
+	return redirect_to_neighbor(way->ifindex, &way->next, sizeof(way->next), 0);
 }
 
 /* One hop further, and off. Returns a verdict for `finish`. */
@@ -83,6 +96,5 @@ INLINE int send_by(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct way 
 		skb->mark = MARK_ENCAPSULATED;
 		return bpf_redirect(way->ifindex, 0);
 	}
-	skb->mark = MARK_TRANSLATED;
-	return redirect_to_neighbor(way->ifindex, &way->next, sizeof(way->next), 0);
+	return send_by_route(skb, way);
 }

@@ -9,10 +9,13 @@ struct ipcache_key {
 };
 _Static_assert(sizeof(struct ipcache_key) == 20, "ipcache_key");
 
+/* 1, because by_overlay calculates with it. */
+enum remote_flags { REMOTE_F_ROUTED = 1 /* by routes: tunnel_endpoint is its node, but no way to send */ };
+
 struct remote_endpoint_info {
 	u32 identity;
-	struct addr tunnel_endpoint; /* zero: no overlay */
-	u16 flags;
+	struct addr tunnel_endpoint; /* the node that has it; zero: this one, or not known */
+	u16 flags; /* REMOTE_F_* */
 	u8 key;
 	u8 pad;
 };
@@ -25,6 +28,14 @@ INLINE struct remote_endpoint_info *ipcache_lookup(const struct addr *address)
 	struct ipcache_key key = { .prefixlen = 128, .address = *address };
 
 	return ipcache.lookup(&key);
+}
+
+/* Does the overlay lead there? One branch: each that lives on multiplies what the verifier has to walk. */
+INLINE bool by_overlay(const struct remote_endpoint_info *info)
+{
+	const struct addr *node = &info->tunnel_endpoint;
+
+	return ((node->w[0] | node->w[1] | node->w[2] | node->w[3]) & ((u32)(info->flags & REMOTE_F_ROUTED) - 1)) != 0;
 }
 
 /* Pods and nothing else have these. */

@@ -21,7 +21,7 @@ INLINE bool is_inside(const struct addr *address)
 	if (peer->identity == IDENTITY_HOST || peer->identity == IDENTITY_REMOTE_NODE ||
 	    peer->identity >= IDENTITY_CLUSTER_MIN)
 		return true;
-	return !addr_is_zero(&peer->tunnel_endpoint);
+	return by_overlay(peer);
 }
 
 /* Did somebody outside open the connection to the pod itself? */

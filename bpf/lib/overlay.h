@@ -115,7 +115,7 @@ INLINE int check_overlay_sender(struct pkt_ctx *ctx, const struct addr *node)
 {
 	struct remote_endpoint_info *from = ipcache_lookup(&ctx->saddr);
 
-	if (likely(from && !addr_is_zero(&from->tunnel_endpoint)))
+	if (likely(from && by_overlay(from)))
 		return addr_equal(&from->tunnel_endpoint, node) ? 0 : DROP_INVALID_SOURCE_IP;
 	if (endpoint_by_addr(&ctx->saddr))
 		return DROP_INVALID_SOURCE_IP;

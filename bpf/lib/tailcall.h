@@ -25,12 +25,13 @@ enum tail_call {
 	TAIL_LEAVE = 20,  /* a pod's packet leaves the node: native routing, egress gateways */
 	TAIL_NORTH_SOUTH = 16, /* is it for a Service? */
 	TAIL_NAT_FORWARD = 17, /* a translated packet leaves */
+	TAIL_DSR_GENEVE = 24, /* a node's packet to the DSR port: what is inside says whose name a pod answers in */
 	TAIL_DSR_LEARN = 18,  /* a packet with options: it may say whose name a pod answers in */
 	TAIL_DNS_STREAM_ASK = 21,  /* questions and answers by TCP */
 	TAIL_DNS_STREAM_HEAR = 22,
 	TAIL_TOO_LARGE = 23, /* a packet that does not fit into its way becomes the answer that says so */
 	TAIL_DNS_STREAM_REFUSE = 19, /* a forbidden question by TCP is answered, and what the pod sends after that */
-	TAIL_COUNT = 24,
+	TAIL_COUNT = 25,
 };
 
 BPF_F_TABLE("prog", u32, u32, tailcalls, TAIL_COUNT, 0);

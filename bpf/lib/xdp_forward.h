@@ -94,7 +94,7 @@ INLINE int xdp_forward(struct xdp_md *xdp, const struct pkt_ctx *ctx, const stru
 	struct remote_endpoint_info *remote = ipcache_lookup(&entry->daddr);
 	struct bpf_fib_lookup fib;
 	bool wrapped = cfg->overlay_ifindex && !(cfg->flags & CONFIG_F_NATIVE_ROUTING) && remote &&
-		       is_cluster_pod(remote->identity) && !addr_is_zero(&remote->tunnel_endpoint);
+		       is_cluster_pod(remote->identity) && by_overlay(remote);
 	long way;
 
 	if (endpoint_by_addr((struct addr *)&entry->daddr))

@@ -156,8 +156,11 @@ class Config(ExportOptions):
     lb_algorithm: Algorithm = Field(Algorithm.RANDOM, description="backend of a new connection from outside")
     lb_mode: Forwarding = Field(Forwarding.SNAT, description="how the outside reaches backends of other nodes")
     lb_dsr_dispatch: str = Field(
-        "opt", description="how DSR carries a Service's address: opt (IPv4 option, IPv6 extension header)"
+        "opt",
+        description="how DSR carries a Service's address, alike on all nodes: opt (IPv4 option, IPv6 extension header) "
+        "or geneve (in UDP, for networks that drop those)",
     )
+    lb_dsr_geneve_port: int = Field(6081, description="UDP port of lb_dsr_dispatch: geneve", ge=1, le=65535)
     lb_annotations: bool = Field(False, description="Services may choose algorithm and mode by annotation")
     lb_topology: bool = Field(True, description="follow the hints of EndpointSlices (zones, nodes)")
     lb_external_cluster_ip: bool = Field(False, description="the outside may use cluster addresses of Services")
@@ -201,10 +204,10 @@ class Config(ExportOptions):
     @pydantic.field_validator("lb_dsr_dispatch")
     @classmethod
     def _dispatch(cls, text: str) -> str:
-        if text in ("geneve", "ipip"):
-            raise ValueError(f"{text} is not possible here: kernels without its devices are to work as well; use opt")
-        if text != "opt":
-            raise ValueError(f"{text!r} is no way to carry an address; use opt")
+        if text == "ipip":
+            raise ValueError("ipip has no room for a Service's port; use geneve")
+        if text not in ("opt", "geneve"):
+            raise ValueError(f"{text!r} is no way to carry an address; use opt or geneve")
         return text
 
     @pydantic.field_validator("http_visibility_ports")
@@ -226,6 +229,8 @@ class Config(ExportOptions):
             raise ValueError("pod_cidr4 or pod_cidr6 is needed with ipam: static")
         if self.ipam != "static" and self.source != "kubernetes":
             raise ValueError(f"ipam: {self.ipam} needs source: kubernetes; or write the ranges here with ipam: static")
+        if self.dsr_port:
+            self._check_dsr_port()
         if self.auto_direct_node_routes and not self.native_routing:
             raise ValueError("auto_direct_node_routes needs routing_mode: native; remove it or set that")
         if self.mtu and not MIN_MTU <= self.mtu <= MAX_MTU:
@@ -237,6 +242,20 @@ class Config(ExportOptions):
         assert self.excluded_ranges is not None
         assert self.nat_port_range is not None
         return self
+
+    def _check_dsr_port(self) -> None:
+        if self.dsr_port == self.tunnel_port:
+            raise ValueError(f"lb_dsr_geneve_port: {self.dsr_port} is the overlay's, too; change it or tunnel_port")
+        first, last = self.load_balancing.node_ports
+        if first <= self.dsr_port <= last:
+            raise ValueError(
+                f"lb_dsr_geneve_port: {self.dsr_port} is within node_port_range {first}-{last}; change one of them"
+            )
+
+    @property
+    def dsr_port(self) -> int:
+        """UDP port on which nodes tell one another what clients addressed; 0: they do not do it by UDP."""
+        return self.lb_dsr_geneve_port if self.lb_dsr_dispatch == "geneve" and self.north_south else 0
 
     @property
     def pod_ranges(self) -> tuple[IPNetwork, ...]:

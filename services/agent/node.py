@@ -208,6 +208,7 @@ def datapath_settings(
         | (ConfigFlags.NATIVE_ROUTING if config.native_routing else 0),
         nat_ports=config.nat_port_range,
         netns=netns_cookie(),
+        dsr_port=config.dsr_port,
     )
 
 

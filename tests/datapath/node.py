@@ -25,7 +25,7 @@ from services.agent.abi.config import DatapathConfig
 from services.agent.abi.conntrack import CtEntry, CtKey
 from services.agent.abi.endpoints import HOST_ENDPOINT, EndpointInfo
 from services.agent.abi.events import FLOW_EVENT
-from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
+from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo, RemoteFlags
 from services.agent.abi.layout import be16
 from services.agent.abi.lb import Backend, BackendKey, Revnat, ServiceInfo, ServiceKey
 from services.agent.abi.policy import PolicyEntry, PolicyFlags, PolicyKey
@@ -212,9 +212,13 @@ class Node:
         self.map("endpoints").update(u32(host.id), info.pack())
         return host
 
-    def ipcache(self, prefix: str, identity: int, tunnel: str = "") -> None:
+    def ipcache(self, prefix: str, identity: int, node: str = "", *, routed: bool = False) -> None:
         length, raw = prefix_to_key(ipaddress.ip_network(prefix))
-        value = RemoteEndpointInfo(identity=identity, tunnel_endpoint=ip(tunnel) if tunnel else bytes(16))
+        value = RemoteEndpointInfo(
+            identity=identity,
+            tunnel_endpoint=ip(node) if node else bytes(16),
+            flags=RemoteFlags.ROUTED if routed else 0,
+        )
         self.map("ipcache").update(IpcacheKey(prefixlen=length, address=raw).pack(), value.pack())
 
     def rule(

@@ -10,10 +10,11 @@ from __future__ import annotations
 import ipaddress
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from services.agent.abi.config import ConfigFlags
 from services.agent.abi.nat import NetdevInfo
@@ -26,10 +27,17 @@ from tests.datapath.wire import WiredNode
 CLIENT4, CLIENT6 = "203.0.113.9", "2001:db8::9"
 PORT, NODE_PORT = 8080, 30080
 SECONDS = 3.0
+SO_RCVBUFFORCE = 33
 
 
 class OutsideNode(WiredNode):
     """A node at the bridge of the world."""
+
+    fields: Mapping[str, Any] = {}
+
+    def configured(self, **fields: Any) -> None:
+        """Its settings, and some of them otherwise."""
+        self.settings(**{**self.fields, **fields})
 
     @property
     def address6(self) -> str:
@@ -130,18 +138,21 @@ def _acquaint(world: World, node: OutsideNode, peer: OutsideNode) -> None:
         routes = {ipaddress.ip_network(ranges[0]): own, ipaddress.ip_network(ranges[1]): None}
         node.in_netns(attach.ensure_routes(index, routes))
         node.map("netdevs").update(u32(index), node.map("netdevs").lookup(u32(0)) or b"")
-        node.settings(flags=flags, overlay_ifindex=index, tunnel_address=ipaddress.ip_address(node.address))
+        node.fields = {"flags": flags, "overlay_ifindex": index, "tunnel_address": own}
     else:
         sh(*f"ip route add {ranges[0]} via {peer.address}".split(), netns=node.name)
         sh(*f"ip -6 route add {ranges[1]} via {peer.address6}".split(), netns=node.name)
-        node.settings(flags=flags | ConfigFlags.NATIVE_ROUTING)
+        node.fields = {"flags": flags | ConfigFlags.NATIVE_ROUTING}
+    node.configured()
     for address in (node.address, node.address6):
         node.ipcache(address, 1)
     for address in (peer.address, peer.address6):
-        node.ipcache(address, 6, peer.address if world.overlay else "")
+        node.ipcache(address, 6, peer.address, routed=not world.overlay)
     for pod in peer.pods.values():
         for address in (pod.ipv4, pod.ipv6):
-            node.ipcache(address, pod.identity, peer.address if world.overlay else "")
+            # Routes tell nothing of nodes' families: there the one of the pod's address.
+            at = peer.address if world.overlay else peer.at(":" in address)
+            node.ipcache(address, pod.identity, at, routed=not world.overlay)
     for pod in node.pods.values():
         node.open(pod, INGRESS, EGRESS)
 
@@ -167,6 +178,22 @@ def withdraw(world: World) -> None:
     for node in world.nodes():
         for name in ("services", "backends", "nat_table", "ct"):
             node.map(name).delete_batch([key for key, _ in node.map(name).items()])
+
+
+@contextmanager
+def heard(world: World, node: OutsideNode) -> Iterator[list[bytes]]:
+    """The frames that cross a node's link meanwhile, both ways; there at the end."""
+    frames: list[bytes] = []
+    with inside(world.name):
+        sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        sniffer.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
+        sniffer.bind((f"node{node.number}", 3))
+    with sniffer:
+        sniffer.setblocking(False)
+        yield frames
+        with suppress(BlockingIOError):
+            while True:
+                frames.append(sniffer.recv(65536))
 
 
 def in_netns(name: str, v6: bool, kind: int) -> socket.socket:

@@ -326,7 +326,7 @@ def test_names_never_open_pods_and_nodes(node: Node, open_names: Names) -> None:
     pod.allow({"*.example.com", "api.example.com"})
     other = node.pod(2, 1002)
     node.open(other)
-    node.ipcache("10.244.9.9/32", 5555, tunnel="192.0.2.2")
+    node.ipcache("10.244.9.9/32", 5555, node="192.0.2.2")
     asked = question("api.example.com")
     pod.ask(asked)
     pod.hear(answer(asked, [record(other.ipv4), record("10.244.9.9"), record("203.0.113.1")]))

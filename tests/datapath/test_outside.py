@@ -9,8 +9,10 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from scapy.all import Ether, IPOption, IPv6ExtHdrDestOpt
 
 from services.agent.abi.lb import ServiceFlags
 from tests.datapath.gateway import exclude, expose
@@ -23,6 +25,7 @@ from tests.datapath.outside import (
     build,
     client,
     close,
+    heard,
     in_netns,
     pod_at,
     publish,
@@ -90,6 +93,61 @@ def test_dsr(world: World, v6: bool, protocol: int) -> None:
     assert seen == [client(v6)]
     # The entrance has one entry, the way there; the backend's node one, the way back.
     assert [node.map("nat_table").count() for node in world.nodes()] == [1, 1]
+
+
+GENEVE = 6081
+
+
+@pytest.fixture
+def geneve(world: World) -> Iterator[World]:
+    """Both nodes tell one another of clients in Geneve."""
+    for node in world.nodes():
+        node.configured(dsr_port=GENEVE)
+    yield world
+    for node in world.nodes():
+        node.configured()
+
+
+def ends(packet: Any) -> tuple[str, int]:
+    """A packet's source."""
+    return str(packet[1].src), int(packet[2].sport) if hasattr(packet[2], "sport") else 0
+
+
+@FAMILIES
+@PROTOCOLS
+def test_dsr_in_geneve(geneve: World, v6: bool, protocol: int) -> None:
+    """Nothing has options, and the answers come straight from the backend's node."""
+    one, two, far = geneve.one, geneve.two, geneve.far
+    balanced = protocol == UDP
+    target, port = (LB[v6], 80) if balanced else (one.at(v6), NODE_PORT)
+    publish(geneve, LB[v6] if balanced else None, far, v6, protocol, ServiceFlags.DSR, port=port)
+    with heard(geneve, one) as at_entrance, heard(geneve, two) as at_backend:
+        with serving(two.pod_ns(far), pod_at(far, v6), protocol) as seen:
+            fetch(geneve, target, port, protocol, size=1200 if protocol == UDP else 30_000)
+    assert seen == [client(v6)]
+    assert [node.map("nat_table").count() for node in geneve.nodes()] == [1, 1]
+    entrance, backend = [Ether(f) for f in at_entrance], [Ether(f) for f in at_backend]
+    tunnelled = [p for p in backend if ends(p)[0] in (one.at(v6), one.at(False)) and p[2].dport == GENEVE]
+    assert len(tunnelled) == 1, "what opens the connection, and nothing else"
+    assert not any(IPOption in p or IPv6ExtHdrDestOpt in p for p in entrance + backend)
+    assert (target, port) not in map(ends, entrance), "an answer came by the entrance"
+    assert (target, port) in map(ends, backend)
+
+
+@FAMILIES
+def test_large_datagrams_with_dsr_in_geneve(geneve: World, v6: bool) -> None:
+    """Their first fragment has no room: they open by SNAT. Small ones do not, nor does what follows them."""
+    publish(geneve, None, geneve.far, v6, UDP, ServiceFlags.DSR)
+    with serving(geneve.two.pod_ns(geneve.far), pod_at(geneve.far, v6), UDP) as seen:
+        fetch(geneve, geneve.one.at(v6), NODE_PORT, UDP, size=7000)
+        with in_netns(geneve.name, v6, socket.SOCK_DGRAM) as sock:
+            sock.bind((client(v6), 0))
+            sock.connect((geneve.one.at(v6), NODE_PORT))
+            for size in (100, 6000, 100):
+                payload = os.urandom(size)
+                sock.send(payload)
+                assert sock.recv(65536) == payload
+    assert seen == [geneve.one.at(v6), client(v6), client(v6), client(v6)]
 
 
 @FAMILIES

@@ -49,6 +49,7 @@ class DatapathConfig(Struct):
         ("hairpin_ipv6", Address),
         ("nat_port_min", ctypes.c_uint16),
         ("nat_port_max", ctypes.c_uint16),
-        ("pad", ctypes.c_uint32),
+        ("dsr_port", ctypes.c_uint16),
+        ("pad", ctypes.c_uint16),
         ("netns", ctypes.c_uint64),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from enum import IntFlag
 
 from services.agent.abi.layout import Address, Struct
 
@@ -13,8 +14,16 @@ class IpcacheKey(Struct):
     _fields_ = [("prefixlen", ctypes.c_uint32), ("address", Address)]
 
 
+class RemoteFlags(IntFlag):
+    """`enum remote_flags`."""
+
+    ROUTED = 1
+    """Reached by routes: `tunnel_endpoint` is its node, but no way to send."""
+
+
 class RemoteEndpointInfo(Struct):
-    """`struct remote_endpoint_info`, 24 bytes. An all-zero `tunnel_endpoint` means: no overlay."""
+    """`struct remote_endpoint_info`, 24 bytes. `tunnel_endpoint` is the node that has it; all zero: this one, or not
+    known."""
 
     _fields_ = [
         ("identity", ctypes.c_uint32),

@@ -1,4 +1,4 @@
-"""The address table of this node: every known prefix -> identity, and the tunnel endpoint of remote pods.
+"""The address table of this node: every known prefix -> identity, and the node of remote pods.
 
 Several sources may know one prefix. In order: a local endpoint, the cluster's address table, an identity made for a
 prefix in a policy, the world.
@@ -109,7 +109,7 @@ class Ipcache:
         if identity is None:
             self._table.remove(key)
             return
-        value = ipcache_value(identity, tunnel)
+        value = ipcache_value(identity, tunnel, routed=self._native)
         old = self._table.desired.get(key)
         if old is not None and old[:4] != value[:4]:
             self._moved = True
@@ -121,7 +121,7 @@ class Ipcache:
             return owned, None
         row = self._rows.get(prefix)
         if row is not None:
-            return row.identity, None if self._native or row.node == self._node else row.tunnel
+            return row.identity, None if row.node == self._node else row.tunnel
         return self._local.get(prefix), None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
+from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo, RemoteFlags
 from services.agent.abi.layout import be16
 from services.agent.abi.policy import FIXED_BITS, PolicyFlags
 from services.agent.abi.refined import RefinedKey
@@ -111,9 +111,14 @@ def ipcache_key(prefix: IPNetwork) -> bytes:
 
 
 @lru_cache(8192)
-def ipcache_value(identity: int, tunnel: IPAddress | None) -> bytes:
-    """Who has a prefix, and behind which node. Pods of one workload on one node share it."""
-    return RemoteEndpointInfo(identity=identity, tunnel_endpoint=to_bytes(tunnel) if tunnel else bytes(16)).pack()
+def ipcache_value(identity: int, node: IPAddress | None, *, routed: bool = False) -> bytes:
+    """Who has a prefix, and behind which node; `routed`: routes lead there, not the overlay. Pods of one workload on one
+    node share it."""
+    return RemoteEndpointInfo(
+        identity=identity,
+        tunnel_endpoint=to_bytes(node) if node else bytes(16),
+        flags=RemoteFlags.ROUTED if node and routed else 0,
+    ).pack()
 
 
 def refined_key(address: IPAddress, identity: int) -> bytes:

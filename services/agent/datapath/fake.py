@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from services.agent.abi.endpoints import HOST_ENDPOINT, EndpointFlags, EndpointInfo
 from services.agent.abi.events import EventType
-from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
+from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo, RemoteFlags
 from services.agent.abi.lb import Scope
 from services.agent.abi.refined import RefinedKey
 from services.agent.datapath.fake_lb import Client, ReferenceBalancer
@@ -132,7 +132,7 @@ class ReferenceDatapath:
         self._police(packet, sender, Direction.EGRESS, identity, service)
         if receiver is not None:
             return self._ingress(packet, receiver, sender.identity), int(receiver.id)
-        tunnel = bytes(remote.tunnel_endpoint)
+        tunnel = bytes(16) if remote.flags & RemoteFlags.ROUTED else bytes(remote.tunnel_endpoint)
         if not any(tunnel):
             self._to_host(packet, identity, sender.identity)
         return packet, tunnel if any(tunnel) else None

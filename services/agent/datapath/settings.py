@@ -32,6 +32,9 @@ class Settings:
     nat_ports: tuple[int, int] = (32768, 65535)
     """First and last of the ports that connections get which share the node's address."""
 
+    dsr_port: int = 0
+    """UDP port of DSR's Geneve between nodes; 0 = addresses travel as IP options."""
+
     ct_queue_places: int = QUEUE_MIN
     """Size of map `ct_queue`, a power of two."""
     netns: int = 0
@@ -54,6 +57,7 @@ class Settings:
             nat_port_min=self.nat_ports[0],
             nat_port_max=self.nat_ports[1],
             netns=self.netns,
+            dsr_port=be16(self.dsr_port),
         ).pack()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from services.agent.abi.conntrack import CtEntry, CtFlags, CtKey, CtScope
 from services.agent.abi.egress import SOURCE_BITS, EgressEntry, EgressFlags, EgressKey
-from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo
+from services.agent.abi.ipcache import IpcacheKey, RemoteEndpointInfo, RemoteFlags
 from services.agent.abi.lb import Backend, BackendKey, Revnat, Scope, ServiceFlags, ServiceInfo, ServiceKey
 from services.agent.abi.nat import NatEntry, NatFlags, NatKey, NatWay
 from services.agent.abi.policy import PolicyEntry, PolicyKey
@@ -47,7 +47,7 @@ def _policy(raw_key: bytes, raw_value: bytes) -> Row:
 
 def _ipcache(raw_key: bytes, raw_value: bytes) -> Row:
     key, info = IpcacheKey.unpack(raw_key), RemoteEndpointInfo.unpack(raw_value)
-    tunnel = bytes(info.tunnel_endpoint)
+    tunnel = bytes(16) if info.flags & RemoteFlags.ROUTED else bytes(info.tunnel_endpoint)
     prefix = key_to_prefix(key.prefixlen, bytes(key.address))
     return str(prefix), str(info.identity), str(from_bytes(tunnel)) if any(tunnel) else ""
 

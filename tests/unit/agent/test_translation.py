@@ -57,12 +57,26 @@ def test_bad_exclusions_name_the_setting(setting: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("geneve", "geneve is not possible here.*use opt"), ("ipip", "ipip is not"), ("x", "'x' is no way")],
+    [("ipip", "ipip has no room.*use geneve"), ("x", "'x' is no way.*use opt or geneve")],
 )
 def test_other_ways_of_answering_directly_are_refused(text: str, words: str) -> None:
     with pytest.raises(ValidationError, match=f"lb_dsr_dispatch\n.*{words}"):
         config(lb_mode="dsr", lb_dsr_dispatch=text)
     assert config(lb_mode="dsr", lb_dsr_dispatch="opt").load_balancing.forwarding == "dsr"
+
+
+def test_the_port_of_direct_answers() -> None:
+    assert config().dsr_port == 0
+    assert config(lb_dsr_dispatch="geneve", north_south=False).dsr_port == 0
+    assert config(lb_dsr_dispatch="geneve").dsr_port == 6081
+    assert config(lb_dsr_dispatch="geneve", lb_dsr_geneve_port=6082, routing_mode="native").dsr_port == 6082
+
+
+@pytest.mark.parametrize(("port", "words"), [(8472, "overlay's, too.*tunnel_port"), (30081, "node_port_range 30000-")])
+def test_a_port_of_direct_answers_that_others_have(port: int, words: str) -> None:
+    with pytest.raises(ValidationError, match=f"lb_dsr_geneve_port: {port}.*{words}"):
+        config(lb_dsr_dispatch="geneve", lb_dsr_geneve_port=port)
+    assert not config(lb_dsr_geneve_port=port).dsr_port
 
 
 def test_exclusions_become_prefixes() -> None:

@@ -29,6 +29,8 @@ VALUES: dict[str, tuple[str, ...]] = {
         "autoDirectNodeRoutes=true",
         "ipv6.enabled=true",
         "nativeRoutingCIDRs={10.0.0.0/8}",
+        "loadBalancer.mode=dsr",
+        "loadBalancer.dsrDispatch=geneve",
         "k8sServiceHost=192.0.2.1",
     ),
     "beside kube-proxy, no relay": (MEMBERS, "kubeProxyReplacement=false", "hubble.relay.enabled=false"),
@@ -215,6 +217,7 @@ def test_every_dashboard_is_a_config_map_that_grafanas_side_car_finds() -> None:
         ((MEMBERS, "hubble.relay.replica=2"), "replica"),
         ((MEMBERS, "tls.method=helm"), "tls.method"),
         ((MEMBERS, "maglev.tableSize=1000"), "maglev.tableSize"),
+        ((MEMBERS, "loadBalancer.dsrDispatch=ipip"), "dsrDispatch"),
     ],
 )
 def test_bad_values_are_refused_by_name(values: tuple[str, ...], words: str) -> None:
