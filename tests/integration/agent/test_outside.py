@@ -26,9 +26,21 @@ OUTSIDE = ("172.30.0.254", "fd00:172:30::fe")
 VIRTUAL = "192.0.2.10"
 
 
-@pytest.fixture(params=["snat", "dsr"])
+WAYS: dict[str, dict[str, Any]] = {
+    "snat": {"lb_mode": "snat"},
+    "dsr": {"lb_mode": "dsr"},
+    "geneve": {
+        "lb_mode": "dsr",
+        "lb_dsr_dispatch": "geneve",
+        "routing_mode": "native",
+        "auto_direct_node_routes": True,
+    },
+}
+
+
+@pytest.fixture(params=WAYS)
 async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
-    async with Cluster(outside=True, lb_mode=request.param) as cluster:
+    async with Cluster(outside=True, **WAYS[request.param]) as cluster:
         yield cluster
 
 
