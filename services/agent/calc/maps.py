@@ -112,8 +112,8 @@ def ipcache_key(prefix: IPNetwork) -> bytes:
 
 @lru_cache(8192)
 def ipcache_value(identity: int, node: IPAddress | None, *, routed: bool = False) -> bytes:
-    """Who has a prefix, and behind which node; `routed`: routes lead there, not the overlay. Pods of one workload on one
-    node share it."""
+    """Who has a prefix, and behind which node; `routed`: not by the overlay. Pods of one workload on a node
+    share it."""
     return RemoteEndpointInfo(
         identity=identity,
         tunnel_endpoint=to_bytes(node) if node else bytes(16),

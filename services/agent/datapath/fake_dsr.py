@@ -34,7 +34,7 @@ class Around:
 
 def checksum(header: bytes) -> int:
     """RFC 1071, of an even number of bytes."""
-    total = sum(struct.unpack(f">{len(header) // 2}H", header))
+    total: int = sum(struct.unpack(f">{len(header) // 2}H", header))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -44,8 +44,8 @@ def flow_hash(packet: bytes) -> int:
     """32 bits of a bare TCP, UDP or SCTP packet without options, as a little-endian processor mixes them."""
     version = packet[0] >> 4
     ends, l4 = (packet[12:20], packet[20:24]) if version == 4 else (packet[8:40], packet[40:44])
-    words = struct.unpack(f"<{len(ends) // 4}I", ends)
-    sport, dport = struct.unpack("<HH", l4)
+    words: tuple[int, ...] = struct.unpack(f"<{len(ends) // 4}I", ends)
+    sport, dport = (int.from_bytes(port, "little") for port in (l4[:2], l4[2:]))
     mixed = 0
     for word in words:  # IPv4's mapped prefix is there twice, so that it cancels out
         mixed ^= word
