@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from services.agent.abi.config import DatapathConfig
 from services.agent.abi.conntrack import CtEntry, CtKey
 from services.agent.abi.tailcall import TailCall
 from services.agent.datapath import syscall
-from services.agent.datapath.bpffs import drop_retired
+from services.agent.datapath.bpffs import drop_retired, remove_pins
 from services.agent.datapath.gc import ConntrackCollector
 from services.agent.datapath.generation import remove_marks
 from services.agent.datapath.loader_client import LoaderConfig, load
@@ -103,6 +104,54 @@ def test_loading_again_keeps_contents_and_is_quick(node: Node, object_cache: Pat
         assert (fresh.max_entries, fresh.count()) == (128, 0)
 
 
+SMALL = """
+#include "lib/config.h"
+#include "lib/tailcall.h"
+
+HASH_MAP(revnat, u32, u64, 64);
+
+int ingress(struct __sk_buff *skb)
+{
+	return datapath_config() ? 0 : 2;
+}
+
+int from_endpoint(struct __sk_buff *skb)
+{
+	u32 key = skb->mark;
+
+	if (revnat.lookup(&key))
+		tailcalls.call(skb, TAIL_INGRESS);
+	return 0;
+}
+"""
+NONE = """
+int dns_records(struct __sk_buff *skb)
+{
+	return 0;
+}
+"""
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A datapath of two programs: what the loader does with it, it does with ours, for which the verifier takes 2 s."""
+    folder = tmp_path / "bpf"
+    for part in ("lib", "include"):
+        shutil.copytree(SOURCE_DIR / part, folder / part)
+    (folder / "ciliate.c").write_text(SMALL)
+    (folder / "names.c").write_text(NONE)
+    return folder
+
+
+@pytest.fixture
+def small(sources: Path, object_cache: Path) -> Iterator[LoaderConfig]:
+    """To load it at a place of its own."""
+    root = Path("/sys/fs/bpf/ciliate") / f"clt{os.getpid()}small"
+    yield LoaderConfig(root=str(root), source_dir=str(sources), cache_dir=str(object_cache))
+    drop_retired(root / "maps")
+    remove_pins(root)
+
+
 def map_id(pin: Path) -> int:
     fd = syscall.obj_get(pin)
     try:
@@ -111,12 +160,11 @@ def map_id(pin: Path) -> int:
         os.close(fd)
 
 
-def test_loads_that_were_never_attached_leave_running_programs_their_tail_calls(node: Node, object_cache: Path) -> None:
+def test_loads_that_were_never_attached_leave_running_programs_their_tail_calls(small: LoaderConfig) -> None:
     def again(size: int) -> None:
-        sizes = {"revnat": size}  # another size makes another generation
-        asyncio.run(load(LoaderConfig(root=str(node.root), cache_dir=str(object_cache), max_entries=sizes)))
+        asyncio.run(load(replace(small, max_entries={"revnat": size})))  # another size makes another generation
 
-    maps = node.root / "maps"
+    maps = Path(small.root) / "maps"
     again(130)
     drop_retired(maps)
     generations = [map_id(maps / "tailcalls")]
@@ -131,25 +179,25 @@ def test_loads_that_were_never_attached_leave_running_programs_their_tail_calls(
     assert PinnedMap(maps / "tailcalls").lookup(u32(TailCall.TAIL_INGRESS))
 
 
-def test_what_stands_already_is_not_verified_again(node: Node, object_cache: Path) -> None:
-    config = LoaderConfig(root=str(node.root), cache_dir=str(object_cache), max_entries={"revnat": 140})
+def test_what_stands_already_is_not_verified_again(small: LoaderConfig) -> None:
+    root, config = Path(small.root), replace(small, max_entries={"revnat": 140})
     first = asyncio.run(load(config))
-    pins = [*(node.root / "progs").iterdir(), *(node.root / "maps").iterdir()]
+    pins = [*(root / "progs").iterdir(), *(root / "maps").iterdir()]
     inodes = {pin: pin.stat().st_ino for pin in pins}
     again = asyncio.run(load(config))
     assert {pin: pin.stat().st_ino for pin in pins} == inodes
     assert (again.programs, again.maps, again.reused) == (first.programs, first.maps, first.maps)
     # Killed in the middle: a pin is missing, or the mark is. Then everything is made anew.
-    (node.root / "progs" / "to_endpoint").unlink()
+    (root / "progs" / "ingress").unlink()
     asyncio.run(load(config))
-    assert (node.root / "progs" / "to_endpoint").exists()
-    assert (node.root / "progs" / "from_endpoint").stat().st_ino != inodes[node.root / "progs" / "from_endpoint"]
-    remove_marks(node.root)
-    before = map_id(node.root / "maps" / "tailcalls")
+    assert (root / "progs" / "ingress").exists()
+    assert (root / "progs" / "from_endpoint").stat().st_ino != inodes[root / "progs" / "from_endpoint"]
+    remove_marks(root)
+    before = map_id(root / "maps" / "tailcalls")
     asyncio.run(load(config))
-    assert map_id(node.root / "maps" / "tailcalls") != before
+    assert map_id(root / "maps" / "tailcalls") != before
     assert asyncio.run(load(replace(config, max_entries={"revnat": 141}))).reused != first.maps
-    drop_retired(node.root / "maps")
+    drop_retired(root / "maps")
 
 
 def test_a_source_that_does_not_compile_changes_nothing(node: Node, tmp_path: Path) -> None:
@@ -176,27 +224,18 @@ THINGS = f"struct thing {{ u64 x[{ctypes.sizeof(DatapathConfig) // 8}]; }};"
 SAME = THINGS + '\nBPF_F_TABLE("array", u32, struct thing, config, 1, 0);'
 
 
-@pytest.fixture
-def sources(tmp_path: Path) -> Path:
-    folder = tmp_path / "bpf"
-    shutil.copytree(SOURCE_DIR, folder)
-    for unit in ("xdp.c", "sock.c"):
-        (folder / unit).unlink(missing_ok=True)
-    return folder
-
-
-def test_units_of_other_kinds_share_maps_by_name(node: Node, sources: Path, object_cache: Path) -> None:
+def test_units_of_other_kinds_share_maps_by_name(small: LoaderConfig, sources: Path) -> None:
+    config_pin = Path(asyncio.run(load(small)).root) / "maps" / "config"
+    config_map = map_id(config_pin)
     (sources / "xdp.c").write_text(XDP.format(table=SAME, verdict="XDP_PASS"))
-    config = LoaderConfig(root=str(node.root), source_dir=str(sources), cache_dir=str(object_cache))
-    config_map = map_id(node.root / "maps" / "config")
-    loaded = asyncio.run(load(config))
+    loaded = asyncio.run(load(small))
     assert not loaded.refused
-    assert map_id(node.root / "maps" / "config") == config_map
+    assert map_id(config_pin) == config_map
     fd = syscall.obj_get(loaded.program("from_wire"))
     assert syscall.prog_test_run(fd, bytes(64)).verdict == 2, "XDP_PASS: it is the map of the others, with an entry"
     os.close(fd)
     (sources / "xdp.c").unlink()
-    asyncio.run(load(config))
+    asyncio.run(load(small))
     assert not loaded.program("from_wire").exists(), "programs that are gone are not left to be attached"
 
 
@@ -209,10 +248,10 @@ def test_units_of_other_kinds_share_maps_by_name(node: Node, sources: Path, obje
     ],
 )
 def test_an_optional_unit_that_is_refused_leaves_the_others(
-    node: Node, sources: Path, object_cache: Path, table: str, verdict: str, message: str
+    small: LoaderConfig, sources: Path, table: str, verdict: str, message: str
 ) -> None:
     (sources / "xdp.c").write_text(XDP.format(table=table, verdict=verdict))
-    loaded = asyncio.run(load(LoaderConfig(root=str(node.root), source_dir=str(sources), cache_dir=str(object_cache))))
+    loaded = asyncio.run(load(small))
     assert list(loaded.refused) == ["xdp.c"]
     assert re.search(message, loaded.refused["xdp.c"])
     assert "from_wire" not in loaded.programs
