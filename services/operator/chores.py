@@ -17,6 +17,7 @@ from services.operator.chore import Chore, Followed
 from services.operator.config import Config
 from services.operator.events import Told
 from services.operator.identities import IdentityTable
+from services.operator.lost_ranges import addresses_of
 from services.operator.writes import Write, Writer
 
 CERTIFICATES_SECONDS = 600.0
@@ -97,7 +98,9 @@ def _node_ranges(config: Config, caches: Caches, writer: Writer) -> Chore:
 
     def plan() -> list[Write]:
         demand = node_ranges.demand_of(pods.all(), _named(namespaces), config.default_pool)
-        found = node_ranges.plan(list(nodes.all()), _named(claims), _named(pools), default, demand, _now())
+        lost = _named(nodes).keys() - _named(claims).keys()
+        addresses = addresses_of(pods.all(), lost)
+        found = node_ranges.plan(list(nodes.all()), _named(claims), _named(pools), default, demand, _now(), addresses)
         return found.writes + told.news(found.told, _named(nodes), _now())
 
     return Chore("node ranges", [nodes, claims, pods, namespaces, pools], writer, plan)

@@ -12,17 +12,16 @@ from datetime import datetime
 from typing import Any
 
 from services.common.kube.resources import CILIATE_NODES, POD_POOLS
-from services.model.addresses import IPNetwork
+from services.model.addresses import IPAddress, IPNetwork
 from services.model.objects import POOL_ANNOTATION
 from services.operator import pools as read
 from services.operator.conditions import condition, updated
+from services.operator.lost_ranges import FINISHED, implied
 from services.operator.ranges import Claim, Pool, Share, assign, overlaps
 from services.operator.writes import Write
 
 HEADROOM = 8
 """Addresses that a node should have free: pods start faster than blocks come."""
-FINISHED = ("Succeeded", "Failed")
-
 Document = Mapping[str, Any]
 
 
@@ -41,14 +40,17 @@ def plan(
     default: Pool | None,
     demand: Mapping[str, Mapping[str, int]],
     now: datetime,
+    addresses: Mapping[str, Iterable[IPAddress]] | None = None,
 ) -> Plan:
-    """`claims`: CiliateNodes by name; `demand`: node -> pool -> pods."""
+    """`claims`: CiliateNodes by name; `demand`: node -> pool -> pods; `addresses`: node -> those of its pods, where the
+    CiliateNode is lost.
+    """
     found = Plan()
     usable = _pools(pools, default)
     names = {node["metadata"]["name"] for node in nodes}
     # What is left of nodes that are gone holds its blocks until it is gone, too.
     orphans = [Claim(name, "", read.held(claim)) for name, claim in claims.items() if name not in names]
-    wishes = [_claim(node, claims, usable, default, demand) for node in nodes]
+    wishes = [_claim(node, claims, usable, default, demand, addresses or {}) for node in nodes]
     shares = assign(usable.values(), [*orphans, *wishes])
     for node in nodes:
         name = node["metadata"]["name"]
@@ -98,6 +100,7 @@ def _claim(
     pools: Mapping[str, Pool],
     default: Pool | None,
     demand: Mapping[str, Mapping[str, int]],
+    addresses: Mapping[str, Iterable[IPAddress]],
 ) -> Claim:
     metadata = node["metadata"]
     name = metadata["name"]
@@ -108,7 +111,7 @@ def _claim(
     for pool, count in counts.items():
         size = read.usable(pools[pool]) if pool in pools else 1
         wants[pool] = max(1, -(-(count + min(HEADROOM, size // 4)) // size))
-    holds = read.held(claims[name]) if name in claims else {}
+    holds = read.held(claims[name]) if name in claims else implied(addresses.get(name, ()), pools, wants)
     return Claim(name, str(metadata.get("creationTimestamp") or ""), holds, wants)
 
 

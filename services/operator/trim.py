@@ -21,7 +21,7 @@ def _part(document: Document, part: str, *names: str) -> Document:
 
 
 def pod(document: Document) -> Document:
-    """Where it is, whether it has an address of ours, which pool it asks for."""
+    """Where it is, whether it has an address of ours and which, which pool it asks for."""
     metadata = _metadata(document)
     asked = ((document.get("metadata") or {}).get("annotations") or {}).get(POOL_ANNOTATION)
     if asked:
@@ -29,8 +29,15 @@ def pod(document: Document) -> Document:
     return {
         "metadata": metadata,
         "spec": _part(document, "spec", "nodeName", "hostNetwork"),
-        "status": _part(document, "status", "phase"),
+        "status": _part(document, "status", "phase") | _addresses(document),
     }
+
+
+def _addresses(document: Document) -> Document:
+    """As one text: there are many pods."""
+    found = (document.get("status") or {}).get("podIPs")
+    texts = [str(each.get("ip") or "") for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    return {"addresses": " ".join(texts)} if texts else {}
 
 
 def agent(document: Document) -> Document:

@@ -75,6 +75,16 @@ async def test_every_node_gets_blocks_of_both_families_and_they_go_with_it(clust
     assert not set(await eventually(lambda: blocks(cluster, "b2"))) & {t for each in found for t in each}
 
 
+async def test_a_lost_object_does_not_give_its_nodes_addresses_to_another(cluster: Cluster, start: Start) -> None:
+    cluster.node("a")
+    cluster.node("b")
+    running = {"phase": "Running", "podIP": "10.0.0.5", "podIPs": [{"ip": "10.0.0.5"}]}
+    cluster.put("/api/v1/pods", "web", "default", spec={"nodeName": "b"}, status=running)
+    await start(cluster_pool_cidr=["10.0.0.0/16"])
+    await eventually(lambda: blocks(cluster, "b") == ["10.0.0.0/24"])
+    assert blocks(cluster, "a") == ["10.0.1.0/24"]
+
+
 async def test_an_exhausted_pool_is_told_and_healed_by_a_range(cluster: Cluster, start: Start) -> None:
     await start()
     await eventually(lambda: len(cluster.all(DEFINITIONS)) == KINDS)

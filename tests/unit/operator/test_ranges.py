@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+from datetime import UTC, datetime
 from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.operator import node_ranges, trim
+from services.operator.lost_ranges import addresses_of, implied
 from services.operator.pools import configured_pool, pool_of, usable
 from services.operator.ranges import Claim, Pool, Share, assign, overlaps
 
@@ -116,6 +119,44 @@ def test_pools_that_cannot_be_read(spec: dict[str, object], problem: str) -> Non
 def test_what_a_block_is_enough_for() -> None:
     assert usable(pool("p", "10.0.0.0/16")) == 253
     assert usable(pool("p", "10.0.0.0/16", "fd00::/64", size4=26)) == 61
+
+
+def running(node: str, *addresses: str, **more: object) -> dict[str, object]:
+    metadata = {"name": "p", "namespace": "default"}
+    status = {"phase": "Running", "podIPs": [{"ip": each} for each in addresses]}
+    return trim.pod({"metadata": metadata, "spec": {"nodeName": node, **more}, "status": status})
+
+
+def test_nodes_whose_objects_are_lost_get_back_what_their_pods_have() -> None:
+    """Their definition was deleted, say. By age alone `old` would get the block that pods of `new` have."""
+    pods = [
+        running("new", "10.0.0.9", "fd00::9"),
+        running("old", "10.0.2.7", "fd00::307"),
+        running("old", "10.0.0.1", hostNetwork=True),
+        running("kept", "10.0.1.1"),
+        running("new", "nonsense", "192.0.2.1"),
+    ]
+    nodes = [{"metadata": {"name": name, "creationTimestamp": name}} for name in ("empty", "kept", "new", "old")]
+    blocks = [{"pool": "default", "cidrs": ["10.0.1.0/24", "fd00::100/120"]}]
+    claims = {"kept": {"metadata": {"name": "kept"}, "spec": {"ipam": {"pools": blocks}}}}
+    addresses = addresses_of(pods, {"empty", "new", "old"})
+    found = node_ranges.plan(nodes, claims, {}, DUAL, {}, datetime(2026, 1, 1, tzinfo=UTC), addresses)
+    made = {
+        write.name: write.document["spec"]["ipam"]["pools"][0]["cidrs"]
+        for write in found.writes
+        if write.verb == "create" and write.document
+    }
+    assert made == {
+        "new": ["10.0.0.0/24", "fd00::/120"],
+        "old": ["10.0.2.0/24", "fd00::300/120"],
+        "empty": ["10.0.3.0/24", "fd00::200/120"],
+    }
+
+
+def test_addresses_all_over_the_pool_are_no_reason_to_give_all_of_it_away() -> None:
+    addresses = [ipaddress.ip_address(text) for text in ("10.0.0.1", "10.0.1.1", "10.0.2.1", "10.0.2.2", "10.0.3.1")]
+    found = implied(addresses, {"default": DUAL}, {"default": 1})
+    assert [str(block) for block in found["default"]] == ["10.0.2.0/24", "10.0.0.0/24"]
 
 
 def test_who_overlaps() -> None:
