@@ -2,7 +2,9 @@
 /* Answers of DNS: what they teach.
  *
  * dns_records (tail call of dns_answer): addresses and TTLs
- * dns_learn   (tail call of that):       learned, told, and only then delivered */
+ * dns_learn   (tail call of that):       learned, told, and only then delivered
+ *
+ * Over TCP dns_stream_hear does both, so that an answer costs one tail call. */
 #include "lib/deliver.h"
 #include "lib/dns_alias.h"
 #include "lib/dns_message.h"
@@ -190,7 +192,8 @@ INLINE int dns_learn_all(struct pkt_ctx *ctx, struct dns_work *w, const struct n
 	return 0;
 }
 
-INLINE int dns_learn_and_deliver(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *w)
+/* The answer at hand is learned, then told. 0 or a drop reason, which is counted. */
+INLINE int dns_learn_and_tell(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *w)
 {
 	struct names_config *cfg = names_configuration();
 	int reason = cfg ? dns_learn_all(ctx, w, cfg) : DROP_EP_NOT_READY;
@@ -200,15 +203,9 @@ INLINE int dns_learn_and_deliver(struct __sk_buff *skb, struct pkt_ctx *ctx, str
 	if (w->aliases)
 		dns_read_aliases(skb, ctx, w);
 	dns_emit(ctx, w, EVENT_DNS_ANSWER, reason, false);
-	if (reason) {
+	if (reason)
 		count_packet(DIR_INGRESS, reason, ctx->ip_len);
-		return TC_ACT_SHOT;
-	}
-	if (ctx->protocol == PROTO_TCP) {
-		tailcalls.call(skb, TAIL_DNS_STREAM_HEAR); /* the next message of the segment */
-		return -DROP_MISSED_TAIL_CALL;
-	}
-	return deliver(skb, ctx);
+	return reason;
 }
 
 int dns_learn(struct __sk_buff *skb)
@@ -218,7 +215,9 @@ int dns_learn(struct __sk_buff *skb)
 
 	if (!ctx || !w)
 		return TC_ACT_SHOT;
-	return finish(skb, ctx, dns_learn_and_deliver(skb, ctx, w));
+	if (dns_learn_and_tell(skb, ctx, w))
+		return TC_ACT_SHOT;
+	return deliver_to_endpoint(skb, ctx);
 }
 
 /* An answer that cannot be looked at as a whole. If nobody's policy waits for its addresses it passes as it is;
@@ -260,7 +259,10 @@ INLINE int dns_read_records(struct __sk_buff *skb, struct pkt_ctx *ctx, struct d
 		return dns_cut(skb, ctx, w);
 	if (reason)
 		return -reason;
-	tailcalls.call(skb, w->records ? TAIL_DNS_RECORDS : TAIL_DNS_LEARN);
+	w->pending = 1;
+	tailcalls.call(skb, w->records ? TAIL_DNS_RECORDS :
+			    ctx->protocol == PROTO_TCP ? TAIL_DNS_STREAM_HEAR :
+							 TAIL_DNS_LEARN);
 	return dns_cut(skb, ctx, w); /* more than tail calls reach */
 }
 

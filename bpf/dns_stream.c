@@ -7,6 +7,10 @@
 #include "lib/tailcall.h"
 #include "lib/tls.h"
 
+enum {
+	DNS_COMPLETE = 0x100, /* a verdict: the answer at hand ends in the segment, its records are to be read */
+};
+
 /* The segment is done: what comes next, and on to the pod. */
 INLINE int dns_stream_pass(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct dns_work *d, struct dns_stream *stream,
 			   u32 skip, u32 kept)
@@ -54,7 +58,7 @@ INLINE bool dns_awaited(const struct dns_work *d)
 	return d->identity && !d->rcode && d->records;
 }
 
-/* One answer that begins in this segment, at d->position. */
+/* One answer that begins in this segment, at d->position: DNS_COMPLETE, or a verdict. */
 INLINE int dns_stream_answer(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *d, struct dns_stream *stream,
 			     const struct name_table *table, u64 seed)
 {
@@ -85,8 +89,7 @@ INLINE int dns_stream_answer(struct __sk_buff *skb, struct pkt_ctx *ctx, struct 
 	}
 	d->position += DNS_PREFIX + d->length;
 	d->finished += 1;
-	tailcalls.call(skb, TAIL_DNS_RECORDS);
-	return -DROP_MISSED_TAIL_CALL;
+	return DNS_COMPLETE;
 }
 
 /* More of an answer that began in an earlier segment. What is kept counts only when the segment has passed: if it does not,
@@ -119,8 +122,7 @@ INLINE int dns_stream_more(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dn
 	if (have >= needed) {
 		d->position = needed - before;
 		d->finished += 1;
-		tailcalls.call(skb, TAIL_DNS_RECORDS);
-		return -DROP_MISSED_TAIL_CALL;
+		return DNS_COMPLETE;
 	}
 	if (!dns_awaited(d))
 		return dns_stream_unread(skb, ctx, d, stream, needed - before);
@@ -143,8 +145,10 @@ INLINE int dns_stream_heard(struct __sk_buff *skb, struct pkt_ctx *ctx, struct d
 	struct dns_stream *stream, fresh = {};
 	struct tls_conn *conn;
 	bool more;
+	int verdict;
 
 	if (!d->continuing) {
+		d->pending = 0;
 		tls_heard(ctx);
 		conn = tls_conns.lookup(&ctx->key);
 		if (conn && conn->mode == TLS_ANSWERED)
@@ -154,6 +158,11 @@ INLINE int dns_stream_heard(struct __sk_buff *skb, struct pkt_ctx *ctx, struct d
 			fresh.next = ctx->tcp_seq + 1;
 			dns_streams.update(&ctx->key, &fresh);
 		}
+	}
+	if (d->pending) {
+		d->pending = 0;
+		if (dns_learn_and_tell(skb, ctx, d))
+			return TC_ACT_SHOT;
 	}
 	if (!ctx->payload_len || skb->mark == OWN_PACKET_MARK)
 		return deliver(skb, ctx);
@@ -176,8 +185,9 @@ INLINE int dns_stream_heard(struct __sk_buff *skb, struct pkt_ctx *ctx, struct d
 		return -DROP_EP_NOT_READY;
 	more = !d->continuing && stream->kept;
 	d->continuing = 1;
-	return more ? dns_stream_more(skb, ctx, d, stream, table, cfg->seed) :
-		      dns_stream_answer(skb, ctx, d, stream, table, cfg->seed);
+	verdict = more ? dns_stream_more(skb, ctx, d, stream, table, cfg->seed) :
+			 dns_stream_answer(skb, ctx, d, stream, table, cfg->seed);
+	return verdict == DNS_COMPLETE ? dns_read_records(skb, ctx, d) : verdict;
 }
 
 int dns_stream_hear(struct __sk_buff *skb)

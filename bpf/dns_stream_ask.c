@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* DNS over TCP, the pod's side: each message behind two bytes of length.
  *
- * dns_stream_ask    (tail call of dns_query): the pod's bytes, kept until the server has them, a message a run
+ * dns_stream_ask    (tail call of dns_query): the pod's bytes, kept until the server has them, some messages a run
  * dns_stream_refuse (tail call of that):      forbidden ones are answered, and what the pod sends after its answer */
 #include "lib/deliver.h"
 #include "lib/dns_refuse.h"
@@ -9,7 +9,8 @@
 
 enum {
 	DNS_STREAM_QUESTION = 600, /* bytes of a question, what EDNS adds included */
-	DNS_STREAM_RUNS = 20,      /* questions in one segment: tail calls are few */
+	DNS_STREAM_RUNS = 20,      /* for one segment: tail calls are few, ... */
+	DNS_STREAM_BATCH = 3,      /* ... so that each judges some questions */
 };
 
 /* The next complete question in the window: 0 and its bytes in d->message, TLS_MORE, or a drop reason. */
@@ -66,6 +67,33 @@ INLINE int dns_stream_judge(struct pkt_ctx *ctx, struct dns_work *d, struct tls_
 	return reason;
 }
 
+/* The server has what is at the beginning of the window, and it was judged: make room. */
+INLINE void dns_stream_slide(struct tls_work *w, struct tls_conn *conn)
+{
+	u32 done = conn->acked - conn->start;
+	u64 rest;
+
+	if ((s32)done <= 0)
+		return;
+	if (done > conn->decided)
+		done = conn->decided;
+	/* What comes again may begin with bytes of which the pod does not know yet that they are there. */
+	if (done < conn->have && conn->have <= TLS_WINDOW / 2)
+		return;
+	rest = conn->have - done;
+	if (rest) {
+		rest -= 1;
+		asm volatile("%0 &= %1" : "+r"(rest) : "i"(TLS_WINDOW - 1));
+		rest += 1;
+		if (bpf_probe_read_kernel(w->buffer, rest, &conn->bytes[BOUNDED(done, TLS_WINDOW - 1)]) ||
+		    bpf_probe_read_kernel(conn->bytes, rest, w->buffer))
+			return;
+	}
+	conn->start += done;
+	conn->have -= done;
+	conn->decided -= done;
+}
+
 /* Take the packet into the window: 0, TLS_MORE (dropped alone), or a drop reason. */
 INLINE int dns_stream_take(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dns_work *d, struct tls_work *w,
 			   struct tls_conn *conn)
@@ -73,12 +101,7 @@ INLINE int dns_stream_take(struct __sk_buff *skb, struct pkt_ctx *ctx, struct dn
 	u32 offset;
 	int reason;
 
-	/* The server has what is in there, and it was judged: make room. */
-	if (conn->decided == conn->have && (s32)(conn->acked - conn->start - conn->have) >= 0) {
-		conn->start += conn->have;
-		conn->have = 0;
-		conn->decided = 0;
-	}
+	dns_stream_slide(w, conn);
 	w->expected = conn->start + conn->have;
 	d->had = conn->have;
 	offset = ctx->tcp_seq - conn->start;
@@ -133,7 +156,7 @@ INLINE int dns_stream_asked(struct __sk_buff *skb, struct pkt_ctx *ctx, struct t
 	struct names_config *cfg = names_configuration();
 	struct tls_conn *conn = tls_conns.lookup(&ctx->key);
 	struct name_table *table = name_table_of(cfg);
-	int reason = 0;
+	int i, reason = 0;
 
 	if (!cfg || !table || !pod)
 		return -DROP_EP_NOT_READY;
@@ -153,8 +176,11 @@ INLINE int dns_stream_asked(struct __sk_buff *skb, struct pkt_ctx *ctx, struct t
 			return -DROP_DNS_NO_STATE;
 		}
 	}
-	if (!reason)
+#pragma clang loop unroll(disable)
+	for (i = 0; i < DNS_STREAM_BATCH && !reason; i++) {
+		asm volatile("" ::: "memory");
 		reason = dns_stream_judge(ctx, d, conn, table, cfg->seed, pod->flags & ENDPOINT_F_AUDIT);
+	}
 	if (!reason) {
 		d->continuing += 1;
 		if (d->continuing < DNS_STREAM_RUNS)

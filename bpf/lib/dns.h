@@ -124,7 +124,7 @@ struct dns_work {
 	u8 finished;   /* TCP: answers that end in the segment */
 	u32 had;       /* TCP: bytes of the window before the segment at hand */
 	u32 refused;   /* TCP: bytes of answers to questions of the segment, in the window */
-	u32 pad;
+	u32 pending;   /* TCP: the answer at hand is read, but not learned */
 	u32 aliases_len;
 	u32 alias_at[DNS_ALIASES]; /* where the records' names are in the message */
 	u8 name[NAME_BYTES];

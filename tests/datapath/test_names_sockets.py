@@ -219,6 +219,18 @@ def test_streams_with_several_questions_at_once(place: tuple[WiredNode, Servers]
     assert not any(b"evil" in name for name in servers.seen)
 
 
+def test_streams_full_of_questions(place: tuple[WiredNode, Servers]) -> None:
+    """Many in a segment, and the next segment before all of the first is answered."""
+    node, _ = place
+    queries = [question(GOOD, number=number) for number in range(120)]
+    with client_socket(node, socket.SOCK_STREAM, False, 53) as sock, sock.makefile("rb") as stream:
+        for at in range(0, len(queries), 40):
+            sock.sendall(b"".join(struct.pack(">H", len(each)) + each for each in queries[at : at + 40]))
+        for number in range(len(queries)):
+            reply = stream.read(struct.unpack(">H", stream.read(2))[0])
+            assert struct.unpack_from(">H", reply)[0] == number
+
+
 @FAMILIES
 @PLACES
 @pytest.mark.parametrize("port", [443, GUARDED], ids=["egress", "ingress"])
