@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import NodeManager
 
 SANDBOXES = "tests/e2e/"
 DOOR, ROOM = Path(__file__).parent, Path(__file__)
 """What is locked: nothing has to be made for it, nor taken away."""
+NodeManager.EXIT_TIMEOUT = 20
+"""Who is interrupted takes down what it has put up before it goes."""
 
 
 def takes_turns(nodeid: str) -> bool:
