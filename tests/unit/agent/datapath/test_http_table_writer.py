@@ -48,6 +48,7 @@ def test_generations_take_turns(maps: dict[str, ArrayMap], journal: list[tuple[s
     first, second = (compile_rulesets({1: (Rule("GET", path),)}) for path in ("/a", "/b"))
     writer.write(first)
     assert journal == [
+        ("http_config", 0),  # whether traces are read
         ("http_config", 0),
         ("wait", 0),
         ("http_grammar", 0),
