@@ -66,6 +66,7 @@ INLINE int forward_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, con
 		ctx->dst_endpoint = dst->id;
 		ctx->delivery = DELIVER_PEER;
 		tailcalls.call(skb, TAIL_INGRESS);
+		KNOWN_SLOT(TAIL_INGRESS);
 		return -DROP_MISSED_TAIL_CALL;
 	}
 	if (unlikely(leaves_specially(datapath_config(), remote))) {
@@ -327,6 +328,7 @@ INLINE int handle_to_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx)
 		return -DROP_MISSED_TAIL_CALL;
 	}
 	tailcalls.call(skb, TAIL_INGRESS);
+	KNOWN_SLOT(TAIL_INGRESS);
 	return -DROP_MISSED_TAIL_CALL;
 }
 

@@ -60,7 +60,12 @@ INLINE int handle_from_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	}
 	ctx->dst_endpoint = dst->id;
 	ctx->delivery = DELIVER_PEER;
-	tailcalls.call(skb, unlikely(!is_plain_header(ctx)) ? TAIL_DSR_LEARN : TAIL_INGRESS);
+	if (unlikely(!is_plain_header(ctx))) {
+		tailcalls.call(skb, TAIL_DSR_LEARN);
+		return -DROP_MISSED_TAIL_CALL;
+	}
+	tailcalls.call(skb, TAIL_INGRESS);
+	KNOWN_SLOT(TAIL_INGRESS);
 	return -DROP_MISSED_TAIL_CALL;
 }
 

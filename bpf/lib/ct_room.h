@@ -210,10 +210,17 @@ INLINE void ct_leave(struct pkt_ctx *ctx, struct ct_entry *entry)
  * receiver, if it is a pod of this node, has an entry of its own. */
 INLINE struct ct_entry *ct_lookup_opening(struct pkt_ctx *ctx, const struct endpoint_info *local)
 {
-	u32 index = (ctx->ct_queued + 1) & ct_queue_mask();
-	struct ct_place *next = ct_queue.lookup(&index);
 	struct ct_entry *entry;
+	struct ct_place *next;
+	u32 index;
 
+	if (ctx->ct_retired - ctx->ct_reused >= CT_LINGER) {
+		index = ctx->ct_reused & CT_RETIRED_MASK;
+		next = ct_retired.lookup(&index);
+	} else {
+		index = (ctx->ct_queued + 1) & ct_queue_mask();
+		next = ct_queue.lookup(&index);
+	}
 	if (next && next->number)
 		ct.lookup(&next->key);
 	if (local) {

@@ -31,6 +31,8 @@ _Static_assert(sizeof(struct endpoint_info) == 64, "endpoint_info");
 ARRAY_MAP(endpoints, struct endpoint_info, MAX_ENDPOINTS);
 HASH_MAP(endpoint_addrs, struct addr, u32, 2 * MAX_ENDPOINTS);
 HASH_MAP(endpoint_ifs, u32, u32, MAX_ENDPOINTS);
+/* By interface, modulo its size: which endpoint was found there last. Programs write it and check what it says. */
+ARRAY_MAP(endpoint_guess, u32, MAX_ENDPOINTS);
 
 /* NULL unless `id` is an endpoint. */
 INLINE struct endpoint_info *endpoint_by_id(u32 id)
@@ -42,9 +44,19 @@ INLINE struct endpoint_info *endpoint_by_id(u32 id)
 
 INLINE struct endpoint_info *endpoint_by_ifindex(u32 ifindex)
 {
-	u32 *id = endpoint_ifs.lookup(&ifindex);
+	u32 slot = ifindex % MAX_ENDPOINTS, *guess = endpoint_guess.lookup(&slot), *id;
+	struct endpoint_info *ep;
 
-	return id ? endpoint_by_id(*id) : NULL;
+	if (!guess)
+		return NULL;
+	ep = endpoints.lookup(guess);
+	if (likely(ep && ep->ifindex == ifindex))
+		return ep->id ? ep : NULL;
+	id = endpoint_ifs.lookup(&ifindex);
+	if (!id)
+		return NULL;
+	*guess = *id;
+	return endpoint_by_id(*id);
 }
 
 INLINE struct endpoint_info *endpoint_by_addr(struct addr *address)

@@ -10,12 +10,13 @@ struct metric {
 };
 _Static_assert(sizeof(struct metric) == 16, "metric");
 
-/* Index: direction * 256 + drop reason (0 = forwarded). Direction 0: no endpoint was known. */
-PERCPU_MAP(metrics, struct metric, 3 * 256);
+/* Index: drop reason (0 = forwarded) * 4 + direction, so that what every packet counts is next to each other. Direction
+ * 0: no endpoint was known. */
+PERCPU_MAP(metrics, struct metric, 256 * 4);
 
 INLINE void count_packet(u32 direction, u32 reason, u32 bytes)
 {
-	u32 index = (direction & 3) * 256 + (reason & 255);
+	u32 index = (reason & 255) * 4 + (direction & 3);
 	struct metric *m = metrics.lookup(&index);
 
 	if (m) {

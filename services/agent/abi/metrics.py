@@ -14,11 +14,11 @@ class Metric(Struct):
 
 
 REASONS = 256
-METRICS_ENTRIES = 3 * REASONS
+METRICS_ENTRIES = REASONS * 4
 LOST_ENTRIES = 16
 """Index of map `lost`: `events.EventType`."""
 
 
 def metric_index(direction: int, reason: int = 0) -> int:
     """Index of map `metrics`: direction 0 (unknown), 1 ingress, 2 egress; reason 0 = forwarded."""
-    return direction * REASONS + reason
+    return reason * 4 + direction

@@ -180,7 +180,7 @@ async def counter(cluster: Cluster, node: Node, reason: DropReason) -> int:
     try:
         total = 0
         for key, value in found.items():
-            if int.from_bytes(key, "little") % 256 == reason:
+            if int.from_bytes(key, "little") // 4 == reason:
                 total += sum(int.from_bytes(value[at : at + 8], "little") for at in range(0, len(value), 16))
         return total
     finally:
