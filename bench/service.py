@@ -3,6 +3,7 @@
     ratio_1 ratio_1k ratio_10k ratio_30k   short connections per second, over kube-proxy's iptables rules for as many
                                  Services on the same pods with plain routing; the rule of the Service in use is the
                                  last of the chain. `_middle`: half-way, where a Service is on average
+    ratio_1_processes            the same for one Service, each connection's process told as well (`flow_processes`)
     nft_ratio_*                  the same over kube-proxy's nftables mode
     kept_ratio_* kept_nft_*      requests per second on one connection
     p99_us_* iptables_p99_us_*   of a short connection
@@ -35,6 +36,9 @@ from bench._service_updates import Agent
 from bench._two_nodes import EVENTS
 from bench.datapath import prepare
 from services.agent.abi.config import ConfigFlags
+from services.agent.abi.process import PROCESS
+from services.agent.datapath.cgroup import SocketHooks
+from services.agent.datapath.units import PROCESS_HOOKS
 from services.model.verdict import Direction
 from tests.datapath.socketed import hooked
 from tests.datapath.wire import WiredNode
@@ -95,6 +99,18 @@ def services_of(node: WiredNode, size: int, middle: bool = False) -> list[Servic
     used = Service("bench/used:http", ADDRESS, PORT, tuple(f"{server}:{port}" for port in PORTS))
     before = size // 2 if middle else size - 1
     return [*(filler(i) for i in range(before)), used, *(filler(i) for i in range(before, size - 1))]
+
+
+@contextlib.contextmanager
+def told_processes(player: Contestant) -> Iterator[None]:
+    """The agent's hooks for processes behind sockets, beside those for Services."""
+    assert player.cgroup is not None
+    hooks = SocketHooks(player.node.root, player.cgroup, PROCESS_HOOKS)
+    try:
+        hooks.attach()
+        yield
+    finally:
+        hooks.detach()
 
 
 @contextlib.contextmanager
@@ -181,6 +197,11 @@ def run(players: dict[str, Contestant], sizes: list[int], rounds: int, seconds: 
             known |= {service.name for service in wanted}
         agent.set_services(services_of(ours.node, size))
         figures |= compare(play(playing, rounds, seconds), suffix)
+        if size == 1:
+            two = [players["ours"], players["iptables"]]
+            with told_processes(players["ours"]):
+                key = f"{suffix}_processes"
+                figures[f"ratio_{key}"] = compare(play(two, max(rounds // 2, 1), seconds), key)[f"ratio_{key}"]
         peers = {"iptables": iptables, "nft": nftables} if other in playing else {"iptables": iptables}
         figures |= updates(peers, agent, filler(0) if size > 1 else wanted[0], suffix)
         if size >= 10_000:
@@ -200,7 +221,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         contestants(Path(folder)) as players,
-        reading(players["ours"].node),
+        reading(players["ours"].node, process_events=PROCESS),
     ):
         figures = run(players, sizes, rounds, seconds)
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
