@@ -12,20 +12,7 @@
 #include "lib/nat_paths.h"
 #include "lib/too_large.h"
 
-/* An IPv4 packet that may be cut, for a route: routers on the way do it, or this node's stack where its own device is the
- * narrow one. 0 to go on, or a verdict. */
-INLINE int find_route_for_pieces(struct __sk_buff *skb, struct pkt_ctx *ctx, struct way *way)
-{
-	int reason = find_route(skb, ctx, 0, way);
-	u32 mtu = 0;
-
-	if (reason)
-		return -reason;
-	if (!way->mtu && !bpf_check_mtu(skb, way->ifindex, &mtu, 0, CHECK_SEGMENTS))
-		return 0;
-	ctx->flags |= CTX_F_CUT;
-	return -DROP_PACKET_TOO_LARGE;
-}
+#define LOOPBACK_IFINDEX 1 /* in every network namespace */
 
 /* The packet, with `*option` bytes more, is larger than way->mtu. 0 to go on all the same, or a verdict. */
 INLINE int make_fit(struct __sk_buff *skb, struct pkt_ctx *ctx, struct way *way, u32 *option)
@@ -33,9 +20,12 @@ INLINE int make_fit(struct __sk_buff *skb, struct pkt_ctx *ctx, struct way *way,
 	u32 size = size_on_wire(skb, ctx), least = ctx->family == 4 ? 0 : IPV6_LEAST_MTU;
 	int reason;
 
-	if (!underlay_is_v6(way) && !is_whole(skb, ctx))
-		/* The overlay's own packet is cut. */
-		return way->remote ? 0 : find_route_for_pieces(skb, ctx, way);
+	if (!underlay_is_v6(way) && !is_whole(skb, ctx)) {
+		if (way->remote)
+			return 0; /* the overlay's own packet is cut */
+		ctx->flags |= CTX_F_CUT;
+		return -DROP_PACKET_TOO_LARGE;
+	}
 	ctx->fitting = way->mtu - *option;
 	if (ctx->fitting < least)
 		ctx->fitting = least;
@@ -74,7 +64,7 @@ INLINE int handle_nat_forward(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	struct datapath_config *cfg = datapath_config();
 	u32 option = 0, limit = 0;
 	struct way way = {};
-	int reason;
+	int reason, verdict = 0;
 
 	/* A datagram without room for it relies on the one before. */
 	if (unlikely(ctx->flags & CTX_F_DSR) && cfg && cfg->dsr_port) {
@@ -90,18 +80,16 @@ INLINE int handle_nat_forward(struct __sk_buff *skb, struct pkt_ctx *ctx)
 		return -reason;
 	if (unlikely(option && limit && !way.mtu))
 		way.mtu = limit;
-	if (unlikely(way.mtu)) {
-		int verdict = make_fit(skb, ctx, &way, &option);
-
-		if (verdict)
-			return verdict;
-	}
+	if (unlikely(way.mtu))
+		verdict = make_fit(skb, ctx, &way, &option);
+	if (unlikely(verdict && !(ctx->flags & CTX_F_CUT)))
+		return verdict;
 	if (option) {
 		reason = dsr_insert(skb, ctx);
 		if (reason)
 			return -reason;
 	}
-	return send_by(skb, ctx, &way);
+	return likely(!verdict) ? send_by(skb, ctx, &way) : verdict;
 }
 
 int nat_forward(struct __sk_buff *skb)
@@ -118,20 +106,52 @@ int nat_forward(struct __sk_buff *skb)
 	return finish(skb, ctx, verdict);
 }
 
-/* Undo the translation at the node's devices, of the source alone or of both ends. 0 or a drop reason. */
+/* Undo the translation at the node's devices of both ends or the source, or that of a pod's packet to a Service. 0 or a
+ * drop reason. */
 INLINE int as_written(struct __sk_buff *skb, struct pkt_ctx *ctx, u32 ends)
 {
+	bool of_pod = ctx->flags & CTX_F_TO_SERVICE;
 	struct nat nat = {
 		.saddr = ctx->inner_saddr,
-		.daddr = ctx->inner_daddr,
+		.daddr = of_pod ? ctx->service_address : ctx->inner_daddr,
 		.sport = ctx->inner_sport,
-		.dport = ctx->inner_dport,
-		.flags = ends,
+		.dport = of_pod ? ctx->service_port : ctx->inner_dport,
+		.flags = of_pod ? NAT_DESTINATION : ends,
 	};
 	int reason = nat_apply(skb, ctx, &nat);
 
 	ctx->src_identity = identity_of(&ctx->saddr);
 	return reason;
+}
+
+/* The answer to a packet that had left the stack: to a pod of this node, to this node itself, or to where a route leads.
+ * Returns a TC action. */
+INLINE int send_inwards(struct __sk_buff *skb, struct pkt_ctx *ctx)
+{
+	struct endpoint_info *pod = endpoint_by_addr(&ctx->saddr);
+	struct eth_header *eth = packet_bytes(skb, 0, sizeof(*eth));
+	struct addr sender = ctx->saddr;
+	struct way way = {};
+
+	if (!eth)
+		return TC_ACT_SHOT;
+	if (pod) {
+		__builtin_memcpy(eth->dst, pod->mac, 6);
+		__builtin_memcpy(eth->src, pod->node_mac, 6);
+		skb->mark = MARK_DELIVERED;
+		return bpf_redirect(pod->ifindex, 0);
+	}
+	if (identity_of(&ctx->saddr) == IDENTITY_HOST) {
+		__builtin_memset(eth->dst, 0, 6); /* the loopback device's */
+		skb->mark = 0;
+		return bpf_redirect(LOOPBACK_IFINDEX, BPF_F_INGRESS);
+	}
+	ctx->saddr = ctx->daddr;
+	ctx->daddr = sender;
+	if (find_route(skb, ctx, 0, &way) || way.mtu)
+		return TC_ACT_SHOT;
+	skb->mark = 0; /* what nat_in did to the packet, nat_out does to the quotation */
+	return redirect_to_neighbor(way.ifindex, &way.next, sizeof(way.next), 0);
 }
 
 /* The answer goes back the way the packet came. Returns a TC action. */
@@ -144,7 +164,7 @@ INLINE int send_back(struct __sk_buff *skb, const struct pkt_ctx *ctx)
 		return bpf_redirect_peer(skb->ifindex, 0);
 	if (came_by_overlay(skb)) {
 		sender = ipcache_lookup(&ctx->saddr);
-		if (!sender || set_tunnel(skb, &sender->tunnel_endpoint, identity_of(&ctx->daddr)))
+		if (!sender || !by_overlay(sender) || set_tunnel(skb, &sender->tunnel_endpoint, identity_of(&ctx->daddr)))
 			return TC_ACT_SHOT;
 		skb->mark = MARK_ENCAPSULATED;
 	} else {
@@ -194,12 +214,12 @@ int too_large(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	if (ctx->flags & CTX_F_CUT)
 		return finish(skb, ctx, leave_to_stack(skb, ctx));
-	if (ctx->flags & CTX_F_NORTH_SOUTH)
+	if (ctx->flags & (CTX_F_NORTH_SOUTH | CTX_F_TO_SERVICE))
 		reason = as_written(skb, ctx, NAT_SOURCE | NAT_DESTINATION);
 	/* A pod's own has been reported where it was dropped. */
 	if (!(ctx->flags & CTX_F_REFUSE))
 		drop_packet(skb, ctx, reason ? reason : DROP_PACKET_TOO_LARGE);
 	if (reason || !ctx->fitting || !may_be_told(skb, ctx) || too_large_answer(skb, ctx))
 		return TC_ACT_SHOT;
-	return send_back(skb, ctx);
+	return ctx->flags & CTX_F_LEAVING ? send_inwards(skb, ctx) : send_back(skb, ctx);
 }

@@ -95,6 +95,13 @@ INLINE int handle_to_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	if (!remote || !by_overlay(remote))
 		return -DROP_NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT;
 	ctx->dst_identity = remote->identity;
+	/* The stack measured with the overlay device alone: it knows nothing of the way to this node. */
+	if (unlikely(cfg && !addr_is_v4(&remote->tunnel_endpoint)) &&
+	    check_underlay6(skb, ctx, cfg, &remote->tunnel_endpoint)) {
+		ctx->flags |= CTX_F_LEAVING;
+		tailcalls.call(skb, TAIL_TOO_LARGE);
+		return -DROP_PACKET_TOO_LARGE;
+	}
 	reason = set_tunnel(skb, &remote->tunnel_endpoint, ctx->src_identity);
 	if (reason)
 		return -reason;

@@ -37,6 +37,8 @@ enum ctx_flags {
 	CTX_F_TRACK = 4096,       /* to host_policy: then to nat_out, which takes note of the node's port */
 	CTX_F_REFUSE = 128,       /* dropped, and the sender is told at once (refuse.h) */
 	CTX_F_CUT = 8192,         /* to too_large: the packet may be cut, and the stack is to do it */
+	CTX_F_LEAVING = 16384,    /* to too_large: the stack had sent the packet already */
+	CTX_F_TO_SERVICE = 32768, /* a pod's: service_address is what it had written for the destination */
 	CTX_F_OPEN = 1024,        /* to names: the connection is open, and may outlive the names of its peer */
 };
 

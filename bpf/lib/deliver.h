@@ -7,6 +7,7 @@
 #include "events.h"
 #include "metrics.h"
 #include "parse.h"
+#include "tailcall.h"
 
 /* Set on packets that from_endpoint encapsulates, so that to_overlay leaves their tunnel key alone. Pods cannot set
  * it: the mark is cleared when a packet changes network namespace. */
@@ -93,7 +94,11 @@ INLINE int route_to_pod(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct
 	return hop(skb, ctx);
 }
 
-enum { GSO_BY_FRAGS = 0xffff }; /* as skb->gso_size: SCTP, whose segments have no length in common */
+enum {
+	GSO_BY_FRAGS = 0xffff, /* as skb->gso_size: SCTP, whose segments have no length in common */
+	IPV6_LEAST_MTU = 1280, /* RFC 8200, 5 */
+	CHECK_SEGMENTS = 1, /* bpf_check_mtu: of offloaded packets the segments (BPF_MTU_CHK_SEGS) */
+};
 
 /* Of the packet, or of each that it will be cut into where it leaves; 0: they differ. */
 INLINE u32 size_on_wire(struct __sk_buff *skb, const struct pkt_ctx *ctx)
@@ -123,6 +128,7 @@ INLINE int finish(struct __sk_buff *skb, struct pkt_ctx *ctx, int verdict)
 INLINE int deliver(struct __sk_buff *skb, struct pkt_ctx *ctx)
 {
 	struct endpoint_info *ep;
+	u32 mtu = 0;
 	int reason;
 
 	if (ctx->delivery == DELIVER_PASS) {
@@ -132,6 +138,12 @@ INLINE int deliver(struct __sk_buff *skb, struct pkt_ctx *ctx)
 	ep = endpoint_by_id(ctx->dst_endpoint);
 	if (!ep)
 		return -DROP_EP_NOT_READY;
+	/* Other pods take what is larger than their interface, too. */
+	if (unlikely(ep->flags & ENDPOINT_F_INGRESS_RATE) && bpf_check_mtu(skb, ep->ifindex, &mtu, 0, CHECK_SEGMENTS)) {
+		ctx->fitting = mtu;
+		tailcalls.call(skb, TAIL_TOO_LARGE);
+		return -DROP_PACKET_TOO_LARGE;
+	}
 	reason = route_to_pod(skb, ctx, ep);
 	if (reason)
 		return -reason;

@@ -17,6 +17,7 @@
 #include "native.h"
 #include "netdev.h"
 #include "overlay.h"
+#include "too_large.h"
 
 enum {
 	GENEVE_ETHERNET = 0x6558, /* Trans Ether Bridging */
@@ -133,6 +134,14 @@ INLINE bool dsr_find_way(struct __sk_buff *skb, const struct pkt_ctx *ctx, const
 	return true;
 }
 
+/* There is room for the option, or the sender can be told to leave some (nat_forward). */
+INLINE bool dsr_opens_by_option(struct __sk_buff *skb, const struct pkt_ctx *ctx)
+{
+	if (likely(dsr_fits(skb, ctx)))
+		return true;
+	return dsr_carries(skb, ctx) && is_whole(skb, ctx) && (ctx->family == 4 || ctx->ip_len > IPV6_LEAST_MTU);
+}
+
 /* Will the backend's node learn of a connection that this packet opens? */
 INLINE bool dsr_possible(struct __sk_buff *skb, const struct pkt_ctx *ctx, const struct addr *backend)
 {
@@ -141,7 +150,7 @@ INLINE bool dsr_possible(struct __sk_buff *skb, const struct pkt_ctx *ctx, const
 
 	if (cfg && cfg->dsr_port)
 		return dsr_find_way(skb, ctx, cfg, backend, &way);
-	return dsr_fits(skb, ctx);
+	return dsr_opens_by_option(skb, ctx);
 }
 
 /* Network headers of the outer packet, `length` bytes behind Ethernet. 0 or a drop reason. */

@@ -86,7 +86,11 @@ INLINE int egress_from_endpoint(struct __sk_buff *skb, struct pkt_ctx *ctx, stru
 		return egress_by_link(skb, ctx, entry);
 	if (!cfg->overlay_ifindex)
 		return -DROP_NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT;
-	/* Never by the stack, whose routes know nothing of gateways: what is too large is cut on the way there. */
+	/* Never by the stack, whose routes know nothing of gateways: what is too large is cut on the way there, or the pod
+	 * is told. */
+	reason = may_leave_by_overlay(skb, ctx, cfg, &entry->gateway);
+	if (reason)
+		return -reason;
 	reason = set_tunnel(skb, &entry->gateway, ctx->src_identity);
 	if (reason)
 		return -reason;

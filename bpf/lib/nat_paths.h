@@ -70,7 +70,8 @@ INLINE int nat_go_on(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct na
 			ctx->service_id = entry->service_id;
 			ctx->service_address = ctx->daddr;
 			ctx->service_port = ctx->dport;
-			if ((entry->flags & NAT_F_DSR) && may_open(ctx))
+			/* An error opens nothing: the backend's node takes it for what it is. */
+			if ((entry->flags & NAT_F_DSR) && may_open(ctx) && !(ctx->flags & CTX_F_ICMP_ERROR))
 				ctx->flags |= CTX_F_DSR;
 		}
 	}

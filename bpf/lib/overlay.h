@@ -37,7 +37,6 @@ INLINE int set_tunnel(struct __sk_buff *skb, const struct addr *to, u32 identity
 
 enum {
 	OVERLAY6_HEADERS = 70, /* IPv6, UDP, VXLAN, the inner Ethernet header */
-	IPV6_LEAST_MTU = 1280,
 	FIB_SKIP_NEIGHBOUR = 4,
 };
 
@@ -62,6 +61,31 @@ INLINE u32 too_large_for_underlay6(struct __sk_buff *skb, u32 size, const struct
 	return fib.tot_len - OVERLAY6_HEADERS; /* the kernel has put there what fits */
 }
 
+/* The same for a packet as it is, before it gets its tunnel key. 0 or a drop reason; then ctx->fitting is what its sender
+ * may be told, or 0: no sender makes smaller packets. */
+INLINE int check_underlay6(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct datapath_config *cfg, const struct addr *to)
+{
+	u32 size = size_on_wire(skb, ctx), room = too_large_for_underlay6(skb, size, cfg, to);
+
+	if (likely(!room))
+		return 0;
+	if (ctx->family == 6 && room < IPV6_LEAST_MTU)
+		room = size > IPV6_LEAST_MTU ? IPV6_LEAST_MTU : 0;
+	ctx->fitting = room;
+	return DROP_PACKET_TOO_LARGE;
+}
+
+/* Of a pod's packet: 0, or a drop reason, and the pod is told what would fit. */
+INLINE int may_leave_by_overlay(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct datapath_config *cfg,
+				const struct addr *to)
+{
+	int reason = unlikely(!addr_is_v4(to)) ? check_underlay6(skb, ctx, cfg, to) : 0;
+
+	if (unlikely(reason && ctx->fitting))
+		ctx->flags |= CTX_F_REFUSE;
+	return reason;
+}
+
 /* From a pod straight onto the overlay. Returns a verdict for `finish`. */
 INLINE int encapsulate(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct remote_endpoint_info *remote)
 {
@@ -73,13 +97,9 @@ INLINE int encapsulate(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct 
 	/* The stack's route leads to the overlay device as well: it cuts the packet, or tells the pod what would fit. */
 	if (unlikely(cfg->path_mtu && !fits(skb, ctx, cfg->path_mtu)))
 		return TC_ACT_OK;
-	if (unlikely(!addr_is_v4(&remote->tunnel_endpoint))) {
-		ctx->fitting = too_large_for_underlay6(skb, size_on_wire(skb, ctx), cfg, &remote->tunnel_endpoint);
-		if (ctx->fitting) {
-			ctx->flags |= CTX_F_REFUSE; /* the pod is told what would fit */
-			return -DROP_PACKET_TOO_LARGE;
-		}
-	}
+	reason = may_leave_by_overlay(skb, ctx, cfg, &remote->tunnel_endpoint);
+	if (reason)
+		return -reason;
 	reason = set_tunnel(skb, &remote->tunnel_endpoint, ctx->src_identity);
 	if (reason)
 		return -reason;

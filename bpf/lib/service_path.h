@@ -151,6 +151,7 @@ INLINE int service_backend(struct pkt_ctx *ctx, struct addr *to, u16 *port)
 	} else {
 		return 0;
 	}
+	ctx->flags |= CTX_F_TO_SERVICE;
 	ctx->service_address = ctx->daddr;
 	ctx->service_port = ctx->dport;
 	*to = chosen->nat_address;

@@ -10,7 +10,6 @@ enum {
 	QUOTED_BLOCK = 32,
 	QUOTED_BLOCKS4 = 17, /* the answer: 572 of the 576 bytes that every host takes (RFC 1812, 4.3.2.3) */
 	QUOTED_BLOCKS6 = 38, /* 1264 of the 1280 that every link takes (RFC 4443, 2.4) */
-	CHECK_SEGMENTS = 1, /* bpf_check_mtu: of offloaded packets the segments (BPF_MTU_CHK_SEGS) */
 	TO_ALL = 1, /* skb->pkt_type */
 	TO_GROUP = 2,
 	ICMP_SOURCE_QUENCH = 4,

@@ -127,8 +127,12 @@ def build(cache: Path, overlay: bool) -> World:
     return made
 
 
+def _ranges(node: OutsideNode) -> tuple[str, str]:
+    return f"10.244.{node.number}.0/24", f"fd00:10:244:{node.number}::/64"
+
+
 def _acquaint(world: World, node: OutsideNode, peer: OutsideNode) -> None:
-    ranges = (f"10.244.{peer.number}.0/24", f"fd00:10:244:{peer.number}::/64")
+    ranges = _ranges(peer)
     flags = ConfigFlags.NORTH_SOUTH | ConfigFlags.MASQUERADE
     if world.overlay:
         index = node.in_netns(attach.ensure_vxlan(mtu=1450))
@@ -138,7 +142,7 @@ def _acquaint(world: World, node: OutsideNode, peer: OutsideNode) -> None:
         routes = {ipaddress.ip_network(ranges[0]): own, ipaddress.ip_network(ranges[1]): None}
         node.in_netns(attach.ensure_routes(index, routes))
         node.map("netdevs").update(u32(index), node.map("netdevs").lookup(u32(0)) or b"")
-        node.fields = {"flags": flags, "overlay_ifindex": index, "tunnel_address": own}
+        node.fields = {"flags": flags, "overlay_ifindex": index, "tunnel_address": own, "path_mtu": 1450}
     else:
         sh(*f"ip route add {ranges[0]} via {peer.address}".split(), netns=node.name)
         sh(*f"ip -6 route add {ranges[1]} via {peer.address6}".split(), netns=node.name)
@@ -155,6 +159,50 @@ def _acquaint(world: World, node: OutsideNode, peer: OutsideNode) -> None:
             node.ipcache(address, pod.identity, at, routed=not world.overlay)
     for pod in node.pods.values():
         node.open(pod, INGRESS, EGRESS)
+
+
+def forget_paths(netns: str) -> None:
+    """What a network namespace has learnt of the ways to others."""
+    sh("sh", "-c", "ip route flush cache; ip -6 route flush cache", netns=netns)
+
+
+@contextmanager
+def narrow_between(world: World, over6: bool = False) -> Iterator[int]:
+    """Less room between the nodes than clients and pods have (1500): by the overlay, over IPv6 if so wished, or by a
+    route whose link is narrow. Yields the size of a pod's packet that fits."""
+    sizes = [("uplink", world.two.name, 1400), (f"node{world.two.number}", world.name, 1400)]
+    fits, changed = (1430 if over6 else 1450, []) if world.overlay else (1400, sizes)
+    changed = [("eth0", world.two.pod_ns(world.far), 1500), (f"lxc{world.far.id}", world.two.name, 1500), *changed]
+    for mtu in (1499, 1500):  # once it was set it stays, whatever the bridge's ports have
+        sh("ip", "link", "set", "br0", "mtu", str(mtu), netns=world.name)
+    try:
+        forget_paths(world.name)
+        for device, netns, mtu in changed:
+            sh("ip", "link", "set", device, "mtu", str(mtu), netns=netns)
+        _reroute(world, over6, "" if world.overlay else f" mtu lock {fits}")
+        yield fits
+    finally:
+        for device, netns, mtu in changed:
+            sh("ip", "link", "set", device, "mtu", str(1500 if mtu == 1400 else 1450), netns=netns)
+        _reroute(world, False, "")
+        for name in (world.name, world.two.pod_ns(world.far)):
+            forget_paths(name)
+
+
+def _reroute(world: World, over6: bool, limit: str) -> None:
+    """How the nodes' pods reach each other from now on."""
+    for node, peer in (world.nodes(), world.nodes()[::-1]):
+        if not world.overlay:
+            sh(*f"ip route replace {_ranges(peer)[0]} via {peer.address}{limit}".split(), netns=node.name)
+            sh(*f"ip -6 route replace {_ranges(peer)[1]} via {peer.address6}{limit}".split(), netns=node.name)
+            continue
+        end = peer.at(over6)
+        for pod in peer.pods.values():
+            for address in (pod.ipv4, pod.ipv6):
+                node.ipcache(address, pod.identity, end)
+        for address in (peer.address, peer.address6):
+            node.ipcache(address, 6, end)
+        node.configured(tunnel_address=ipaddress.ip_address(node.at(over6)), path_mtu=1430 if over6 else 1450)
 
 
 def close(world: str, nodes: list[OutsideNode]) -> None:

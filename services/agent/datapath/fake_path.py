@@ -26,9 +26,7 @@ class Way:
     """From the node to the backend. Sizes in bytes, network headers included."""
 
     mtu: int
-    """Of the path: what the routing table knows, the node's own device included."""
-    device_mtu: int = 1500
-    """Of the node's own device there."""
+    """Of the path: the node's own device, or less if the routing table knows of less."""
     overlay: int = 0
     """IP version of the packets between the nodes; 0: pods' packets travel as they are."""
 
@@ -61,7 +59,7 @@ def fate(packet: Sent, way: Way) -> tuple[Fate, int]:
     if packet.may_be_cut and way.overlay == 4:
         return Fate.SENT, 0
     if packet.may_be_cut and way.overlay == 0:
-        return (Fate.SENT if packet.size <= way.device_mtu else Fate.CUT), 0
+        return Fate.CUT, 0
     fits = max(way.room - option, LEAST[packet.version])
     if packet.size > fits:
         return (Fate.LOST, 0) if packet.unanswerable else (Fate.TOLD, fits)
