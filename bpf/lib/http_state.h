@@ -151,11 +151,11 @@ struct http_conn {
 	struct http_flow flow;
 	u8 method[HTTP_METHOD_MAX]; /* of a head that is not complete */
 	u8 path[HTTP_PATH_MAX];
-	u8 trace_raw[HTTP_TRACE_RAW];
 	struct http_asked asked;
 	u8 asked_method[HTTP_METHOD_MAX];
 	u8 asked_path[HTTP_PATH_MAX];
 	struct http_trace asked_trace;
+	u8 trace_raw[HTTP_TRACE_RAW]; /* of a head that is not complete, too; it is seldom needed */
 };
 _Static_assert(sizeof(struct http_conn) == 688, "http_conn");
 
@@ -198,12 +198,12 @@ struct http_work {
 	u32 buffer_have; /* bytes in the buffer */
 	u8 method[HTTP_METHOD_MAX];
 	u8 path[HTTP_PATH_MAX]; /* the verifier sees larger writes: 256 bytes behind must be ours */
+	u8 buffer[HTTP_BUFFER];
+	u64 behind[4]; /* words may reach out of the buffer */
 	struct http_trace trace;
 	u8 trace_raw[HTTP_TRACE_RAW]; /* what follows the colon */
 	u64 masked_text[7];           /* what was blanked out */
 	u16 trace_hints[HTTP_TRACE_HINTS]; /* by length and rules of a head: where the last one's traceparent was */
-	u8 buffer[HTTP_BUFFER];
-	u64 behind[4]; /* words may reach out of the buffer */
 	struct own_tcp own; /* an answer under construction */
 	u8 zeros[HTTP_PATH_MAX]; /* never written */
 };

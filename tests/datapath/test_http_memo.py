@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,11 +30,17 @@ def module_http(object_cache: Path) -> Iterator[HttpNode]:
 
 
 @pytest.fixture
-def node(module_http: HttpNode) -> HttpNode:
-    module_http.reset()
-    module_http.rules(*RULES)
-    forget(module_http)
-    return module_http
+def node(module_http: HttpNode) -> Iterator[HttpNode]:
+    """Each processor remembers for itself: the test stays on one."""
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(processors)})
+    try:
+        module_http.reset()
+        module_http.rules(*RULES)
+        forget(module_http)
+        yield module_http
+    finally:
+        os.sched_setaffinity(0, processors)
 
 
 def cells(value: bytes) -> list[HttpMemo]:

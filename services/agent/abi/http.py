@@ -290,11 +290,11 @@ class HttpConn(Struct):
         ("flow", HttpFlow),
         ("method", ctypes.c_uint8 * 16),
         ("path", ctypes.c_uint8 * 136),
-        ("trace_raw", ctypes.c_uint8 * 64),
         ("asked", HttpAsked),
         ("asked_method", ctypes.c_uint8 * 16),
         ("asked_path", ctypes.c_uint8 * 136),
         ("asked_trace", HttpTrace),
+        ("trace_raw", ctypes.c_uint8 * 64),
     ]
 
 
