@@ -16,7 +16,7 @@ from services.sandbox.kubelet import RunningPod
 from services.sandbox.probes import Answer
 from services.sandbox.supervisor import Sandbox
 
-FLOW_SECONDS = 3.0
+FLOW_SECONDS = 10.0
 """Within which a flow must be at the relay."""
 
 
