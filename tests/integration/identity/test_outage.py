@@ -43,6 +43,8 @@ async def test_killed_and_restarted_in_the_middle(start: Any, watch: Any, etcd: 
     try:
         await asyncio.sleep(1.0)
         before = dict(kept)
+        for watcher in watchers:  # what one replica has answered, the others hear of a moment later
+            await watcher.until(lambda watcher=watcher: set(before.values()) <= set(watcher.identities))
         await etcd.stop(kill=True)
         await asyncio.sleep(0.5)
         for index, (name, number) in enumerate(list(before.items())[:60]):
