@@ -17,7 +17,7 @@
 /* The packet, with `*option` bytes more, is larger than way->mtu. 0 to go on all the same, or a verdict. */
 INLINE int make_fit(struct __sk_buff *skb, struct pkt_ctx *ctx, struct way *way, u32 *option)
 {
-	u32 size = size_on_wire(skb, ctx), least = ctx->family == 4 ? 0 : IPV6_LEAST_MTU;
+	u32 size = size_on_wire(skb, ctx);
 	int reason;
 
 	if (!underlay_is_v6(way) && !is_whole(skb, ctx)) {
@@ -27,8 +27,8 @@ INLINE int make_fit(struct __sk_buff *skb, struct pkt_ctx *ctx, struct way *way,
 		return -DROP_PACKET_TOO_LARGE;
 	}
 	ctx->fitting = way->mtu - *option;
-	if (ctx->fitting < least)
-		ctx->fitting = least;
+	if (ctx->fitting < least_mtu(ctx))
+		ctx->fitting = least_mtu(ctx);
 	if (size > ctx->fitting)
 		return -DROP_PACKET_TOO_LARGE;
 	/* No sender of IPv6 makes packets smaller than that. */
@@ -43,12 +43,11 @@ INLINE int make_fit(struct __sk_buff *skb, struct pkt_ctx *ctx, struct way *way,
 /* By Geneve to the backend's node. A verdict for `finish`; NAT_LEAVE: it cannot, and nothing was touched. */
 INLINE int forward_in_geneve(struct __sk_buff *skb, struct pkt_ctx *ctx, const struct datapath_config *cfg)
 {
-	u32 least = ctx->family == 4 ? 0 : IPV6_LEAST_MTU;
 	struct dsr_way way = {};
 	int reason;
 
 	if (!dsr_find_way(skb, ctx, cfg, &ctx->daddr, &way)) {
-		if (!way.route.mtu || way.route.mtu < least || !is_whole(skb, ctx))
+		if (!way.route.mtu || way.route.mtu < least_mtu(ctx) || !is_whole(skb, ctx))
 			return NAT_LEAVE;
 		ctx->fitting = way.route.mtu;
 		return -DROP_PACKET_TOO_LARGE;

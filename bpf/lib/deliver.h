@@ -100,6 +100,12 @@ enum {
 	CHECK_SEGMENTS = 1, /* bpf_check_mtu: of offloaded packets the segments (BPF_MTU_CHK_SEGS) */
 };
 
+/* No sender is told less than this: no link takes less, or, over IPv4, none that is met. */
+INLINE u32 least_mtu(const struct pkt_ctx *ctx)
+{
+	return ctx->family == 4 ? 0 : IPV6_LEAST_MTU;
+}
+
 /* Of the packet, or of each that it will be cut into where it leaves; 0: they differ. */
 INLINE u32 size_on_wire(struct __sk_buff *skb, const struct pkt_ctx *ctx)
 {
@@ -111,9 +117,12 @@ INLINE u32 size_on_wire(struct __sk_buff *skb, const struct pkt_ctx *ctx)
 /* Does the packet fit into `mtu`, or each segment of it where it will be cut? */
 INLINE bool fits(struct __sk_buff *skb, const struct pkt_ctx *ctx, u32 mtu)
 {
+	u32 size;
+
 	if (likely(ctx->ip_len <= mtu))
 		return true;
-	return skb->gso_size && ctx->payload_off - L3_OFF + skb->gso_size <= mtu;
+	size = size_on_wire(skb, ctx);
+	return size && size <= mtu;
 }
 
 /* Verdicts on their way to the hook: a TC action, or a drop reason as a negative number, so that each program has one

@@ -43,7 +43,6 @@ INLINE bool http_is_idle(const struct pkt_ctx *ctx, const struct http_conn *conn
 	       (s32)(ctx->tcp_seq - flow->body_end) <= (s32)HTTP_RANGE_MAX;
 }
 
-/* The whole payload in the buffer, zeros behind it; its tag in w->tag. */
 #define HTTP_BLOCK 32 /* bytes that are looked at together */
 
 /* The offsets of eight bytes each that are the 55 of a traceparent. */
@@ -103,6 +102,7 @@ INLINE void http_unmask_trace(struct http_work *w)
 		*(u64 *)&w->buffer[index + HTTP_TRACE_WORD(i)] = w->masked_text[i];
 }
 
+/* The whole payload in the buffer, zeros behind it; its tag in w->tag. */
 INLINE bool http_load_head(struct __sk_buff *skb, const struct pkt_ctx *ctx, struct http_work *w, const struct http_config *cfg)
 {
 	u64 length = ctx->payload_len - 1, tag;

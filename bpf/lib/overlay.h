@@ -69,8 +69,8 @@ INLINE int check_underlay6(struct __sk_buff *skb, struct pkt_ctx *ctx, const str
 
 	if (likely(!room))
 		return 0;
-	if (ctx->family == 6 && room < IPV6_LEAST_MTU)
-		room = size > IPV6_LEAST_MTU ? IPV6_LEAST_MTU : 0;
+	if (room < least_mtu(ctx))
+		room = size > least_mtu(ctx) ? least_mtu(ctx) : 0;
 	ctx->fitting = room;
 	return DROP_PACKET_TOO_LARGE;
 }

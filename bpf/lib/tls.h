@@ -31,7 +31,7 @@ struct tls_conn {
 	u32 decided; /* bytes that the verdict rests on */
 	u32 ruleset; /* that decided */
 	u32 mode;    /* enum tls_mode */
-	/* DNS over TCP only (dns_stream.h). */
+	/* DNS over TCP only (dns_stream_ask.c). */
 	u64 held_ns; /* when the answer had to wait for the first time */
 	u32 asked;   /* questions that passed */
 	u32 answer;  /* sequence number of the answer's first byte ... */

@@ -31,7 +31,11 @@ _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
-_UNICAST = 1
+UNICAST, UNREACHABLE = 1, 7
+"""Types of routes."""
+MAIN_TABLE, _STATIC = 254, 4
+_ROUTE = struct.Struct("=BBBBBBBBI")
+ROUTE_BYTES = _ROUTE.size
 _NAMES = 1 << 3
 """RTEXT_FILTER_SKIP_STATS: links are asked for without their counters, which are most of an answer."""
 
@@ -165,8 +169,8 @@ class Netlink:
         """(family, metric, interface's index) of default routes."""
         for family_ in (2, 10):
             for body in self.dump(GET_ROUTE, bytes([family_]) + bytes(11)):
-                if not body[1] and body[7] == _UNICAST:
-                    found = attributes(body, 12)
+                if not body[1] and body[7] == UNICAST:
+                    found = attributes(body, ROUTE_BYTES)
                     metric, index = (int.from_bytes(found.get(kind, b""), "little") for kind in (6, 4))
                     yield family_, metric, index
 
@@ -263,11 +267,20 @@ def set_neighbour(index: int, address: bytes, mac: bytes) -> Message:
     return Message(NEW_NEIGHBOUR, body + attribute(1, address) + attribute(2, mac), CREATE | REPLACE)
 
 
+def rtmsg(
+    version: int, length: int = 0, *, table: int = 0, protocol: int = 0, scope: int = 0, kind: int = 0, flags: int = 0
+) -> bytes:
+    """struct rtmsg (linux/rtnetlink.h), for a destination of `length` bits; what is 0 is left open."""
+    return _ROUTE.pack(2 if version == 4 else 10, length, 0, 0, table, protocol, scope, kind, flags)
+
+
 def set_route(
     index: int, version: int, destination: bytes = b"", gateway: bytes = b"", *, scope: int = 0, flags: int = 0
 ) -> Message:
     """A route over an interface, in the main table; without a destination it is the default one."""
-    body = struct.pack("=BBBBBBBBI", 2 if version == 4 else 10, 8 * len(destination), 0, 0, 254, 4, scope, 1, flags)
+    body = rtmsg(
+        version, 8 * len(destination), table=MAIN_TABLE, protocol=_STATIC, scope=scope, kind=UNICAST, flags=flags
+    )
     body += attribute(1, destination) if destination else b""
     body += attribute(5, gateway) if gateway else b""
     return Message(NEW_ROUTE, body + u32(4, index), CREATE | REPLACE)

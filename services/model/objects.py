@@ -15,6 +15,8 @@ from services.model.identity import Identity, NumericIdentity
 from services.model.keys import ObjectKey
 from services.model.services import EndpointSlice, HostPort, Service, ServicePort, SliceEndpoint
 
+FINISHED = frozenset({"Succeeded", "Failed"})
+"""Phases of a pod that runs no more, and whose addresses may be another's."""
 POOL_ANNOTATION = "ipam.ciliate.io/pool"
 """On a pod, or on a namespace for all of its pods: the CiliatePodIPPool that addresses come from."""
 
@@ -246,6 +248,7 @@ Update = (
 """Everything that calc reacts to. Updates about one thing replace each other: only the latest counts."""
 
 __all__ = [
+    "FINISHED",
     "POOL_ANNOTATION",
     "ContainerPort",
     "Deleted",

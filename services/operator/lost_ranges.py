@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from services.model.addresses import IPAddress, IPNetwork
+from services.model.objects import FINISHED
 from services.operator.ranges import Pool
 
-FINISHED = ("Succeeded", "Failed")
 SPARE = 1
 """Blocks beyond those that a node wants which are believed to be its own. Addresses that another network gave out may
 be all over the pool: of those it gets the fullest blocks only."""

@@ -13,10 +13,10 @@ from typing import Any
 
 from services.common.kube.resources import CILIATE_NODES, POD_POOLS
 from services.model.addresses import IPAddress, IPNetwork
-from services.model.objects import POOL_ANNOTATION
+from services.model.objects import FINISHED, POOL_ANNOTATION
 from services.operator import pools as read
 from services.operator.conditions import condition, updated
-from services.operator.lost_ranges import FINISHED, implied
+from services.operator.lost_ranges import implied
 from services.operator.ranges import Claim, Pool, Share, assign, overlaps
 from services.operator.writes import Write
 

@@ -16,6 +16,10 @@ from tests.datapath.packets import network
 
 NODE4, NODE6 = "192.168.77.1", "fd00:77::1"
 WORLD4, WORLD6 = "203.0.113.9", "2001:db8::9"
+PEER4, PEER6 = "192.168.77.2", "fd00:77::2"
+"""Another node."""
+FAR = {False: "10.244.2.5", True: "fd00:10:244:2::5"}
+"""A pod there; by whether it is IPv6."""
 PORTS = (32768, 65535)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from scapy.all import ICMP, IP, TCP, UDP, Ether, ICMPv6EchoReply, ICMPv6EchoRequest, IPv6, raw
+from scapy.all import ICMP, IP, SCTP, TCP, UDP, Ether, ICMPv6EchoReply, ICMPv6EchoRequest, IPv6, raw
+from scapy.layers.sctp import SCTPChunkData, SCTPChunkInit
 
 from tests.datapath.node import GATEWAY_MAC, Pod
 
@@ -15,6 +16,14 @@ def tcp(sport: int, dport: int, flags: str = "S", payload: bytes = b"", **fields
 
 def udp(sport: int, dport: int, payload: bytes = b"x") -> Any:
     return UDP(sport=sport, dport=dport) / payload
+
+
+def sctp_init(sport: int, dport: int) -> Any:
+    return SCTP(sport=sport, dport=dport, tag=0) / SCTPChunkInit(init_tag=7)
+
+
+def sctp_data(sport: int, dport: int, size: int) -> Any:
+    return SCTP(sport=sport, dport=dport, tag=7) / SCTPChunkData(data=bytes(i % 251 for i in range(size)))
 
 
 def ping(v6: bool = False, id: int = 7, reply: bool = False) -> Any:

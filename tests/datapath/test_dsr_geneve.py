@@ -17,8 +17,11 @@ from services.agent.datapath import syscall
 from services.agent.datapath.fake_dsr import DSR_CLASS, DSR_TYPE, Around, checksum, unwrap, wrap
 from services.model.verdict import DropReason
 from tests.datapath.gateway import (
+    FAR,
     NODE4,
     NODE6,
+    PEER4,
+    PEER6,
     WORLD4,
     WORLD6,
     arrives,
@@ -31,15 +34,12 @@ from tests.datapath.gateway import (
 )
 from tests.datapath.node import TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT, Node, Pod, inside, ip
 from tests.datapath.node import WORLD4 as WORLD_IDENTITY
-from tests.datapath.packets import checksums_hold, from_pod, parse, ping, tcp, udp
-from tests.datapath.test_sctp import data, init
+from tests.datapath.packets import checksums_hold, from_pod, parse, ping, sctp_data, sctp_init, tcp, udp
 from tests.datapath.walks import FAMILIES, INGRESS, Pods, at
 
 pytestmark = pytest.mark.root
 
 GENEVE = 6081
-PEER4, PEER6 = "192.168.77.2", "fd00:77::2"
-FAR = {False: "10.244.2.5", True: "fd00:10:244:2::5"}
 OWN = {False: NODE4, True: NODE6}
 CLIENT = {False: WORLD4, True: WORLD6}
 UNDERLAYS = pytest.mark.parametrize("underlay6", [False, True], ids=["over4", "over6"])
@@ -90,7 +90,7 @@ def dropped(node: Node) -> list[int]:
 @UNDERLAYS
 @pytest.mark.parametrize(
     ("layer", "protocol"),
-    [(tcp, 6), (udp, 17), (init, 132), (lambda s, d: udp(s, d, b"x" * 1300), 17)],
+    [(tcp, 6), (udp, 17), (sctp_init, 132), (lambda s, d: udp(s, d, b"x" * 1300), 17)],
     ids=["tcp", "udp", "sctp", "large"],
 )
 def test_what_opens_a_connection_goes_in_geneve(
@@ -113,7 +113,7 @@ def test_the_rest_of_a_connection_goes_as_it_is(node: Node, pod: Pod, v6: bool) 
         expose(node, 5, OWN[v6], 30080, [(far, 80)], protocol, ServiceFlags.DSR)
     for first, later, after in (
         (tcp(50000, 30080), tcp(50000, 30080, "A"), tcp(50000, 80, "A")),
-        (init(50000, 30080), data(50000, 30080, 100), data(50000, 80, 100)),
+        (sctp_init(50000, 30080), sctp_data(50000, 30080, 100), sctp_data(50000, 80, 100)),
     ):
         assert len(arrives(node, CLIENT[v6], OWN[v6], first).packet) > 14 + 70
         more = arrives(node, CLIENT[v6], OWN[v6], later)
@@ -123,7 +123,7 @@ def test_the_rest_of_a_connection_goes_as_it_is(node: Node, pod: Pod, v6: bool) 
 @FAMILIES
 @UNDERLAYS
 @pytest.mark.parametrize("overlay", [False, True], ids=["native", "overlay"])
-@pytest.mark.parametrize(("layer", "protocol"), [(tcp, 6), (udp, 17), (init, 132)], ids=["tcp", "udp", "sctp"])
+@pytest.mark.parametrize(("layer", "protocol"), [(tcp, 6), (udp, 17), (sctp_init, 132)], ids=["tcp", "udp", "sctp"])
 def test_the_backends_node_takes_it_off_and_answers(
     node: Node, pod: Pod, v6: bool, underlay6: bool, overlay: bool, layer: Any, protocol: int
 ) -> None:
@@ -137,7 +137,7 @@ def test_the_backends_node_takes_it_off_and_answers(
     (event,) = node.events()
     assert (event["endpoint_id"], event["service_id"]) == (pod.id, 5)
     assert event["src_identity"] == WORLD_IDENTITY + v6
-    answer = tcp(80, 50000, "SA") if protocol == 6 else udp(80, 50000) if protocol == 17 else data(80, 50000, 8)
+    answer = tcp(80, 50000, "SA") if protocol == 6 else udp(80, 50000) if protocol == 17 else sctp_data(80, 50000, 8)
     back = node.run("from_endpoint", from_pod(pod, CLIENT[v6], answer), pod.ifindex)
     assert back.verdict == TC_ACT_REDIRECT
     seen = parse(back.packet)

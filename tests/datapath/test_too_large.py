@@ -18,8 +18,11 @@ from services.agent.datapath import syscall
 from services.agent.datapath.fake_path import DSR_OPTION, Fate, Sent, Way, fate
 from services.model.verdict import DropReason
 from tests.datapath.gateway import (
+    FAR,
     NODE4,
     NODE6,
+    PEER4,
+    PEER6,
     WORLD4,
     WORLD6,
     arrives,
@@ -38,14 +41,14 @@ from tests.datapath.walks import FAMILIES, INGRESS, Pods, at
 pytestmark = pytest.mark.root
 
 XDP_PASS = 2
-OVERLAY, PEER4, PEER6 = 9999, "192.168.77.2", "fd00:77::2"
+OVERLAY = 9999
 SERVICE = 30053
 WAYS = (Way(1500), Way(1400), Way(1400, overlay=4), Way(1340, overlay=4), Way(1400, overlay=6), Way(1340, overlay=6))
 
 
 def ends(v6: bool) -> tuple[str, str, str]:
     """(node, client, remote backend)"""
-    return (NODE6, WORLD6, "fd00:10:244:2::5") if v6 else (NODE4, WORLD4, "10.244.2.5")
+    return (NODE6, WORLD6, FAR[v6]) if v6 else (NODE4, WORLD4, FAR[v6])
 
 
 @pytest.fixture

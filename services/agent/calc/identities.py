@@ -14,13 +14,12 @@ from services.agent.calc.refined import PortName, Ports, Refinements
 from services.model.addresses import IPAddress, IPNetwork
 from services.model.identity import FQDN_MIN, LOCAL_MIN, RESERVED_LABELS, NumericIdentity
 from services.model.labels import SOURCE_CIDR, SOURCE_RESERVED, Label, Labels
-from services.model.objects import ContainerPort, IpEntry, LocalEndpoint, Pod
+from services.model.objects import FINISHED, ContainerPort, IpEntry, LocalEndpoint, Pod
 from services.policy.peers import IpBlockPeer, Party, Peer, cidr_key
 from services.policy.selectors import LabelView
 
 PodName = tuple[str, str]
 NO_PORTS: Ports = frozenset()
-FINISHED = frozenset({"Succeeded", "Failed"})
 
 
 @lru_cache(4096)

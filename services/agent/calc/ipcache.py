@@ -48,12 +48,12 @@ class Ipcache:
         """A local endpoint came, changed or went."""
         touched = set()
         for address in before.addresses if before else ():
-            prefix = _host(address)
+            prefix = prefix_of(address)
             self._owned.pop(prefix, None)
             touched.add(prefix)
         for address in after.addresses if after else ():
             assert after is not None
-            prefix = _host(address)
+            prefix = prefix_of(address)
             self._owned[prefix] = after.identity
             touched.add(prefix)
         for prefix in touched:
@@ -127,10 +127,6 @@ class Ipcache:
 
 def _length(change: Change) -> int:
     return int.from_bytes(change.key[:4], "little") if isinstance(change, Put | Remove) else 0
-
-
-def _host(address: IPAddress) -> IPNetwork:
-    return prefix_of(address)
 
 
 def _within(prefix: IPNetwork, around: IPNetwork) -> bool:

@@ -25,7 +25,8 @@ from services.agent.datapath.maps import translate
 from services.agent.datapath.syscall import Cmd, ProgramInfo
 from services.common.errors import NotFound, Unavailable
 
-_REPLACE, _BEFORE = 1 << 2, 1 << 3
+_REPLACE, BEFORE = 1 << 2, 1 << 3
+"""BPF_F_REPLACE; BPF_F_BEFORE: with nothing named, before all others."""
 _MOST = 64
 """Programs on one hook (BPF_MPROG_MAX)."""
 _NONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
@@ -98,7 +99,7 @@ def put(ifindex: int, hook: Hook, program: int) -> None:
     """A program before all others, in the place of one of its name if there is one. Waits: see above."""
     if not replace(ifindex, hook, program):
         with _explained(ifindex):
-            syscall.bpf(Cmd.PROG_ATTACH, _place(ifindex, hook, program, _BEFORE))
+            syscall.bpf(Cmd.PROG_ATTACH, _place(ifindex, hook, program, BEFORE))
 
 
 def remove(ifindex: int, hook: Hook, names: Collection[str]) -> list[str]:

@@ -16,12 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from services.agent.datapath import syscall
+from services.agent.datapath.tcx import BEFORE, Hook
 from services.common.errors import CiliateError, Denied, Internal, Unavailable
 
-_TCX_INGRESS, _TCX_EGRESS = 46, 47
-_BEFORE = 1 << 3
-"""BPF_F_BEFORE: with nothing named, before all others."""
-_HOOKS = ((_TCX_EGRESS, "to_watched"), (_TCX_INGRESS, "from_watched"))
+_HOOKS = ((Hook.EGRESS, "to_watched"), (Hook.INGRESS, "from_watched"))
 
 
 class WatchHooks:
@@ -56,7 +54,7 @@ class WatchHooks:
         try:
             for kind, name in _HOOKS:
                 with syscall.opened(self._progs / name) as program:
-                    attr = struct.pack("IIIIIIQ", program, ifindex, kind, _BEFORE, 0, 0, 0)
+                    attr = struct.pack("IIIIIIQ", program, ifindex, kind, BEFORE, 0, 0, 0)
                     made.append(syscall.bpf(syscall.Cmd.LINK_CREATE, attr))
         except OSError:
             for link in made:

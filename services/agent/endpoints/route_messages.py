@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import struct
 from dataclasses import dataclass
 
 from services.common import rtnetlink
@@ -17,15 +16,10 @@ PROTOCOL = 99
 """Marks our routes (rtm_protocol), so that a sweep touches no others."""
 METRIC = 2042
 """Routes with equal metrics replace one another; anybody else's with a smaller one goes before ours."""
-FAMILIES = (2, 10)
-
-_ROUTE = struct.Struct("=BBBBBBBBI")
-"""struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags."""
-_MAIN_TABLE = 254
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _ANY_SCOPE = 255
 """RT_SCOPE_NOWHERE: in deletions, whatever the scope."""
-_ANY_TYPE, _UNICAST, _UNREACHABLE = 0, 1, 7
+_ANY_TYPE = 0
 _DESTINATION, _OIF, _GATEWAY, _PRIORITY, _SOURCE = 1, 4, 5, 6, 7
 _GONE = (errno.ESRCH, errno.ENOENT, errno.ENODEV)
 
@@ -42,7 +36,7 @@ class Route:
 
 def replace(prefix: IPNetwork, route: Route) -> Message:
     """There shall be this route, whatever was there of ours."""
-    scope, kind, parts = _SCOPE_UNIVERSE, _UNICAST, []
+    scope, kind, parts = _SCOPE_UNIVERSE, rtnetlink.UNICAST, []
     if route.source is not None and route.source.version == prefix.version:
         parts.append(rtnetlink.attribute(_SOURCE, route.source.packed))
     if route.via is not None:
@@ -52,7 +46,7 @@ def replace(prefix: IPNetwork, route: Route) -> Message:
         if route.via is None and prefix.version == 4:
             scope = _SCOPE_LINK
     elif route.via is None:
-        kind = _UNREACHABLE
+        kind = rtnetlink.UNREACHABLE
     body = _fixed(prefix, scope, kind) + b"".join(parts) + rtnetlink.u32(_PRIORITY, METRIC)
     return Message(rtnetlink.NEW_ROUTE, body, rtnetlink.CREATE | rtnetlink.REPLACE)
 
@@ -65,14 +59,10 @@ def remove(prefix: IPNetwork, metric: int = METRIC) -> Message:
 
 
 def _fixed(prefix: IPNetwork, scope: int, kind: int) -> bytes:
-    family = 2 if prefix.version == 4 else 10
-    fixed = _ROUTE.pack(family, prefix.prefixlen, 0, 0, _MAIN_TABLE, PROTOCOL, scope, kind, 0)
+    fixed = rtnetlink.rtmsg(
+        prefix.version, prefix.prefixlen, table=rtnetlink.MAIN_TABLE, protocol=PROTOCOL, scope=scope, kind=kind
+    )
     return fixed + rtnetlink.attribute(_DESTINATION, prefix.network_address.packed)
-
-
-def all_of(family: int) -> bytes:
-    """What to ask for all routes of a family with."""
-    return _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def is_ours(body: bytes) -> bool:
@@ -82,11 +72,11 @@ def is_ours(body: bytes) -> bool:
 
 def read(body: bytes) -> tuple[IPNetwork, Route, int]:
     """A route as the kernel tells it, and its metric. An unreachable one of IPv6 lies on the loopback device."""
-    found = rtnetlink.attributes(body, _ROUTE.size)
+    found = rtnetlink.attributes(body, rtnetlink.ROUTE_BYTES)
     raw = found.get(_DESTINATION) or bytes(4 if body[0] == 2 else 16)
     prefix: IPNetwork = ipaddress.ip_network((raw, body[1]))
     metric = int.from_bytes(found.get(_PRIORITY, b""), "little")
-    if body[7] == _UNREACHABLE:
+    if body[7] == rtnetlink.UNREACHABLE:
         return prefix, Route(), metric
     via, source = (ipaddress.ip_address(found[kind]) if kind in found else None for kind in (_GATEWAY, _SOURCE))
     return prefix, Route(int.from_bytes(found.get(_OIF, b""), "little"), via, source), metric

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from services.agent.endpoints import route_messages
-from services.agent.endpoints.route_messages import FAMILIES, METRIC, Route
+from services.agent.endpoints.route_messages import METRIC, Route
 from services.common import rtnetlink
 from services.common.log import get_logger
 from services.common.rtnetlink import Netlink
@@ -76,8 +76,8 @@ class RouteTable:
     async def sweep(self) -> None:
         """Compare with the kernel: remove ours that should not be, put back those that went missing."""
         missing, strange = dict(self._desired), []
-        for family in FAMILIES:
-            told = self._netlink.dump(rtnetlink.GET_ROUTE, route_messages.all_of(family))
+        for version in (4, 6):
+            told = self._netlink.dump(rtnetlink.GET_ROUTE, rtnetlink.rtmsg(version))
             # All of it at once: another question on the socket must not come between the answers.
             for number, body in enumerate([body for body in told if route_messages.is_ours(body)], 1):
                 prefix, found, metric = route_messages.read(body)
