@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,17 @@ def ensure_bpffs(root: Path, mount_point: Path = BPFFS) -> None:
         return
     if not mount_point.is_dir():
         raise Unavailable(f"{mount_point} does not exist: this kernel has no BPF file system")
+    # Agents that start at the same moment would mount over one another, and who pinned first would lose its pins.
+    above = os.open(mount_point.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(above, fcntl.LOCK_EX)
+        if not mounted(mount_point):
+            _mount(mount_point)
+    finally:
+        os.close(above)
+
+
+def _mount(mount_point: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"bpf", str(mount_point).encode(), b"bpf", 0, b"mode=0700"):
         error = os.strerror(ctypes.get_errno())
