@@ -289,10 +289,11 @@ def test_nearly_full_range(node: Node, pod: Pod) -> None:
         if port % 20:
             reserve(node, WORLD4, 443, port)
     found = 0
-    for number in range(50):
+    for number in range(20):
         out = leaves(node, pod.ipv4, WORLD4, tcp(1000 + number, 443))
         found += out.verdict == TC_ACT_OK
-    assert found >= 48  # 0.95 ** 128, and the range gets fuller
+    # One in 740 finds none at first (0.95 ** 128), one in 190 at last: four of twenty, once in two million runs.
+    assert found >= 17
 
 
 def test_no_two_connections_share_a_port_though_all_cpus_ask_at_once(node: Node, pods: Pods) -> None:
@@ -312,7 +313,7 @@ def test_no_two_connections_share_a_port_though_all_cpus_ask_at_once(node: Node,
     for thread in threads:
         thread.join()
     ports = [port for result in results for _, port in result]
-    assert len(ports) == len(set(ports)) >= 990
+    assert len(ports) == len(set(ports)) >= 985  # 128 tries each: about six do not find one of the last free ports
     pairs = table(node)
     assert sum(bool(entry.flags & NatFlags.ANSWER) for entry in pairs.values()) == len(ports)
     assert len(pairs) == 2 * len(ports)
