@@ -4,6 +4,9 @@
                                  Services on the same pods with plain routing; the rule of the Service in use is the
                                  last of the chain. `_middle`: half-way, where a Service is on average
     ratio_1_processes            the same for one Service, each connection's process told as well (`flow_processes`)
+    limit_ratio_1                the same for pods that are neither policed nor balanced nor watched (clients know the
+                                 server's address, plain routing): what ours would come to if it cost nothing
+    of_limit_1                   ours over those
     nft_ratio_*                  the same over kube-proxy's nftables mode
     kept_ratio_* kept_nft_*      requests per second on one connection
     p99_us_* iptables_p99_us_*   of a short connection
@@ -57,11 +60,12 @@ class Contestant:
     name: str
     node: WiredNode
     cgroup: Path | None = None
+    target: tuple[str, int] = (ADDRESS, PORT)
 
     def measure(self, kind: str, seconds: float) -> traffic.Sample:
         """The client's side of one round."""
         netns = self.node.pod_ns(self.node.pods[1])
-        return traffic.measure(kind, netns, ADDRESS, PORT, seconds, self.cgroup)
+        return traffic.measure(kind, netns, *self.target, seconds, self.cgroup)
 
 
 def make_node(cache: Path, number: int, policed: bool) -> WiredNode:
@@ -115,10 +119,10 @@ def told_processes(player: Contestant) -> Iterator[None]:
 
 @contextlib.contextmanager
 def contestants(cache: Path) -> Iterator[dict[str, Contestant]]:
-    """ours, iptables, nftables: each with its servers running."""
+    """ours, iptables, nftables, limit: each with its servers running."""
     with contextlib.ExitStack() as stack:
         found = {}
-        for number, name in enumerate(("ours", "iptables", "nftables"), start=1):
+        for number, name in enumerate(("ours", "iptables", "nftables", "limit"), start=1):
             node = make_node(cache, number, policed=name == "ours")
             stack.callback(node.close)
             cgroup = None
@@ -126,7 +130,8 @@ def contestants(cache: Path) -> Iterator[dict[str, Contestant]]:
                 cgroup = stack.enter_context(hooked(node.root, node.name))[0].path
             server = node.pods[2]
             stack.enter_context(traffic.servers(node.pod_ns(server), server.ipv4, PORTS, cgroup))
-            found[name] = Contestant(name, node, cgroup)
+            target = (server.ipv4, PORTS[0]) if name == "limit" else (ADDRESS, PORT)
+            found[name] = Contestant(name, node, cgroup, target)
         yield found
 
 
@@ -144,9 +149,9 @@ def play(players: list[Contestant], rounds: int, seconds: float) -> dict[tuple[s
 def compare(samples: dict[tuple[str, str], list[traffic.Sample]], suffix: str) -> dict[str, float]:
     """Medians of rounds' ratios; p99 is the rounds' median, too."""
 
-    def ratio(kind: str, peer: str) -> float:
-        pairs = zip(samples["ours", kind], samples[peer, kind], strict=True)
-        return statistics.median(ours.rate / theirs.rate for ours, theirs in pairs)
+    def ratio(kind: str, peer: str, player: str = "ours") -> float:
+        pairs = zip(samples[player, kind], samples[peer, kind], strict=True)
+        return statistics.median(one.rate / other.rate for one, other in pairs)
 
     def median(name: str, what: str) -> float:
         return statistics.median(getattr(sample, what) for sample in samples[name, "short"])
@@ -159,6 +164,9 @@ def compare(samples: dict[tuple[str, str], list[traffic.Sample]], suffix: str) -
     if ("nftables", "short") in samples:
         figures[f"nft_ratio_{suffix}"] = ratio("short", "nftables")
         figures[f"kept_nft_{suffix}"] = ratio("kept", "nftables")
+    if ("limit", "short") in samples:
+        figures[f"limit_ratio_{suffix}"] = ratio("short", "iptables", "limit")
+        figures[f"of_limit_{suffix}"] = ratio("short", "limit")
     return figures
 
 
@@ -185,7 +193,7 @@ def run(players: dict[str, Contestant], sizes: list[int], rounds: int, seconds: 
         suffix = SIZES[size]
         iptables.install(services_of(players["iptables"].node, size))
         wanted = services_of(other.node, size)
-        playing = list(players.values())
+        playing = [player for player in players.values() if size == 1 or player.name != "limit"]
         # nft takes the square of the number: the bench has to end.
         if len(known) >= 1_000 and nft_s * (size / len(known)) ** 2 > NFT_SECONDS:
             playing.remove(other)

@@ -71,6 +71,7 @@ def _flow(flow: pb.Flow) -> dict[str, Any]:
         "service": f"{flow.destination_service.namespace}/{flow.destination_service.name}".strip("/"),
         "summary": flow.Summary,
         "http": _http(flow),
+        "trace": flow.trace_context.parent.trace_id or None,
         "dns": _dns(flow),
         "traffic": _traffic(flow),
     }

@@ -25,7 +25,7 @@ from services.flows.follow import NoArchive
 from services.relay.web.api import Api
 from services.relay.web.server import WebServer
 from tests.integration.relay.web.test_server import Nodes
-from tests.unit.relay.web.cluster import CART, DNS, REDIS, SCRIPT, SECOND, VISITOR, Shop, party
+from tests.unit.relay.web.cluster import CART, DNS, FRONTEND, REDIS, SCRIPT, SECOND, VISITOR, Shop, party
 
 WAIT_S = 30
 RED = "rgb(207, 34, 54)"
@@ -201,6 +201,18 @@ def test_filters_narrow_and_wrong_ones_are_told(eyes: Eyes) -> None:
     eyes.until(lambda: not eyes.text("#filter-problem") and len(eyes.all(".chip")) == 2)
     eyes.type("colour=red")
     assert "colour is no filter" in eyes.text("#filter-problem")
+
+
+def test_a_request_leads_to_its_trace(eyes: Eyes, page: Page) -> None:
+    trace = {"trace_high": 0xABC, "trace_low": 0xDEF, "parent_span": 7, "trace_flags": 1}
+    page.happen(lambda shop: shop.ask(FRONTEND, CART, "/traced", 200, 10, **trace))
+    eyes.open("view=table&f=http-path%3D%2Ftraced")
+    eyes.until(lambda: "/traced" in eyes.text(".flows tbody"))
+    eyes.all(".flows tbody td button")[0].click()
+    eyes.until(lambda: f"{0xABC:016x}{0xDEF:016x}" in eyes.text(".details .record"))
+    eyes.all(".details .record button")[0].click()
+    eyes.until(lambda: any("trace-id" in chip for chip in eyes.each(".chip span", "element.innerText")))
+    eyes.until(lambda: len(eyes.all(".flows tbody tr")) == 2)
 
 
 def test_what_happens_now_appears(eyes: Eyes, page: Page) -> None:

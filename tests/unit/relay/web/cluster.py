@@ -78,12 +78,12 @@ class Shop:
         counters = {"packets": 5, "reply_packets": 5, "bytes": 500, "reply_bytes": 1500, "rtt_us": 400}
         self.add(source, destination, kind=Kind.CLOSE, duration_us=9000, **(counters | fields))
 
-    def ask(self, source: Party, destination: Party, path: str, status: int, microseconds: int) -> None:
-        """A request and its answer."""
+    def ask(self, source: Party, destination: Party, path: str, status: int, microseconds: int, **trace: Any) -> None:
+        """A request, of a trace perhaps, and its answer."""
         request = HttpRequest("GET", path, 11)
-        self.add(source, destination, kind=Kind.HTTP, http=request, policy=ALLOWED)
-        answer = {"ct_state": 2, "source_port": 80, "destination_port": 40_000}
-        self.add(destination, source, kind=Kind.HTTP, http=request, status=status, duration_us=microseconds, **answer)
+        self.add(source, destination, kind=Kind.HTTP, http=request, policy=ALLOWED, **trace)
+        answer = {"ct_state": 2, "source_port": 80, "destination_port": 40_000, "duration_us": microseconds} | trace
+        self.add(destination, source, kind=Kind.HTTP, http=request, status=status, **answer)
 
     def refuse(self, source: Party, destination: Party, **fields: Any) -> None:
         """A first packet that default deny dropped."""

@@ -159,6 +159,20 @@ async def test_the_newest_flows_come_in_order_and_hostile_text_stays_text() -> N
         selection = await scanner.newest(held, parse([("http-path", "script")]), shop.now)
         (request, *_) = [row for columns, facets in selection.chunks(4) for row in writer.write(columns, facets)]
     assert request["http"]["url"].endswith(SCRIPT)
+    assert request["trace"] is None
+
+
+async def test_a_request_tells_its_trace_and_is_found_by_it() -> None:
+    shop = Shop()
+    shop.day()
+    shop.ask(FRONTEND, CART, "/traced", 200, 2000, trace_high=0xABC, trace_low=0xDEF, parent_span=7, trace_flags=1)
+    trace = "0000000000000abc0000000000000def"
+    scanner = Scanner(shop.store, NoArchive())
+    writer = FlowWriter(shop.store.dictionaries, "1.0", By.WORKLOAD)
+    with scanner.pinned() as held:
+        selection = await scanner.newest(held, parse([("trace-id", trace)]), shop.now)
+        rows = [row for columns, facets in selection.chunks(4) for row in writer.write(columns, facets)]
+    assert [(row["trace"], row["http"]["url"].rpartition("/")[2]) for row in rows] == [(trace, "traced")] * 2
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ export function Header({ status, state, connected, paused, onPause, onChange }) 
     <a class="brand" href="/" aria-label="Ciliate, start page"><${Mark} /><span>Ciliate</span></a>
     <p class="health" role="status">
       <span class="dot ${connected === false || away.length ? "refused" : "passed"}" aria-hidden="true"></span>
-      ${connected === false ? "Relay away, trying again" : status ? html`${plural(nodes.length - away.length, "node")}<span class="wide">${away.length ? `, ${away.map((node) => node.name).join(", ")} away` : ""}
-        <span class="muted"> · ${rate(status.rate)} · ${count(status.flows)} flows held</span></span>` : "Connecting …"}
+      ${connected === false ? "Relay away, trying again" : status ? html`<span>${plural(nodes.length - away.length, "node")}<span class="wide">${away.length ? `, ${away.map((node) => node.name).join(", ")} away` : ""}
+        <span class="muted"> · ${rate(status.rate)} · ${count(status.flows)} flows held</span></span></span>` : "Connecting …"}
     </p>
     <span class="grow"></span>
     <label><span class="hidden">Time range</span>

@@ -76,14 +76,15 @@ function NodeDetails({ node, graph, nodes, onSelect, onFilter }) {
     <${Neighbours} title="Is called by" edges=${into} end="source" nodes=${nodes} onSelect=${onSelect} />`;
 }
 
-function FlowDetails({ flow }) {
+function FlowDetails({ flow, onFilter }) {
+  const trace = flow.trace && html`${flow.trace} <button onClick=${() => onFilter({ name: "trace-id", value: flow.trace, not: false })}>Only this</button>`;
   const rows = [
     ["Time", time(flow.time)], ["Id", flow.id], ["Node", flow.node], ["Direction", flow.direction.replace("traffic_direction_", "")],
     ["From", `${side(flow.source).name} (${flow.source.address}${flow.source_port ? `:${flow.source_port}` : ""})`],
     ["To", `${side(flow.destination).name} (${flow.destination.address}${flow.destination_port ? `:${flow.destination_port}` : ""})`],
     ["Protocol", flow.protocol], ["Service", flow.service],
     ["Request", flow.http ? `${flow.http.method} ${flow.http.url}` : ""], ["Status", flow.http?.code ?? ""],
-    ["Latency", flow.http?.latency_ms ? milliseconds(flow.http.latency_ms) : ""],
+    ["Latency", flow.http?.latency_ms ? milliseconds(flow.http.latency_ms) : ""], ["Trace", trace],
     ["Name", flow.dns?.query ?? ""], ["Addresses", flow.dns?.addresses.join(", ") ?? ""],
     ["Data", flow.traffic ? `${bytes(flow.traffic.bytes)} sent, ${bytes(flow.traffic.reply_bytes)} back` : ""],
     ["Packets", flow.traffic ? `${count(flow.traffic.packets)} sent, ${count(flow.traffic.reply_packets)} back` : ""],
@@ -109,7 +110,7 @@ export function Details({ graph, selected, onSelect, onFilter }) {
       <button class="icon" onClick=${() => onSelect(null)} aria-label="Close details" title="Close (Esc)"><${Icon} name="close" size="16" /></button></header>
     ${edge && html`<${EdgeDetails} edge=${edge} nodes=${nodes} onSelect=${onSelect} />`}
     ${node && html`<${NodeDetails} node=${node} graph=${graph} nodes=${nodes} onSelect=${onSelect} onFilter=${onFilter} />`}
-    ${selected.type === "flow" && html`<${FlowDetails} flow=${selected.flow} />`}
+    ${selected.type === "flow" && html`<${FlowDetails} flow=${selected.flow} onFilter=${onFilter} />`}
     ${!edge && !node && selected.type !== "flow" && html`<p class="muted">Nothing of it in this time range and with these filters.</p>`}
   </aside>`;
 }
