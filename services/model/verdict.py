@@ -1,4 +1,6 @@
-"""Verdicts, directions, protocols and drop reasons: one list, used by C (generated), Python and the flow API.
+"""Verdicts, directions, protocols and drop reasons: one list for Python and the flow API.
+
+C has the same numbers (`bpf/lib/drop_reasons.h`), which a test compares.
 
 Drop codes below 206 are the field's (Hubble API, 5.5); the project's own start at 220.
 """
