@@ -88,6 +88,7 @@ _REFUSALS = {
     DropReason.TLS_NO_STATE: "TLS connection of unknown state",
     DropReason.TLS_OUT_OF_ORDER: "TLS segments out of order",
     DropReason.DNS_CLOSED: "DNS connection already refused",
+    DropReason.CT_QUOTA_EXCEEDED: "the pod has as many connections as it may",
 }
 
 

@@ -14,6 +14,7 @@ from services.common.pb.flow import flow_pb2 as pb
 from services.flows import mask
 from services.flows.columns import Kind
 from services.flows.entries import Decision, HttpRequest, NearestRule, NodeRef, ServiceRef
+from services.model.verdict import DropReason
 
 
 def as_dict(flow: pb.Flow) -> dict[str, Any]:
@@ -112,6 +113,15 @@ def test_reasons_of_our_own_are_told_in_hubble_s_numbers(flows: Any) -> None:
     assert flow.Summary.endswith(
         "; TLS where HTTP rules apply by CiliumNetworkPolicy default/deny-all-ingress-to-webapp"
     )
+
+
+def test_reasons_of_our_own_are_told_in_words(flows: Any) -> None:
+    own = [reason for reason in DropReason if reason >= 220]
+    for reason in own:
+        flows.add(kind=Kind.DROP, verdict=pb.DROPPED, drop_reason=reason, protocol=17)
+    told = [flow.Summary for flow in flows.rendered() if flow.event_type.type == 1]
+    assert len(set(told)) == len(told) == len(own)
+    assert all(text.startswith("UDP; ") for text in told)
 
 
 @pytest.mark.parametrize(("direction", "sub_type", "point"), [(1, 0, pb.TO_ENDPOINT), (2, 5, pb.FROM_ENDPOINT)])
