@@ -1,4 +1,7 @@
-"""What a drop reason says to people, by number: the field's texts, and the project's own from 220 on."""
+"""What a drop reason says to people, by number: the field's texts.
+
+Flows carry the field's numbers alone (`services.flows.facets.HUBBLE_REASON`).
+"""
 
 from __future__ import annotations
 
@@ -78,15 +81,4 @@ DROP_TEXTS: dict[int, str] = {
     203: "Endpoint policy program not available",
     204: "No Egress IP configured",
     205: "Punt to proxy",
-    220: "HTTP request denied by policy",
-    221: "HTTP request malformed",
-    222: "HTTP state unknown",
-    223: "HTTP segment out of order",
-    224: "HTTP request head too large",
-    225: "TLS where HTTP is expected",
-    226: "HTTP/2 where HTTP/1 is expected",
-    227: "HTTP connection closed by policy",
-    240: "Pod has too many connections",
-    241: "No room for the endpoint's policy",
-    242: "Fragmentation needed",
 }

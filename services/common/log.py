@@ -25,8 +25,6 @@ def _without(name: str) -> Iterator[None]:
 with _without("rich"):  # for coloured tracebacks: 9 MB in each of our processes
     import structlog
 
-LEVELS = ("debug", "info", "warning", "error")
-
 
 def configure(process: str, level: str = "info", json: bool = False) -> None:
     """Set up logging once per process, in `__main__`. `process` is on every line as `process`."""

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
-
-from services.common.errors import CiliateError, Unavailable
-
-T = TypeVar("T")
+from collections.abc import AsyncIterator
 
 
 class Backoff:
@@ -44,18 +39,3 @@ class Backoff:
             yield count
             count += 1
             await self.wait()
-
-
-async def retrying(
-    operation: Callable[[], Awaitable[T]],
-    backoff: Backoff,
-    on_error: Callable[[CiliateError], None],
-    retry_on: type[CiliateError] | tuple[type[CiliateError], ...] = Unavailable,
-) -> T:
-    """Call `operation` until it succeeds; errors of `retry_on` are told to `on_error` and tried again."""
-    while True:
-        try:
-            return await operation()
-        except retry_on as error:
-            on_error(error)
-            await backoff.wait()

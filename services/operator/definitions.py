@@ -86,7 +86,7 @@ class Applier(Protocol):
 class Installer:
     """Installs what is missing. What cannot be done is in `problems`, by definition."""
 
-    def __init__(self, client: Reader, writer: Any, wanted: Callable[[], list[dict[str, Any]]] = shipped) -> None:
+    def __init__(self, client: Reader, writer: Applier, wanted: Callable[[], list[dict[str, Any]]] = shipped) -> None:
         self._client, self._writer, self._wanted = client, writer, wanted
         self.problems: dict[str, str] = {}
 

@@ -136,10 +136,3 @@ CT_ENTRY = np.dtype(
         ("queue_cpu", "<u2"),
     ]
 )
-
-SECOND_NS = 1_000_000_000
-TIMEOUT_TCP_NS = 8000 * SECOND_NS
-TIMEOUT_SYN_NS = 60 * SECOND_NS
-TIMEOUT_CLOSE_NS = 10 * SECOND_NS
-TIMEOUT_OTHER_NS = 60 * SECOND_NS
-"""`CT_TIMEOUT_*`; `expires_ns` has them added already."""

@@ -8,17 +8,10 @@ from services.agent.abi.layout import Struct
 
 
 class Metric(Struct):
-    """`struct metric`, 16 bytes."""
+    """`struct metric`, 16 bytes, at reason x 4 + direction: 0 unknown, 1 ingress, 2 egress; reason 0 = forwarded."""
 
     _fields_ = [("packets", ctypes.c_uint64), ("bytes", ctypes.c_uint64)]
 
 
-REASONS = 256
-METRICS_ENTRIES = REASONS * 4
 LOST_ENTRIES = 16
 """Index of map `lost`: `events.EventType`."""
-
-
-def metric_index(direction: int, reason: int = 0) -> int:
-    """Index of map `metrics`: direction 0 (unknown), 1 ingress, 2 egress; reason 0 = forwarded."""
-    return reason * 4 + direction

@@ -63,8 +63,6 @@ class PolicyFlags(IntFlag):
 
 
 PRECEDENCE_DENY = 255
-PRECEDENCE_L7 = 2
-PRECEDENCE_ALLOW = 1
 
 
 class PolicyEntry(Struct):

@@ -38,7 +38,3 @@ class TailCall(IntEnum):
     def program(self) -> str:
         """The C function behind the slot."""
         return self.name.removeprefix("TAIL_").lower()
-
-
-HOOKS = ("from_endpoint", "to_endpoint", "from_overlay", "to_overlay", "from_netdev", "to_netdev")
-"""Programs that are attached to devices."""

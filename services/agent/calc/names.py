@@ -20,7 +20,6 @@ from services.agent.abi.names import (
     ACCEPT,
     COLUMNS,
     DEAD,
-    DOT_COLUMN,
     EVERYTHING,
     FIRST_STATE,
     LETTERS,
@@ -165,7 +164,6 @@ def _rows(automaton: Automaton, offset: int) -> Rows:
 
 
 _LABEL: tuple[int, ...] = tuple(column + 1 for column, letter in enumerate(LETTERS) if letter != ".")
-_DOT: tuple[int, ...] = (DOT_COLUMN,)
 _ANY: tuple[int, ...] = tuple(range(COLUMNS))
 
 

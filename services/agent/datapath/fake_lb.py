@@ -17,7 +17,6 @@ from services.agent.abi.lb import (
     ServiceFlags,
     ServiceInfo,
     ServiceKey,
-    SourceRangeKey,
 )
 
 Maps = Mapping[str, Mapping[bytes, bytes]]
@@ -45,19 +44,6 @@ class ReferenceBalancer:
         key = ServiceKey(address=address, port=be16(port), protocol=protocol, scope=scope)
         raw = self.maps["services"].get(key.pack())
         return (key, ServiceInfo.unpack(raw)) if raw is not None else None
-
-    def source_allowed(self, info: ServiceInfo, address: bytes) -> bool:
-        """May a client from outside use it?"""
-        if not info.flags & ServiceFlags.SOURCE_RANGES:
-            return True
-        wanted = int.from_bytes(address, "big")
-        listed = False
-        for raw in self.maps["source_ranges"]:
-            key = SourceRangeKey.unpack(raw)
-            shift = 160 - int(key.prefixlen)
-            same = wanted >> shift == int.from_bytes(bytes(key.address), "big") >> shift
-            listed |= key.service_id == info.service_id and same
-        return listed != bool(info.flags & ServiceFlags.SOURCE_DENY)
 
     def select(self, key: ServiceKey, info: ServiceInfo, client: Client, now: float = 0.0) -> tuple[bytes, int] | None:
         """(address, port) of the backend for a new connection; None: there is none."""

@@ -55,7 +55,6 @@ def test_node_names_and_numbers_on_request() -> None:
     ("event", "expected"),
     [
         ({"event_type": {"type": 1, "sub_type": 133}}, "Policy denied"),
-        ({"event_type": {"type": 1, "sub_type": 220}}, "HTTP request denied by policy"),
         ({"event_type": {"type": 1, "sub_type": 9999}}, "9999, 0"),
         ({"event_type": {"type": 4, "sub_type": 4}}, "to-overlay"),
         ({"event_type": {"type": 5}, "policy_match_type": 2}, "policy-verdict:L3-L4 INGRESS"),

@@ -8,9 +8,9 @@ import signal
 
 import pytest
 
-from services.common.errors import CiliateError, Invalid, NotFound, Unavailable
+from services.common.errors import Invalid, NotFound
 from services.common.metrics import split_address
-from services.common.retry import Backoff, retrying
+from services.common.retry import Backoff
 from services.common.runner import run
 
 
@@ -57,24 +57,6 @@ def test_backoff_grows_to_its_bound_and_starts_again() -> None:
     backoff.reset()
     assert backoff.delay() == 1.0
     assert all(0.7 <= Backoff(1.0, 1.0, 0.3).delay() <= 1.0 for _ in range(100))
-
-
-async def test_retrying_stops_at_success_and_at_other_errors() -> None:
-    told: list[CiliateError] = []
-    answers: list[BaseException | int] = [Unavailable("away"), Unavailable("away"), 7]
-
-    async def operation() -> int:
-        answer = answers.pop(0)
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
-
-    backoff = Backoff(initial=0.001, maximum=0.001)
-    assert await retrying(operation, backoff, told.append) == 7
-    assert [str(error) for error in told] == ["away", "away"]
-    answers[:] = [Invalid("never")]
-    with pytest.raises(Invalid):
-        await retrying(operation, backoff, told.append)
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,6 @@ class Claims:
             return min(several, key=lambda name: several[name])
         return self._single.get(key)
 
-    def wanted_by_several(self, key: bytes) -> bool:
-        """Whether anybody lost it."""
-        return key in self._several
-
     def _join(self, key: bytes, name: Name, order: Order) -> set[Name]:
         several = self._several.get(key)
         if several is None:
