@@ -56,6 +56,9 @@ class Servers:
 
 def find(settings: Settings) -> Servers:
     """The servers that the settings mean; raises `NotFound`, `Unavailable` or `Invalid` with what to do."""
+    for flag, target in (("relay", settings.relay), ("identity", settings.identity), ("agent", settings.agent)):
+        if target:
+            check_target(flag, target)
     found = _sandbox(settings)
     agents: tuple[tuple[str, str], ...]
     if settings.agent:
@@ -74,6 +77,21 @@ def find(settings: Settings) -> Servers:
         sandbox=found.name if found else "",
         history=found.history if found else "",
     )
+
+
+def check_target(flag: str, target: str) -> None:
+    """Raises `Invalid` for what is neither host:port nor unix:///path: gRPC would take a port modulo 65536, or 443."""
+    fault = ""
+    if target.startswith("unix:"):
+        fault = "" if target.removeprefix("unix:").strip("/") else "names no socket"
+    elif not target.startswith(("dns:", "ipv4:", "ipv6:")):
+        host, _, port = target.rpartition(":")
+        if not host or "/" in target or (host.count(":") > 0 and not (host[0] == "[" and host[-1] == "]")):
+            fault = "is no address"
+        elif not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
+            fault = "has no port from 1 to 65535"
+    if fault:
+        raise Invalid(f"--{flag}: {target!r} {fault}; write host:port, [IPv6]:port or unix:///path")
 
 
 def _sandbox(settings: Settings) -> state.SandboxState | None:
@@ -181,10 +199,11 @@ async def each_agent(
             stub = agent_pb2_grpc.AgentServiceStub(there)  # type: ignore[no-untyped-call]
             return name, await calling(f"agent of {name}" if name else "agent", target, call(stub))
 
-    return await _gather([ask(name, target) for name, target in chosen])
+    return await together([ask(name, target) for name, target in chosen])
 
 
-async def _gather(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results of work that is done at once; the first failure ends the others and is raised."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(each) for each in work]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import enum
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,6 +81,10 @@ def run(folder: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     """(column names, rows) of a query over the files in `folder`; raises `Invalid` with the database's reason."""
     import duckdb
 
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        raise Invalid(f"SQL: {sql[error.start : error.end]!r} is not UTF-8") from error
     found = _listing(folder)
     if not found:
         raise NotFound(f"--history: {folder} holds no flows yet")
@@ -92,11 +97,14 @@ def run(folder: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         )
         for setting in (f"allowed_paths={paths}", "enable_external_access=false", "lock_configuration=true"):
             database.execute(f"SET {setting}")
-        for statement in database.extract_statements(sql):
+        statements = database.extract_statements(sql)
+        if not statements:
+            raise Invalid(f"SQL: there is no statement; try: {EXAMPLE}")
+        for statement in statements:
             if statement.type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
                 raise Invalid(f"SQL: only SELECT, DESCRIBE and EXPLAIN are for here, not {statement.type.name}")
         result = database.execute(sql)
-        return [column[0] for column in result.description or ()], result.fetchall()
+        return _unlike([column[0] for column in result.description or ()]), result.fetchall()
     except duckdb.Error as error:
         raise Invalid(f"SQL: {str(error).strip().splitlines()[0]}") from error
     finally:
@@ -107,7 +115,7 @@ def text(names: Sequence[str], rows: Sequence[Sequence[Any]], how: Format) -> st
     """The answer, printed."""
     items: list[Mapping[str, Any]] = [dict(zip(names, map(_plain, row), strict=True)) for row in rows]
     if how is Format.JSON:
-        return "\n".join(json.dumps(item, ensure_ascii=False) for item in items)
+        return "\n".join(json.dumps(item, ensure_ascii=False, allow_nan=False, default=str) for item in items)
     if how is Format.CSV:
         import csv
         import io
@@ -120,8 +128,33 @@ def text(names: Sequence[str], rows: Sequence[Sequence[Any]], how: Format) -> st
     return output.render(items, [(name, name) for name in names], output.Output.TABLE, "no rows")
 
 
+def _unlike(names: Sequence[str]) -> list[str]:
+    """Names of columns, each once: a second `a` becomes `a_1`, so that none hides another."""
+    found: list[str] = []
+    for name in names:
+        number, fresh = 0, name
+        while fresh in found:
+            number += 1
+            fresh = f"{name}_{number}"
+        found.append(fresh)
+    return found
+
+
 def _plain(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime.datetime | datetime.date | datetime.time) else value
+    """A value in what JSON has: times as ISO 8601, bytes in hexadecimal digits, what is no number as nothing."""
+    match value:
+        case datetime.datetime() | datetime.date() | datetime.time():
+            return value.isoformat()
+        case bytes():
+            return value.hex()
+        case float() if not math.isfinite(value):
+            return None
+        case list() | tuple():
+            return [_plain(part) for part in value]
+        case dict():
+            return {str(key): _plain(part) for key, part in value.items()}
+        case _:
+            return value
 
 
 def _listing(folder: Path) -> list[files.SegmentFile]:

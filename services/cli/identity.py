@@ -53,8 +53,8 @@ def identity_get(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Show one identity and the nodes that use it."""
-    if not identity.isdigit():
-        raise Invalid(f"identity: {identity!r} is no number; find it with: ciliate identity list")
+    if not identity.isdecimal() or len(identity) > 10 or int(identity) >= 1 << 32:
+        raise Invalid(f"identity: {identity!r} is no number below 2**32; find it with: ciliate identity list")
     say(render_one(connect.run(_identity(connect.find(context.obj), int(identity))), output))
 
 

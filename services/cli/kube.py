@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
+import yaml
 
 from services.common.errors import CiliateError, Conflict, Denied, Invalid, NotFound, Unavailable
 
@@ -83,7 +84,7 @@ class Kubernetes:
                 client_configuration=configuration,
                 persist_config=False,
             )
-        except (config.ConfigException, OSError, ValueError) as error:
+        except (config.ConfigException, OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
             raise Invalid(f"--kubeconfig: {self._kubeconfig or '~/.kube/config'}: {error}") from error
         self._client = ApiClient(configuration)
         return self

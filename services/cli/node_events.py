@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import PurePath
 
@@ -37,9 +36,8 @@ async def show(
     if asked.HasField("until"):
         call.until.CopyFrom(asked.until)
     rows: list[dict[str, str]] = []
-    async with asyncio.TaskGroup() as tasks:
-        for name, target in connect.known_agents(servers, node):
-            tasks.create_task(_one(_events(name, target, call), style, how, rows))
+    agents = connect.known_agents(servers, node)
+    await connect.together([_one(_events(name, target, call), style, how, rows) for name, target in agents])
     if how == "table":
         titles = list(rows[0]) if rows else []
         output.say(output.render(rows, [(title, title) for title in titles], output.Output.TABLE, "no events"))

@@ -13,11 +13,12 @@ from typing import Any
 import grpc.aio
 import typer
 import yaml
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import MessageToDict, Parse, ParseError
 
 from services.cli import connect, explanation, flowfile, flowtext, node_events, observe_options, output, times
 from services.cli.aggregate import Groups
-from services.cli.observe_options import FORMATS, KINDS
+from services.cli.observe_options import DEFAULT_FIELDS, FORMATS, KINDS
 from services.cli.time_formats import check
 from services.common.errors import Invalid
 from services.common.pb.details.v1 import details_pb2
@@ -31,41 +32,6 @@ ALL = (1 << 64) - 1
 GROUP_FORMATS = ("table", "json", "yaml")
 JSON = frozenset({"json", "jsonpb"})
 COLORS = {"auto": None, "always": True, "never": False}
-DEFAULT_FIELDS = (
-    "time",
-    "verdict",
-    "ethernet",
-    "IP",
-    "l4",
-    "source.identity",
-    "source.namespace",
-    "source.pod_name",
-    "destination.identity",
-    "destination.namespace",
-    "destination.pod_name",
-    "Type",
-    "node_name",
-    "l7",
-    "event_type",
-    "source_service",
-    "destination_service",
-    "is_reply",
-    "Summary",
-    "ip_trace_id",
-    "source_names",
-    "destination_names",
-    "traffic_direction",
-    "policy_match_type",
-    "auth_type",
-    "drop_reason_desc",
-    "sock_xlate_point",
-    "egress_allowed_by",
-    "ingress_allowed_by",
-    "egress_denied_by",
-    "ingress_denied_by",
-    "extensions",
-)
-"""What the text formats show."""
 
 Answers = AsyncIterator[observer_pb2.GetFlowsResponse]
 
@@ -86,6 +52,9 @@ def request(
         raise Invalid("--first: cannot be combined with --last, --all or --follow")
     if last and everything:
         raise Invalid("--last: cannot be combined with --all")
+    for flag, given in (("--last", last), ("--first", first)):
+        if given > ALL:
+            raise Invalid(f"{flag}: {given} is more than {ALL}; --all shows every flow")
     bounded = bool(since or until)
     number = last or first
     if not number and not follow and not bounded:
@@ -97,6 +66,8 @@ def request(
         found.since.FromDatetime(times.point(since, "--since", now))
     if until and not follow:
         found.until.FromDatetime(times.point(until, "--until", now))
+        if since and found.since.ToNanoseconds() > found.until.ToNanoseconds():
+            raise Invalid(f"--since: {since!r} is later than --until {until!r}: no flow is in between")
     return found
 
 
@@ -266,6 +237,8 @@ def _filters(options: dict[str, Any]) -> Filters:
 
 def _given(flag: str, texts: Sequence[str] | None) -> Iterator[flow_pb2.FlowFilter]:
     for text in texts or ():
+        if not text.lstrip().startswith("{"):
+            raise Invalid(f'{flag}: {text!r} is no FlowFilter in JSON; write it as {{"source_pod": ["default/web"]}}')
         try:
             yield Parse(text, flow_pb2.FlowFilter())
         except ParseError as error:
@@ -276,6 +249,9 @@ def _fields(options: dict[str, Any], how: str) -> Sequence[str]:
     asked = [path for text in options["field_mask"] or () for path in text.split(",") if path]
     if asked and how not in JSON:
         raise Invalid("--field-mask: goes with --output json alone")
+    for path in asked:
+        if not FieldMask(paths=[path]).IsValidForDescriptor(flow_pb2.Flow.DESCRIPTOR):
+            raise Invalid(f"--field-mask: {path!r} is no field of a flow; write them as in -o json: source.pod_name")
     return asked or (DEFAULT_FIELDS if options["default_masks"] and how not in JSON else ())
 
 

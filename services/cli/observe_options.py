@@ -14,6 +14,41 @@ from services.flows.flags import FLAGS
 
 FORMATS = ("compact", "dict", "table", "json", "jsonpb", "yaml")
 KINDS = ("flows", "agent-events", "debug-events")
+DEFAULT_FIELDS = (
+    "time",
+    "verdict",
+    "ethernet",
+    "IP",
+    "l4",
+    "source.identity",
+    "source.namespace",
+    "source.pod_name",
+    "destination.identity",
+    "destination.namespace",
+    "destination.pod_name",
+    "Type",
+    "node_name",
+    "l7",
+    "event_type",
+    "source_service",
+    "destination_service",
+    "is_reply",
+    "Summary",
+    "ip_trace_id",
+    "source_names",
+    "destination_names",
+    "traffic_direction",
+    "policy_match_type",
+    "auth_type",
+    "drop_reason_desc",
+    "sock_xlate_point",
+    "egress_allowed_by",
+    "ingress_allowed_by",
+    "egress_denied_by",
+    "ingress_denied_by",
+    "extensions",
+)
+"""What the text formats show."""
 
 
 def _flag(spelling: str, help_text: str, *more: str) -> Any:

@@ -68,6 +68,9 @@ def explain(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Say what policy does with a connection: both directions, every rule that was considered, and why."""
+    for flag, end in (("--from", source), ("--to", destination)):
+        if not end:
+            raise Invalid(f"{flag}: is empty; name a pod, a Deployment, an address or an entity such as world")
     number, protocol = read_port(port)
     about = request_of(http, method, path, host, header or [])
     asked = agent_pb2.Connection(

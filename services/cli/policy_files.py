@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from services.cli.output import cell
-from services.common.yaml_places import LOADER, MAX_DEPTH, line_of, too_deep
+from services.common.yaml_places import LOADER, MAX_DEPTH, line_of, refuse_repeated, too_deep
 from services.model.objects import ObjectKey, PolicyObject
 from services.policy.cidr_group import KIND as CIDR_GROUP
 from services.policy.cidr_group import read_cidr_group
@@ -139,6 +139,7 @@ def _objects(text: str, file: str, findings: list[Finding]) -> Iterator[tuple[An
     try:
         while loader.check_node():
             root = loader.get_node()
+            refuse_repeated(root)
             document = loader.construct_document(root)
             if document is None:
                 continue

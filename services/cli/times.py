@@ -25,10 +25,14 @@ def duration(text: str) -> float | None:
 def point(text: str, field: str, now: datetime.datetime) -> datetime.datetime:
     """A duration before `now`, or a date with or without time (UTC where no zone is given); raises `Invalid`."""
     ago = duration(text)
-    if ago is not None:
-        return now - datetime.timedelta(seconds=ago)
     try:
+        if ago is not None:
+            return now - datetime.timedelta(seconds=ago)
         found = datetime.datetime.fromisoformat(text)
+        return found.astimezone(datetime.UTC) if found.tzinfo else found.replace(tzinfo=datetime.UTC)
+    except OverflowError as error:
+        raise Invalid(
+            f"{field}: {text[:40]!r} is outside the years 1 to 9999; write 5m or 2026-11-23T05:00:00Z"
+        ) from error
     except ValueError as error:
         raise Invalid(f"{field}: {text!r} is no time; write 5m (that long ago) or 2026-11-23T05:00:00Z") from error
-    return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)

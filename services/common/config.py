@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.common.errors import Invalid
+from services.common.yaml_places import refuse_repeated
 
 
 class BaseConfig(BaseModel):
@@ -184,6 +185,7 @@ def _read_file(config_class: type[BaseConfig], path: str) -> dict[str, Any]:
 
 def _parse_file(config_class: type[BaseConfig], text: str, path: str) -> dict[str, Any]:
     try:
+        refuse_repeated(yaml.compose(text, Loader=yaml.SafeLoader))
         document = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise Invalid(f"configuration: {path} is not YAML: {error}") from error

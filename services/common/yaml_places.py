@@ -28,6 +28,30 @@ def too_deep(text: str) -> int:
     return 0
 
 
+def refuse_repeated(root: yaml.Node | None) -> None:
+    """Raises yaml.MarkedYAMLError where a mapping has a key twice: the loader keeps the last, and a policy would lose
+    the rules under the first without a word (YAML 1.2.2, 3.2.1.3: keys are unique)."""
+    seen: set[int] = set()
+    left = [root] if root is not None else []
+    while left:
+        node = left.pop()
+        if id(node) in seen:
+            continue  # an alias
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            left += node.value
+        elif isinstance(node, yaml.MappingNode):
+            names: set[tuple[str, str]] = set()
+            for key, value in node.value:
+                left.append(value)
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
+                if (key.tag, key.value) in names:
+                    problem = f"the key {key.value!r} stands here twice; keep one"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                names.add((key.tag, key.value))
+
+
 def line_of(root: yaml.Node, path: Sequence[str | int]) -> int:
     """The line (from 1) of the field that a path leads to, or of its nearest parent that is written down."""
     node, line = root, root.start_mark.line

@@ -19,6 +19,7 @@ from services.model.identity import Reserved
 NOT = "\0"
 """Stands in front of a value whose flag had `--not` before it; no argument of a program can hold it."""
 
+_INT32 = (1 << 31) - 1
 EVENT_TYPES = {
     "drop": 1,
     "debug": 2,
@@ -78,20 +79,27 @@ def _two_sided(name: str, field: str, what: str, read: Any = None, short: str = 
     ]
 
 
+def _whole(text: str, most: int) -> int | None:
+    """The number that decimal digits say; None for anything else, and above `most` (below 10**20)."""
+    found = int(text) if text.isdecimal() and len(text) <= 20 else None
+    return None if found is None or found > most else found
+
+
 def _number(text: str, flag: str) -> str:
-    if not text.isdigit() or int(text) > 65535:
+    if _whole(text, 65535) is None:
         raise Invalid(f"--{flag}: {text!r} is no port; use 0 to 65535")
     return text
 
 
 def _identity(text: str, flag: str) -> int:
-    if text.isdigit():
-        return int(text)
+    number = _whole(text, (1 << 32) - 1)
+    if number is not None:
+        return number
     try:
         return int(Reserved[text.removeprefix("reserved:").replace("-", "_").upper()])
     except KeyError as error:
         names = ", ".join(each.name.lower().replace("_", "-") for each in Reserved)
-        raise Invalid(f"--{flag}: {text!r} is no identity; use a number or one of {names}") from error
+        raise Invalid(f"--{flag}: {text!r} is no identity; use a number below 2**32 or one of {names}") from error
 
 
 def _enum(kind: Any) -> Callable[[str, str], int]:
@@ -106,12 +114,12 @@ def _enum(kind: Any) -> Callable[[str, str], int]:
 
 def _event_type(text: str, flag: str) -> flow_pb2.EventTypeFilter:
     name, colon, sub = text.partition(":")
-    number = EVENT_TYPES.get(name, int(name) if name.isdigit() else None)
+    number = EVENT_TYPES.get(name, _whole(name, _INT32))
     if number is None:
         raise Invalid(f"--{flag}: {name!r} is no event type; use one of {', '.join(EVENT_TYPES)}")
     found = flow_pb2.EventTypeFilter(type=number)
     if colon:
-        sub_number = TRACE_POINTS.index(sub) if sub in TRACE_POINTS else int(sub) if sub.isdigit() else None
+        sub_number = TRACE_POINTS.index(sub) if sub in TRACE_POINTS else _whole(sub, _INT32)
         if sub_number is None:
             raise Invalid(f"--{flag}: {sub!r} is no sub-type; use a number or one of {', '.join(TRACE_POINTS)}")
         found.match_sub_type, found.sub_type = True, sub_number
@@ -153,9 +161,10 @@ def _ip_version(text: str, flag: str) -> int:
 
 
 def _positive(text: str, flag: str) -> int:
-    if not text.isdigit() or not int(text):
+    number = _whole(text, (1 << 64) - 1)
+    if not number:
         raise Invalid(f"--{flag}: {text!r}: must be a number above 0")
-    return int(text)
+    return number
 
 
 def _interface(text: str, _flag: str) -> flow_pb2.NetworkInterface:

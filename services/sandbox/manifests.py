@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from services.common.errors import Invalid
+from services.common.yaml_places import refuse_repeated
 from services.model.objects import ObjectKey, PolicyObject
 from services.policy.cidr_group import KIND as CIDR_GROUP
 from services.policy.cidr_group import read_cidr_group
@@ -82,6 +83,8 @@ def parse(text: str, origin: str, namespace: str = "default") -> list[Manifest]:
     """
     try:
         nodes = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
+        for node in nodes:
+            refuse_repeated(node)
         documents = [yaml.SafeLoader("").construct_document(node) for node in nodes]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -155,7 +158,7 @@ def _mistakes(document: Any) -> Iterator[_Mistake]:
         yield (), "must be a mapping with apiVersion, kind and metadata"
         return
     kind = document.get("kind")
-    if kind not in API_VERSIONS:
+    if not isinstance(kind, str) or kind not in API_VERSIONS:
         yield ("kind",), f"{kind!r} is not known here; known: {', '.join(API_VERSIONS)}"
         return
     version = document.get("apiVersion")

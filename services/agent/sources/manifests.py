@@ -10,7 +10,7 @@ import yaml
 from services.agent.sources.decode import decode
 from services.agent.sources.fields import FieldError, Path, render
 from services.common.errors import Invalid
-from services.common.yaml_places import LOADER, MAX_DEPTH, line_of, too_deep
+from services.common.yaml_places import LOADER, MAX_DEPTH, line_of, refuse_repeated, too_deep
 from services.model.objects import KubeObject, ObjectKey
 
 
@@ -47,6 +47,7 @@ def _documents(text: str, file: str) -> Iterator[tuple[Any, yaml.Node]]:
     try:
         while loader.check_node():
             root = loader.get_node()
+            refuse_repeated(root)
             yield loader.construct_document(root), root
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

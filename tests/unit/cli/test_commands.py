@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from services.cli import bpf, connect, inspection, observe, status, times
+from services.cli.app import app
 from services.cli.connect import Settings
 from services.cli.output import Output, cell, render, render_one
 from services.cli.sandbox import find_pod, read_manifests, up
@@ -108,7 +109,7 @@ def test_half_a_certificate_is_refused(no_sandbox: Path) -> None:
 
 def test_a_server_that_is_not_there_is_named_with_its_address(tmp_path: Path) -> None:
     result = ciliate(
-        "--insecure", "--relay", f"unix://{tmp_path}/none.sock", "--identity", "x", "--agent", "y", "observe"
+        "--insecure", "--relay", f"unix://{tmp_path}/none.sock", "--identity", "x:1", "--agent", "y:1", "observe"
     )
     assert result.returncode == 1
     assert "ciliate: the relay at unix://" in result.stderr
@@ -143,6 +144,53 @@ def test_points_in_time() -> None:
     assert times.point("2026-11-23", "--since", NOW) == NOW - datetime.timedelta(hours=5)
     with pytest.raises(Invalid, match=r"--since: 'yesterday' is no time"):
         times.point("yesterday", "--since", NOW)
+    for far in ("99999999999h", "9" * 400 + "h", "0001-01-01T00:00:00+23:00"):
+        with pytest.raises(Invalid, match=r"--since: '.*' is outside the years 1 to 9999"):
+            times.point(far, "--since", NOW)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["observe", "--last", "9" * 20], "--last: 99999999999999999999 is more than"),
+        (["observe", "--since", "1m", "--until", "5m"], "--since: '1m' is later than --until '5m'"),
+        (["observe", "--identity", "4294967296"], "--identity: '4294967296' is no identity"),
+        (["observe", "--identity", "9" * 5000], "is no identity"),
+        (["observe", "--port", "²"], "--port: '²' is no port"),
+        (["observe", "--type", "99999999999"], "--type: '99999999999' is no event type"),
+        (["observe", "--ip-trace-id", str(1 << 64)], "must be a number above 0"),
+        (["observe", "--allowlist", "[]"], "--allowlist: '[]' is no FlowFilter"),
+        (["observe", "--field-mask", "nope", "-o", "json"], "--field-mask: 'nope' is no field of a flow"),
+        (
+            ["--insecure", "--agent", "unix:///x", "observe", "agent-events", "--node", "nope"],
+            "name a socket with --agent",
+        ),
+        (["--relay", "127.0.0.1:99999", "observe"], "--relay: '127.0.0.1:99999' has no port from 1 to 65535"),
+        (["--relay", "nohost", "observe"], "--relay: 'nohost' is no address"),
+        (["--relay", "http://127.0.0.1:4245", "observe"], "write host:port, [IPv6]:port or unix:///path"),
+        (["--identity", "::1", "identity", "list"], "--identity: '::1' is no address"),
+        (["--agent", "unix://", "endpoint", "list"], "--agent: 'unix://' names no socket"),
+        (["policy", "explain", "--from", "", "--to", "x", "--port", "80"], "--from: is empty"),
+        (["identity", "get", "4294967296"], "identity: '4294967296' is no number below 2**32"),
+    ],
+)
+def test_values_that_nothing_can_hold(arguments: list[str], words: str) -> None:
+    with pytest.raises(Invalid if "nope" not in arguments[-1] or "-o" in arguments else NotFound) as failed:
+        app(args=arguments, prog_name="ciliate", standalone_mode=False)
+    assert words in str(failed.value)
+
+
+def test_what_cannot_be_read_or_written_is_one_message() -> None:
+    words = ["--insecure", "--relay", "unix:///nowhere", "--agent", "unix:///nowhere"]
+    foreign = run([sys.executable, "-m", "services.cli", *words, "endpoint", "get", "\udcff"])
+    assert (foreign.returncode, foreign.stderr) == (
+        1,
+        "ciliate: '\\udcff' is not UTF-8: write arguments and CILIATE_ variables in UTF-8\n",
+    )
+    full = run(["sh", "-c", f"{sys.executable} -m services.cli --help > /dev/full"])
+    assert (full.returncode, full.stderr) == (1, "ciliate: output: No space left on device\n")
+    closed = run(["sh", "-c", f"{sys.executable} -m services.cli --help >&-"])
+    assert (closed.returncode, closed.stderr) == (1, "ciliate: standard output is closed\n")
 
 
 def test_what_is_asked_of_the_relay() -> None:

@@ -53,9 +53,23 @@ def test_sql_answers_in_names(folder: Path) -> None:
     assert not [name for name in columns if name.startswith("_")]
 
 
+def test_every_type_is_printed(folder: Path) -> None:
+    sql = (
+        "SELECT time, 1 AS a, 2 AS a, 'nan'::DOUBLE n, 'x'::BLOB b, [1.5::DECIMAL(3,1)] l, INTERVAL 1 DAY d FROM flows"
+    )
+    names, rows = run(folder, f"{sql} LIMIT 1")
+    assert names == ["time", "a", "a_1", "n", "b", "l", "d"]
+    line = json.loads(text(names, rows, Format.JSON))
+    assert line.pop("time").startswith("2023-11-14T")
+    assert line == {"a": 1, "a_1": 2, "n": None, "b": "78", "l": ["1.5"], "d": "1 day, 0:00:00"}
+    assert text(names[1:3], [rows[0][1:3]], Format.CSV) == "a,a_1\n1,2"
+
+
 @pytest.mark.parametrize(
     "sql",
     [
+        "",
+        "SELECT '\udcff'",
         "SELECT * FROM read_text('/etc/hostname')",
         "SELECT * FROM '/etc/passwd'",
         "COPY flows TO '/tmp/ciliate-stolen.csv'",

@@ -86,6 +86,7 @@ def test_every_mistake_has_its_file_line_and_field() -> None:
     ("text", "line", "words"),
     [
         ("a: [", 2, "not YAML"),
+        ("spec:\n  ingress: [{}]\n  ingress: []", 3, "the key 'ingress' stands here twice; keep one"),
         ("[]", 1, "kind: is missing"),
         ("kind: CiliumNetworkPolicie", 1, "is not a kind of policy"),
         ("kind: NetworkPolicy\nmetadata: 3\nspec: {podSelector: {}}", 2, "metadata"),

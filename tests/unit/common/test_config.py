@@ -45,6 +45,7 @@ def test_flags_beat_environment_beats_file(tmp_path: Path) -> None:
         (["--insecure", "--tls-ca=x"], {}, None, "cannot be combined"),
         ([], {}, "[1]", "must hold a mapping"),
         ([], {}, "a: [", "is not YAML"),
+        ([], {}, "insecure: true\ninsecure: false", "the key 'insecure' stands here twice"),
         ([], {}, "[" * 100_000, "is not YAML"),
     ],
 )

@@ -83,11 +83,13 @@ def test_a_mistake_names_file_line_and_field(change: tuple[str, str], line: int,
 
 def test_every_mistake_is_told_at_once() -> None:
     with pytest.raises(Invalid) as caught:
-        parse(DEPLOYMENT.replace("replicas: 2", "replicas: -1") + "---\nkind: Foo\n---\n- 1\n", "f")
-    assert len(str(caught.value).splitlines()) == 3
+        parse(DEPLOYMENT.replace("replicas: 2", "replicas: -1") + "---\nkind: Foo\n---\n- 1\n---\nkind: [1]\n", "f")
+    assert len(str(caught.value).splitlines()) == 4
 
 
-@pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\x00"], ids=["bracket", "colon", "control"])
+@pytest.mark.parametrize(
+    "text", ["a: [1", "a: b: c", "\x00", "a: 1\na: 2"], ids=["bracket", "colon", "control", "twice"]
+)
 def test_what_is_no_yaml_is_said_to_be_none(text: str) -> None:
     with pytest.raises(Invalid, match="not YAML"):
         parse(text, "f.yaml")

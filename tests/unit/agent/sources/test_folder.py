@@ -60,6 +60,7 @@ def test_documents_of_a_file_and_of_a_list() -> None:
         ("- 1\n", "f.yaml:1: document: must be a mapping, not a list"),
         (pod("a") + "---\n" + pod("a"), "f.yaml:7: Pod default/a stands in this file twice"),
         ("apiVersion: v1\nkind: Pod\nmetadata:\n  namespace: x\n", "f.yaml:3: metadata.name: is required"),
+        ("kind: Pod\nspec: {a: 1,\n a: 2}\n", "f.yaml:3: not YAML: the key 'a' stands here twice; keep one"),
         ("a: !!python/object:os.system x\n", "f.yaml:1: not YAML"),
         ("apiVersion: v1\nkind: List\nitems:\n- kind: Pod\n", "f.yaml:4: items[0].apiVersion: is required"),
     ],
