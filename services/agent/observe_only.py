@@ -37,11 +37,11 @@ from services.agent.endpoints.ipam import Ipam
 from services.agent.endpoints.leaks import LeakCheck
 from services.agent.endpoints.links import Links
 from services.agent.endpoints.manager import SOURCE as ENDPOINTS
-from services.agent.endpoints.manager import NodeIdentity
 from services.agent.endpoints.pods import PodDirectory
 from services.agent.endpoints.references import IdentityReferences
 from services.agent.endpoints.registrar import Registrar
 from services.agent.endpoints.relabel import Relabeller
+from services.agent.endpoints.rows import NodeIdentity
 from services.agent.endpoints.watched import NoRecords, WatchedEndpoints
 from services.agent.events.aggregation import interval_s
 from services.agent.host import HostAddresses

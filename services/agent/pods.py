@@ -15,12 +15,13 @@ from services.agent.driver import Driver
 from services.agent.endpoints.ipam import Ipam
 from services.agent.endpoints.leaks import LeakCheck
 from services.agent.endpoints.links import Links
-from services.agent.endpoints.manager import EndpointManager, NodeIdentity
+from services.agent.endpoints.manager import EndpointManager
 from services.agent.endpoints.pods import PodDirectory
 from services.agent.endpoints.records import RecordStore
 from services.agent.endpoints.references import IdentityReferences
 from services.agent.endpoints.registrar import Registrar
 from services.agent.endpoints.relabel import Relabeller
+from services.agent.endpoints.rows import NodeIdentity
 from services.agent.host import rows
 from services.agent.kernel import Kernel
 from services.agent.sources.base import Mailbox

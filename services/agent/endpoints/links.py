@@ -53,6 +53,11 @@ class Attachment:
     ifname: str
 
     @property
+    def key(self) -> tuple[str, str]:
+        """What the runtime knows it by: container, interface in it."""
+        return self.container_id, self.ifname
+
+    @property
     def host_ifname(self) -> str:
         """The host side's name: the same for the same attachment, so that a retry finds what it made before."""
         return PREFIX + hashlib.sha256(f"{self.container_id}/{self.ifname}".encode()).hexdigest()[:11]

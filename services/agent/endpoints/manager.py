@@ -10,26 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from services.agent.endpoints.ipam import Ipam
 from services.agent.endpoints.links import Attachment, Links, VethPair
+from services.agent.endpoints.numbers import EndpointNumbers
 from services.agent.endpoints.pods import PodDirectory
 from services.agent.endpoints.records import EndpointRecord, RecordStore
 from services.agent.endpoints.references import IdentityReferences
 from services.agent.endpoints.registrar import Registrar
-from services.common.errors import CiliateError, Exhausted, NotFound
+from services.agent.endpoints.rows import NodeIdentity, endpoint_rows, pod_rows
+from services.agent.endpoints.turns import Turns
+from services.common.errors import CiliateError, NotFound
 from services.common.log import get_logger
-from services.model.addresses import IPAddress, IPNetwork
-from services.model.identity import Identity, NumericIdentity
+from services.model.addresses import IPAddress
+from services.model.identity import Identity
 from services.model.objects import (
     EndpointDeleted,
     EndpointUpserted,
     IdentityUpserted,
-    IpEntry,
     LocalEndpoint,
     Pod,
     Synced,
@@ -38,8 +39,6 @@ from services.model.objects import (
 
 SOURCE = "endpoints"
 POD_WAIT_SECONDS = 5.0
-MAX_NAMED_PORTS = 64
-"""Of a pod, that other nodes hear of."""
 REGISTER_WAIT_SECONDS = 1.0
 
 Publish = Callable[[Sequence[Update]], Awaitable[None]]
@@ -50,15 +49,6 @@ class Programs(Protocol):
     """Puts the datapath's programs on an interface."""
 
     async def attach(self, ifindexes: Sequence[int]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class NodeIdentity:
-    """This node: its name, its address on the overlay, how many endpoints its maps can hold."""
-
-    name: str
-    tunnel: IPAddress | None
-    max_endpoints: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +79,8 @@ class EndpointManager:
         self._programs, self._pods, self._references = programs, pods, references
         self._registrar, self._publish = registrar, publish
         self._endpoints: dict[int, EndpointRecord] = {}
-        self._turns: dict[tuple[str, str], _Turn] = {}
-        self._taken: set[int] = set()
-        self._last_id = 0
+        self._turns = Turns()
+        self._numbers = EndpointNumbers(node.max_endpoints)
         self.labels_changed = asyncio.Event()
         """Labels or ports of some endpoint may be others than its record says."""
         self._log = get_logger("endpoints")
@@ -150,11 +139,10 @@ class EndpointManager:
     def _adopt(self, record: EndpointRecord) -> None:
         endpoint = record.endpoint
         self._endpoints[endpoint.id] = record
-        self._taken.add(endpoint.id)
-        self._last_id = max(self._last_id, endpoint.id)
+        self._numbers.hold(endpoint.id)
         self._ipam.hold(endpoint.addresses)
         self._references.adopt(Identity(endpoint.identity, record.labels))
-        self._registrar.put(self._rows_of(endpoint))
+        self._registrar.put(endpoint_rows(self._node, endpoint))
 
     async def attach_all(self) -> None:
         """Put the present programs on every endpoint's interface: replaced atomically, no packet is missed."""
@@ -172,7 +160,7 @@ class EndpointManager:
 
     async def add(self, request: AddRequest) -> EndpointRecord:
         """Attach a pod; doing it twice gives the same answer. Raises errors of the tree, having undone everything."""
-        async with self._exclusive(request.attachment):
+        async with self._turns.of(request.attachment.key):
             known = self._find(request.attachment)
             if known is not None:
                 try:
@@ -191,19 +179,19 @@ class EndpointManager:
 
     async def _build(self, request: AddRequest, identity: Identity, pod: Pod) -> EndpointRecord:
         async with contextlib.AsyncExitStack() as undo:
-            number = self._take_id()
-            undo.callback(self._taken.discard, number)
+            number = self._numbers.take()
+            undo.callback(self._numbers.free, number)
             addresses = self._ipam.allocate(self._pods.pool(pod))
             undo.callback(self._ipam.release, addresses)
             # The cluster is told while the interface is made: neither needs the other.
-            rows = self._rows(addresses, identity.id, pod, pod.workload)
+            rows = pod_rows(self._node, addresses, identity.id, pod, pod.workload)
             self._registrar.put(rows)
             undo.callback(self._registrar.remove, [row.prefix for row in rows])
             veth = await self._links.create(request.attachment, addresses)
             undo.push_async_callback(self._links.delete, veth.ifname)
             await self._programs.attach([veth.ifindex])
             await self._links.start(veth, addresses)
-            record = EndpointRecord(self._describe(number, request, veth, addresses, identity, pod), identity.labels)
+            record = EndpointRecord(_describe(number, request, veth, addresses, identity, pod), identity.labels)
             self._endpoints[number] = record
             undo.callback(self._endpoints.pop, number)
             undo.push_async_callback(self._publish, [EndpointDeleted(number)])
@@ -215,35 +203,9 @@ class EndpointManager:
         self.labels_changed.set()  # labels may have changed while it was built
         return record
 
-    def _describe(
-        self,
-        number: int,
-        request: AddRequest,
-        veth: VethPair,
-        addresses: tuple[IPAddress, ...],
-        identity: Identity,
-        pod: Pod,
-    ) -> LocalEndpoint:
-        return LocalEndpoint(
-            id=number,
-            namespace=request.namespace,
-            pod=request.pod,
-            container_id=request.attachment.container_id,
-            ifindex=veth.ifindex,
-            ifname=veth.ifname,
-            mac=veth.mac,
-            node_mac=veth.node_mac,
-            addresses=addresses,
-            identity=identity.id,
-            ports=pod.ports,
-            netns=request.attachment.netns,
-            peer_ifname=request.attachment.ifname,
-            workload=pod.workload,
-        )
-
     async def delete(self, attachment: Attachment) -> None:
         """Detach; what is gone already is no error."""
-        async with self._exclusive(attachment):
+        async with self._turns.of(attachment.key):
             record = self._find(attachment)
             if record is not None:
                 await self._remove(record)
@@ -262,13 +224,13 @@ class EndpointManager:
         endpoint = record.endpoint
         # The interface first: once it is gone nothing can be sent, whatever the maps say.
         await self._links.delete(endpoint.ifname)
-        self._registrar.remove([row.prefix for row in self._rows_of(endpoint)])
+        self._registrar.remove([row.prefix for row in endpoint_rows(self._node, endpoint)])
         self._records.delete(endpoint.id)
         self._endpoints.pop(endpoint.id, None)
         await self._publish([EndpointDeleted(endpoint.id)])
         await self._references.release(record.labels)
         self._ipam.release(endpoint.addresses)
-        self._taken.discard(endpoint.id)
+        self._numbers.free(endpoint.id)
         self._log.info("endpoint removed", endpoint_id=endpoint.id, pod=f"{endpoint.namespace}/{endpoint.pod}")
 
     # -- changes ---------------------------------------------------------------------------------------------------
@@ -286,7 +248,7 @@ class EndpointManager:
         record = self._endpoints.get(number)
         if record is None:
             return
-        async with self._exclusive(_attachment(record)):
+        async with self._turns.of(record.attachment):
             record = self._endpoints.get(number)
             decided = await decide(record) if record else None
             if record is None or decided is None:
@@ -294,7 +256,7 @@ class EndpointManager:
             after, identity = decided
             self._endpoints[number] = after
             self._records.save(after)
-            self._registrar.put(self._rows_of(after.endpoint))
+            self._registrar.put(endpoint_rows(self._node, after.endpoint))
             await self._publish([IdentityUpserted(identity), EndpointUpserted(after.endpoint)])
             if after.labels != record.labels:
                 await self._references.release(record.labels)
@@ -302,51 +264,7 @@ class EndpointManager:
     # -- helpers ---------------------------------------------------------------------------------------------------
 
     def _find(self, attachment: Attachment) -> EndpointRecord | None:
-        wanted = (attachment.container_id, attachment.ifname)
-        return next((record for record in self._endpoints.values() if record.attachment == wanted), None)
-
-    def _take_id(self) -> int:
-        for step in range(1, self._node.max_endpoints):
-            number = (self._last_id + step - 1) % (self._node.max_endpoints - 1) + 1
-            if number not in self._taken:
-                self._taken.add(number)
-                self._last_id = number
-                return number
-        raise Exhausted(f"this node has {len(self._taken)} endpoints, its maps hold no more")
-
-    def _rows_of(self, endpoint: LocalEndpoint) -> list[IpEntry]:
-        pod = Pod(endpoint.namespace, endpoint.pod, ports=endpoint.ports)
-        return self._rows(endpoint.addresses, endpoint.identity, pod, endpoint.workload)
-
-    def _rows(
-        self, addresses: tuple[IPAddress, ...], identity: NumericIdentity, pod: Pod, workload: tuple[str, str]
-    ) -> list[IpEntry]:
-        """Other nodes do not follow our pods: what policies and flows need of them travels with the addresses."""
-        node, named = self._node, tuple(port for port in pod.ports if port.name)[:MAX_NAMED_PORTS]
-        return [
-            IpEntry(_host_prefix(a), identity, node.name, node.tunnel, pod.namespace, pod.name, named, workload)
-            for a in addresses
-        ]
-
-    @contextlib.asynccontextmanager
-    async def _exclusive(self, attachment: Attachment) -> AsyncIterator[None]:
-        """One at a time per attachment; the lock lives as long as somebody has or wants it."""
-        key = (attachment.container_id, attachment.ifname)
-        turn = self._turns.setdefault(key, _Turn())
-        turn.users += 1
-        try:
-            async with turn.lock:
-                yield
-        finally:
-            turn.users -= 1
-            if not turn.users:
-                del self._turns[key]
-
-
-@dataclass(slots=True)
-class _Turn:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    users: int = 0
+        return next((record for record in self._endpoints.values() if record.attachment == attachment.key), None)
 
 
 def _attachment(record: EndpointRecord) -> Attachment:
@@ -354,5 +272,27 @@ def _attachment(record: EndpointRecord) -> Attachment:
     return Attachment(endpoint.container_id, endpoint.netns, endpoint.peer_ifname)
 
 
-def _host_prefix(address: IPAddress) -> IPNetwork:
-    return ipaddress.ip_network(address)
+def _describe(
+    number: int,
+    request: AddRequest,
+    veth: VethPair,
+    addresses: tuple[IPAddress, ...],
+    identity: Identity,
+    pod: Pod,
+) -> LocalEndpoint:
+    return LocalEndpoint(
+        id=number,
+        namespace=request.namespace,
+        pod=request.pod,
+        container_id=request.attachment.container_id,
+        ifindex=veth.ifindex,
+        ifname=veth.ifname,
+        mac=veth.mac,
+        node_mac=veth.node_mac,
+        addresses=addresses,
+        identity=identity.id,
+        ports=pod.ports,
+        netns=request.attachment.netns,
+        peer_ifname=request.attachment.ifname,
+        workload=pod.workload,
+    )

@@ -11,6 +11,7 @@ from typing import Any
 
 from services.agent.endpoints.manager import SOURCE, EndpointManager
 from services.agent.endpoints.records import EndpointRecord, RecordStore
+from services.agent.endpoints.rows import endpoint_rows
 from services.common.errors import CiliateError
 from services.common.log import get_logger
 from services.common.retry import Backoff
@@ -117,21 +118,21 @@ class WatchedEndpoints(EndpointManager):
     async def _learn(self, pod: Pod) -> None:
         labels = self._pods.labels(pod)
         identity = await self._references.acquire(labels)
-        number = self._take_id()
+        number = self._numbers.take()
         record = EndpointRecord(_described(number, pod, pod.addresses, int(identity.id)), identity.labels)
         self._endpoints[number] = record
-        self._registrar.put(self._rows_of(record.endpoint))
+        self._registrar.put(endpoint_rows(self._node, record.endpoint))
         await self._publish([IdentityUpserted(identity), EndpointUpserted(record.endpoint)])
         self._log.info("pod watched", endpoint_id=number, pod=f"{pod.namespace}/{pod.name}")
         self.labels_changed.set()
 
     async def _forget(self, record: EndpointRecord) -> None:
         number = record.endpoint.id
-        self._registrar.remove([row.prefix for row in self._rows_of(record.endpoint)])
+        self._registrar.remove([row.prefix for row in endpoint_rows(self._node, record.endpoint)])
         self._endpoints.pop(number, None)
         await self._publish([EndpointDeleted(number)])
         await self._references.release(record.labels)
-        self._taken.discard(number)
+        self._numbers.free(number)
 
 
 def _described(number: int, pod: Pod, addresses: tuple[IPAddress, ...], identity: int) -> LocalEndpoint:

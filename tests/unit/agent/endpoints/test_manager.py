@@ -14,12 +14,13 @@ import pytest
 from services.agent.endpoints.ipam import Ipam
 from services.agent.endpoints.leaks import LeakCheck
 from services.agent.endpoints.links import Attachment
-from services.agent.endpoints.manager import AddRequest, EndpointManager, NodeIdentity
+from services.agent.endpoints.manager import AddRequest, EndpointManager
 from services.agent.endpoints.pods import PodDirectory
 from services.agent.endpoints.records import EndpointRecord, RecordStore
 from services.agent.endpoints.references import IdentityReferences
 from services.agent.endpoints.registrar import Registrar
 from services.agent.endpoints.relabel import Relabeller
+from services.agent.endpoints.rows import NodeIdentity
 from services.common.errors import Exhausted, Internal, NotFound, Unavailable
 from services.model.identity import Identity
 from services.model.label_filter import LabelFilter
