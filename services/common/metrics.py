@@ -28,8 +28,8 @@ STUCK_SECONDS = 15.0
 def split_address(address: str, field: str) -> tuple[str, int]:
     """("host", port) of "host:port" or "[v6]:port"; raises `Invalid` naming `field`."""
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        raise Invalid(f"{field}: {address!r} is not host:port")
+    if not colon or not port.isdecimal() or len(port) > 5 or int(port) > 65535:
+        raise Invalid(f"{field}: {address!r} is not host:port; ports are 0 to 65535")
     return host.strip("[]") or "0.0.0.0", int(port)
 
 

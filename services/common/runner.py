@@ -26,6 +26,7 @@ from services.common.config import BaseConfig, load
 from services.common.errors import CiliateError, Unavailable
 from services.common.grpc_errors import ErrorInterceptor
 from services.common.log import configure
+from services.common.metrics import split_address
 
 C = TypeVar("C", bound=BaseConfig)
 GRACE_SECONDS = 2.0
@@ -88,10 +89,15 @@ class GrpcServer:
     def _bind(self, server: grpc.aio.Server, address: str) -> int:
         if address.startswith("unix:"):
             path = address.removeprefix("unix:").removeprefix("//")
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            try:
+                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            except OSError as error:
+                raise Unavailable(f"cannot listen on {address}: {error.strerror}") from error
             self._sockets.append(path)
+        else:
+            split_address(address, "cannot listen")  # gRPC takes a port modulo 65536, and 443 for none
         try:
             if self._credentials is None:
                 port = server.add_insecure_port(address)

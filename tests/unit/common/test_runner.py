@@ -8,10 +8,10 @@ import signal
 
 import pytest
 
-from services.common.errors import Invalid, NotFound
+from services.common.errors import Invalid, NotFound, Unavailable
 from services.common.metrics import split_address
 from services.common.retry import Backoff
-from services.common.runner import run
+from services.common.runner import GrpcServer, run
 
 
 async def fails(error: BaseException) -> None:
@@ -70,3 +70,20 @@ def test_addresses(text: str, expected: tuple[str, int]) -> None:
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(Invalid, match="metrics_address"):
         split_address(text, "metrics_address")
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "words"),
+    [
+        ("127.0.0.1:99999", Invalid, "cannot listen: '127.0.0.1:99999' is not host:port"),
+        ("127.0.0.1", Invalid, "is not host:port"),
+        ("127.0.0.1:²", Invalid, "is not host:port"),
+        ("unix:///dev/null/x.sock", Unavailable, "cannot listen on unix:///dev/null/x.sock: File exists"),
+        ("unix:///tmp", Unavailable, "cannot listen on unix:///tmp: Is a directory"),
+    ],
+)
+async def test_addresses_that_nobody_can_listen_on(address: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error) as failed:
+        async with GrpcServer([address], None, lambda _server: None):
+            pass
+    assert words in str(failed.value)
