@@ -126,18 +126,24 @@ class Identities(Connection):
         request = pb.DeregisterEndpointRequest(prefix=str(prefix), node=node)
         await self.call(lambda stub, seconds: stub.DeregisterEndpoint(request, timeout=seconds))
 
-    async def keep_alive(self, node: str, on_lapse: Callable[[], None]) -> None:
-        """Keep `node`'s references for ever; `on_lapse` when they are gone and must all be made again."""
+    async def keep_alive(self, node: str, on_lapse: Callable[[], None], ask_now: asyncio.Event | None = None) -> None:
+        """Keep `node`'s references for ever; `on_lapse` when they are gone and must all be made again.
+
+        That is asked four times in a lease's life, and at once when `ask_now` is set: it is cleared.
+        """
+        wake = ask_now or asyncio.Event()
         request, known = pb.KeepAliveRequest(node=node), 0
         while True:
             pause = RETRY_KEEPALIVE_SECONDS
+            wake.clear()
             with contextlib.suppress(Unavailable):
                 answer = await self.call(lambda stub, seconds: stub.KeepAlive(request, timeout=seconds))
                 if known and answer.lease != known:
                     get_logger("client.identities").warning("the node's references are gone", node=node)
                     on_lapse()
                 known, pause = answer.lease, max(answer.ttl_seconds / 4, 0.25)
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(wake.wait(), pause)
 
 
 def _identity(row: pb.Identity) -> Identity:

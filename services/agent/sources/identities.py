@@ -6,6 +6,7 @@ tree.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Self
@@ -38,6 +39,7 @@ class IdentityClient:
         self._service = Identities(Target(target, files, find), backoff=backoff)
         self._watch = self._service.watch(node, self._note)
         self._errors: dict[str, str] = {}
+        self._restarted = asyncio.Event()
         self._log = get_logger("source.identities")
 
     @property
@@ -74,7 +76,9 @@ class IdentityClient:
         async for change in self._watch.changes():
             if not isinstance(change, InSync):
                 yield change
-            elif not synced:
+                continue
+            self._restarted.set()
+            if not synced:
                 synced = True
                 yield Synced(self.name)
 
@@ -111,5 +115,8 @@ class IdentityClient:
         await self._service.deregister(prefix, self._node)
 
     async def keep_alive(self, on_lapse: Callable[[], None]) -> None:
-        """Keep this node's references for ever; `on_lapse` when they are gone and must all be made again."""
-        await self._service.keep_alive(self._node, on_lapse)
+        """Keep this node's references for ever; `on_lapse` when they are gone and must all be made again.
+
+        A stream that begins anew may tell of an etcd that was emptied: the lease is asked for then, not when it is due.
+        """
+        await self._service.keep_alive(self._node, on_lapse, self._restarted)

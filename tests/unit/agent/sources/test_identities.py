@@ -45,6 +45,8 @@ class Service(identity_pb2_grpc.IdentityServiceServicer):
         self.scripts: list[list[Any]] = []
         self.watches: list[tuple[int, str]] = []
         self.leases = [1]
+        self.ttl_seconds = 1
+        self.kept = asyncio.Event()
         self.error: grpc.StatusCode | None = None
         self.calls: list[Any] = []
 
@@ -59,7 +61,8 @@ class Service(identity_pb2_grpc.IdentityServiceServicer):
 
     async def KeepAlive(self, request: pb.KeepAliveRequest, context: Any) -> pb.KeepAliveResponse:
         lease = self.leases.pop(0) if len(self.leases) > 1 else self.leases[0]
-        return pb.KeepAliveResponse(ttl_seconds=1, lease=lease)
+        self.kept.set()
+        return pb.KeepAliveResponse(ttl_seconds=self.ttl_seconds, lease=lease)
 
     async def Allocate(self, request: pb.AllocateRequest, context: Any) -> pb.AllocateResponse:
         if self.error:
@@ -202,6 +205,18 @@ async def test_a_lost_lease_is_noticed(service: Service, client: IdentityClient)
     keeping = asyncio.create_task(client.keep_alive(lapsed.set))
     await asyncio.wait_for(lapsed.wait(), 5)
     keeping.cancel()
+
+
+async def test_a_stream_that_begins_anew_asks_for_the_lease_at_once(service: Service, client: IdentityClient) -> None:
+    service.leases, service.ttl_seconds, service.scripts = [7], 900, [[*SNAPSHOT, ...]]
+    lapsed = asyncio.Event()
+    keeping = asyncio.create_task(client.keep_alive(lapsed.set))
+    await asyncio.wait_for(service.kept.wait(), 20)
+    service.leases = [8]
+    reading = asyncio.create_task(read(client, lambda _: False))
+    await asyncio.wait_for(lapsed.wait(), 20)
+    for task in (keeping, reading):
+        task.cancel()
 
 
 async def test_a_service_that_moves_is_found_again(service: Service, tmp_path: Path) -> None:
