@@ -167,4 +167,6 @@ def regex(text: str, field: str) -> Pattern:
         found: Pattern = re2.compile(text, _QUIET)
         return found
     except (re2.error, UnicodeEncodeError) as error:
-        raise FilterError(f"{field}: invalid regular expression {text!r}: {error}") from error
+        said = error.args[0]
+        reason = said.decode(errors="replace") if isinstance(said, bytes) else "not UTF-8"
+        raise FilterError(f"{field}: invalid regular expression {text!r}: {reason}") from error

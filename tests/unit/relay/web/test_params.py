@@ -48,7 +48,7 @@ def test_times() -> None:
         ([("type", "l7:99999999999")], "type", "is no sub-type"),
         ([("ip-trace-id", "9" * 30)], "ip-trace-id", "must be a number above 0"),
         ([("verdict", "MAYBE")], "verdict", "use one of"),
-        ([("http-path", "(")], "http-path", "invalid regular expression"),
+        ([("http-path", "(")], "http-path", "invalid regular expression '(': missing )"),
         ([("since", "yesterday")], "since", "is no time"),
         ([("since", "2023-11-14T22:13:20")], "since", "has no zone"),
         ([("since", "20"), ("until", "10")], "since", "later than until"),
