@@ -155,13 +155,13 @@ def load(name: str) -> SandboxState:
     """The state of the sandbox `name`, alive or not; `NotFound` where there is none."""
     path = Paths(check_name(name)).state
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = dict(json.loads(path.read_text(encoding="utf-8")))
+        nodes = tuple(NodeState(**node) for node in raw.pop("nodes", ()))
+        return SandboxState(**raw, nodes=nodes)
     except FileNotFoundError as error:
         raise NotFound(f"no sandbox {name!r} here; start one with: ciliate sandbox up --name {name}") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, TypeError, OSError) as error:
         raise Invalid(f"{path}: not readable: {error}; remove {path.parent} and start again") from error
-    nodes = tuple(NodeState(**node) for node in raw.pop("nodes", ()))
-    return SandboxState(**raw, nodes=nodes)
 
 
 def names() -> Iterator[str]:

@@ -45,6 +45,15 @@ def test_the_state_file_round_trips(tmp_path: Path) -> None:
     assert (tmp_path / "sandbox.json").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"[1]", b"null", b'{"a": 1}', b'{"nodes": [1]}', b"\xff"])
+def test_a_state_file_that_was_cut_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
+    monkeypatch.setattr(state, "RUN_ROOT", tmp_path)
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "sandbox.json").write_bytes(text)
+    with pytest.raises(Invalid, match=r"sandbox\.json: not readable: .*; remove .* and start again"):
+        state.load("t")
+
+
 async def test_the_ledger_ends_what_was_left_and_spares_reused_numbers(tmp_path: Path) -> None:
     processes = Processes(tmp_path / "ledger", tmp_path / "logs")
     child = await processes.start("sleeper", ["sleep", "60"])
