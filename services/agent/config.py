@@ -12,6 +12,7 @@ from services.agent.balancing import BalancingSettings
 from services.agent.datapath.xdp import Mode
 from services.agent.endpoints.ipam import parse_ranges
 from services.agent.events.aggregation import Aggregation
+from services.common.targets import TargetSetting
 from services.flows.export.options import ExportOptions
 from services.model.addresses import IPAddress, IPNetwork
 
@@ -80,7 +81,7 @@ class Config(BalancingSettings, ExportOptions):
         "32768-65535", description="ports that connections get which share the node's address, first-last"
     )
     nat_max: int = Field(131_072, description="entries of the translation table, two per connection", ge=1024)
-    identity_target: str = Field(
+    identity_target: TargetSetting = Field(
         "", description="identity service: host:port, unix:///path or k8s://namespace/service:port; needed"
     )
     reference_check_seconds: float = Field(
@@ -88,7 +89,9 @@ class Config(BalancingSettings, ExportOptions):
         description="between looks for identities that this node holds in the identity service and nobody uses",
         gt=0,
     )
-    relay_target: str = Field("", description="relay: host:port or unix:///path; empty = flows stay on the node")
+    relay_target: TargetSetting = Field(
+        "", description="relay: host:port or unix:///path; empty = flows stay on the node"
+    )
     tls_from: Literal["files", "kubernetes"] = Field(
         "files",
         description="who makes the certificate: somebody who put the tls_ files there, or this agent asks the "

@@ -18,6 +18,7 @@ import grpc.aio
 from services.common.errors import CiliateError, Invalid, NotFound, Unavailable
 from services.common.grpc_errors import error_from_rpc
 from services.common.pb.agent.v1 import agent_pb2_grpc
+from services.common.targets import check_target
 from services.common.tls import TlsFiles, channel
 from services.sandbox import state
 
@@ -58,7 +59,7 @@ def find(settings: Settings) -> Servers:
     """The servers that the settings mean; raises `NotFound`, `Unavailable` or `Invalid` with what to do."""
     for flag, target in (("relay", settings.relay), ("identity", settings.identity), ("agent", settings.agent)):
         if target:
-            check_target(flag, target)
+            check_target(f"--{flag}", target)
     found = _sandbox(settings)
     agents: tuple[tuple[str, str], ...]
     if settings.agent:
@@ -77,21 +78,6 @@ def find(settings: Settings) -> Servers:
         sandbox=found.name if found else "",
         history=found.history if found else "",
     )
-
-
-def check_target(flag: str, target: str) -> None:
-    """Raises `Invalid` for what is neither host:port nor unix:///path: gRPC would take a port modulo 65536, or 443."""
-    fault = ""
-    if target.startswith("unix:"):
-        fault = "" if target.removeprefix("unix:").strip("/") else "names no socket"
-    elif not target.startswith(("dns:", "ipv4:", "ipv6:")):
-        host, _, port = target.rpartition(":")
-        if not host or "/" in target or (host.count(":") > 0 and not (host[0] == "[" and host[-1] == "]")):
-            fault = "is no address"
-        elif not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
-            fault = "has no port from 1 to 65535"
-    if fault:
-        raise Invalid(f"--{flag}: {target!r} {fault}; write host:port, [IPv6]:port or unix:///path")
 
 
 def _sandbox(settings: Settings) -> state.SandboxState | None:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from services.common.config import BaseConfig
+from services.common.targets import TargetSetting
 from services.operator import pools
 from services.operator.leader import WRITE_SECONDS, Timing
 from services.operator.ranges import Pool
@@ -46,7 +47,7 @@ class Config(BaseConfig):
     etcd_addresses: list[str] = Field(
         default_factory=list, description="addresses of our own etcd's members, for its certificate; empty = none"
     )
-    identity_target: str = Field(
+    identity_target: TargetSetting = Field(
         "", description="identity service: host:port, unix:///path or k8s://namespace/service:port; empty = none"
     )
     endpoint_objects: Literal["endpoints", "slices", "off"] = Field(

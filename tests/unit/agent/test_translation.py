@@ -27,7 +27,7 @@ def config(**fields: Any) -> Config:
     base = {
         "node_name": "n",
         "node_address": ["192.0.2.1"],
-        "identity_target": "x",
+        "identity_target": "x:1",
         "source": "folder",
         "objects_dir": "/x",
         "pod_cidr4": "10.0.0.0/24",

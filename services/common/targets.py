@@ -1,0 +1,44 @@
+"""Targets of gRPC channels, as people write them (gRPC naming, https://github.com/grpc/grpc/blob/master/doc/naming.md).
+
+Checked here because gRPC itself takes a port modulo 65536, and 443 for none: a typo would call somebody else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import pydantic
+
+from services.common.errors import Invalid
+
+FORMS = "host:port, [IPv6]:port or unix:///path"
+
+
+def check_target(field: str, target: str) -> str:
+    """`target`; raises `Invalid` for what is neither host:port nor unix:///path."""
+    fault = _fault(target)
+    if fault:
+        raise Invalid(f"{field}: {target!r} {fault}; write {FORMS}")
+    return target
+
+
+def _fault(target: str) -> str:
+    if target.startswith("unix:"):
+        return "" if target.removeprefix("unix:").strip("/") else "names no socket"
+    if target.startswith(("dns:", "ipv4:", "ipv6:")):
+        return ""
+    host, _, port = target.rpartition(":")
+    if not host or "/" in target or (":" in host and not (host[0] == "[" and host[-1] == "]")):
+        return "is no address"
+    return "" if port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536 else "has no port from 1 to 65535"
+
+
+def _optional(target: str) -> str:
+    # k8s:// has a reader of its own (kube/locate.py).
+    if target and not target.startswith("k8s://") and (fault := _fault(target)):
+        raise ValueError(f"{target!r} {fault}; write {FORMS}")
+    return target
+
+
+TargetSetting = Annotated[str, pydantic.AfterValidator(_optional)]
+"""A setting that names a server; empty = none."""
