@@ -37,34 +37,51 @@ INLINE bool backend_is(const struct backend *b, const struct ct_entry *entry)
 	return b && b->port == entry->nat_port && addr_equal(&b->address, &entry->nat_address);
 }
 
+/* Has another connection the tuple that this one would get: the pod's own to that backend, or by another Service? To
+ * go on would break it, for TCP would take the packet for its own. */
+INLINE bool is_elses(const struct pkt_ctx *ctx, const struct ct_entry *connection)
+{
+	return ctx->protocol == PROTO_TCP &&
+	       (connection->nat_port != ctx->dport || !addr_equal(&connection->nat_address, &ctx->daddr));
+}
+
+/* The connection to `address` and `port` that this packet's would be, if there is one. ctx->key is the service's, and
+ * again afterwards. */
+INLINE struct ct_entry *connection_to(struct pkt_ctx *ctx, const struct addr *address, u16 port)
+{
+	struct ct_entry *connection;
+	struct addr wanted = ctx->key.remote;
+	u16 wanted_port = ctx->key.remote_port;
+
+	ctx->key.remote = *address;
+	ctx->key.remote_port = port;
+	ctx->key.scope = CT_SCOPE_CONNECTION;
+	connection = ct.lookup(&ctx->key);
+	ctx->key.remote = wanted;
+	ctx->key.remote_port = wanted_port;
+	ctx->key.scope = CT_SCOPE_SERVICE;
+	return connection && !ct_is_over(connection, ctx) ? connection : NULL;
+}
+
 /* May this packet keep the backend that was chosen for its tuple? ctx->key is the service's, and again afterwards.
  * A packet inside a connection keeps it; one that may start a connection keeps it while the backend is still there
  * and nothing was answered (a retransmitted SYN), or while the peer answers (UDP). */
 INLINE bool keeps_backend(struct pkt_ctx *ctx, const struct ct_entry *chosen)
 {
 	struct ct_entry *connection;
-	struct addr address = ctx->key.remote;
-	u16 port = ctx->key.remote_port;
-	bool answered = false, live = false;
+	bool answered;
 
 	if (ctx->now_ns > chosen->expires_ns)
 		return false;
 	if (cannot_open(ctx))
 		return true;
-	ctx->key.remote = chosen->nat_address;
-	ctx->key.remote_port = chosen->nat_port;
-	ctx->key.scope = CT_SCOPE_CONNECTION;
-	connection = ct.lookup(&ctx->key);
-	if (connection && !ct_is_over(connection, ctx)) {
-		live = true;
-		answered = connection->flags & CT_F_SEEN_REPLY;
-	}
-	ctx->key.remote = address;
-	ctx->key.remote_port = port;
-	ctx->key.scope = CT_SCOPE_SERVICE;
+	connection = connection_to(ctx, &chosen->nat_address, chosen->nat_port);
+	if (!connection || is_elses(ctx, connection))
+		return false;
+	answered = connection->flags & CT_F_SEEN_REPLY;
 	if (ctx->protocol == PROTO_UDP && answered)
 		return true;
-	return live && !answered && backend_is(backend_at(chosen->service_id, chosen->nat_slot), chosen);
+	return !answered && backend_is(backend_at(chosen->service_id, chosen->nat_slot), chosen);
 }
 
 /* Choose a backend and remember it under ctx->key. NULL and *reason when there is none. */
@@ -82,6 +99,12 @@ INLINE struct ct_entry *choose_backend(struct pkt_ctx *ctx, const struct service
 	if (!b) {
 		if (service->flags & SERVICE_F_REFUSE)
 			ctx->flags |= CTX_F_REFUSE;
+		return NULL;
+	}
+	entry = connection_to(ctx, &b->address, b->port);
+	if (unlikely(entry && is_elses(ctx, entry))) {
+		/* Its client asks again in a second, and may get another backend. */
+		*reason = DROP_NO_MAPPING_FOR_NAT_MASQUERADE;
 		return NULL;
 	}
 	entry = ct_fresh.lookup(&zero);

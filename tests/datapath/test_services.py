@@ -67,6 +67,48 @@ def test_backends_share_new_connections(node: Node, pods: Pods) -> None:
 
 
 @FAMILIES
+def test_a_connection_of_the_pods_own_keeps_its_tuple(node: Node, pods: Pods, v6: bool) -> None:
+    """From the same port a pod talks to a backend, and then opens a connection to the Service."""
+    frontend, webapp, other = pods
+    for pod in (webapp, other):
+        node.open(pod, INGRESS)
+    node.service(41, VIP[v6], 80, [(at(webapp, v6), 8080)])
+    for flags in ("S", "A"):
+        send(node, frontend, at(webapp, v6), tcp(4000, 8080, flags))
+        send(node, webapp, at(frontend, v6), tcp(8080, 4000, "SA" if flags == "S" else "A"))
+    node.events()
+    assert send(node, frontend, VIP[v6], tcp(4000, 80)).verdict == TC_ACT_SHOT
+    event = node.events()[-1]
+    assert (event["drop_reason"], event["service_id"]) == (DropReason.NO_MAPPING_FOR_NAT_MASQUERADE, 41)
+    own = send(node, frontend, at(webapp, v6), tcp(4000, 8080, "A"))
+    assert own.packet == received(webapp, at(frontend, v6), tcp(4000, 8080, "A"))
+    answer = send(node, webapp, at(frontend, v6), tcp(8080, 4000, "A"))
+    assert answer.packet == received(frontend, at(webapp, v6), tcp(8080, 4000, "A"))
+    # Where there is another backend, one of the next tries gets it.
+    node.service(41, VIP[v6], 80, [(at(webapp, v6), 8080), (at(other, v6), 8080)])
+    assert any(
+        found.packet == received(other, at(frontend, v6), tcp(4000, 8080))
+        for found in (send(node, frontend, VIP[v6], tcp(4000, 80)) for _ in range(40))
+        if found.verdict != TC_ACT_SHOT
+    )
+    # And once the pod's own is over, so is the rule.
+    node.service(42, VIP[v6], 81, [(at(webapp, v6), 8080)])
+    assert send(node, frontend, VIP[v6], tcp(4000, 81)).verdict == TC_ACT_SHOT
+    send(node, frontend, at(webapp, v6), tcp(4000, 8080, "RA"))
+    assert send(node, frontend, VIP[v6], tcp(4000, 81)).packet == received(webapp, at(frontend, v6), tcp(4000, 8080))
+
+
+def test_an_answered_syn_that_comes_again_is_the_services_own(node: Node, pods: Pods) -> None:
+    frontend, webapp, _ = pods
+    node.open(webapp, INGRESS)
+    node.service(41, VIP[False], 80, [(webapp.ipv4, 8080)])
+    send(node, frontend, VIP[False], tcp(4000, 80))
+    send(node, webapp, frontend.ipv4, tcp(8080, 4000, "SA"))
+    again = send(node, frontend, VIP[False], tcp(4000, 80))
+    assert again.packet == received(webapp, frontend.ipv4, tcp(4000, 8080))
+
+
+@FAMILIES
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_hairpin(node: Node, pods: Pods, v6: bool, protocol: str) -> None:
     """A pod reaches itself through its Service, though its policy lets nobody in on that port."""

@@ -300,7 +300,8 @@ class ReferenceDatapath:
         with_services = packet.protocol in (Protocol.TCP, Protocol.UDP, Protocol.SCTP)
         if not with_services or self._settled(packet, self.conntrack.get(key)):
             return packet, None
-        if key not in self.chosen:
+        backend = self.chosen.get(key)
+        if backend is None:
             balancer = ReferenceBalancer(self.maps, self._choose)
             found = balancer.find(packet.destination, packet.dport, packet.protocol, Scope.INTERNAL)
             if found is None:
@@ -308,9 +309,19 @@ class ReferenceDatapath:
             backend = balancer.select(*found, Client(packet.source, packet.sport)) if opens(packet) else None
             if backend is None:
                 raise self._drop(DropReason.SERVICE_BACKEND_NOT_FOUND, sender.id, 0)
-            self.chosen[key] = backend
-        address, port = self.chosen[key]
-        return replace(packet, destination=address, dport=port), (packet.destination, packet.dport)
+        service = packet.destination, packet.dport
+        after = replace(packet, destination=backend[0], dport=backend[1])
+        if self._is_elses(after, service):
+            raise self._drop(DropReason.NO_MAPPING_FOR_NAT_MASQUERADE, sender.id, 0)
+        self.chosen[key] = backend
+        return after, service
+
+    def _is_elses(self, packet: Packet, service: tuple[bytes, int]) -> bool:
+        """Another connection has the tuple that this packet would open."""
+        if packet.protocol != Protocol.TCP or not opens(packet):
+            return False
+        connection = self.conntrack.get(connection_key(packet, sends=True))
+        return connection is not None and not connection.closing and connection.service != service
 
     @staticmethod
     def _settled(packet: Packet, connection: Connection | None) -> bool:
