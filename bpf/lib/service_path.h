@@ -101,7 +101,7 @@ INLINE struct ct_entry *choose_backend(struct pkt_ctx *ctx, const struct service
 			ctx->flags |= CTX_F_REFUSE;
 		return NULL;
 	}
-	entry = connection_to(ctx, &b->address, b->port);
+	entry = ctx->protocol == PROTO_TCP ? connection_to(ctx, &b->address, b->port) : NULL;
 	if (unlikely(entry && is_elses(ctx, entry))) {
 		/* Its client asks again in a second, and may get another backend. */
 		*reason = DROP_NO_MAPPING_FOR_NAT_MASQUERADE;

@@ -18,19 +18,12 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from services.common.errors import Invalid, Unavailable
+from services.common.errors import Unavailable
+from services.common.targets import split_address
 
 HEARTBEAT_SECONDS = 1.0
 STUCK_SECONDS = 15.0
 """A process whose event loop has not turned for so long is not alive."""
-
-
-def split_address(address: str, field: str) -> tuple[str, int]:
-    """("host", port) of "host:port" or "[v6]:port"; raises `Invalid` naming `field`."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or len(port) > 5 or int(port) > 65535:
-        raise Invalid(f"{field}: {address!r} is not host:port; ports are 0 to 65535")
-    return host.strip("[]") or "0.0.0.0", int(port)
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -26,7 +26,7 @@ from services.common.config import BaseConfig, load
 from services.common.errors import CiliateError, Unavailable
 from services.common.grpc_errors import ErrorInterceptor
 from services.common.log import configure
-from services.common.metrics import split_address
+from services.common.targets import split_address
 
 C = TypeVar("C", bound=BaseConfig)
 GRACE_SECONDS = 2.0

@@ -160,7 +160,7 @@ def load(name: str) -> SandboxState:
         return SandboxState(**raw, nodes=nodes)
     except FileNotFoundError as error:
         raise NotFound(f"no sandbox {name!r} here; start one with: ciliate sandbox up --name {name}") from error
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError) as error:
         raise Invalid(f"{path}: not readable: {error}; remove {path.parent} and start again") from error
 
 

@@ -288,12 +288,10 @@ def test_nearly_full_range(node: Node, pod: Pod) -> None:
     for port in range(60000, 62000):
         if port % 20:
             reserve(node, WORLD4, 443, port)
-    found = 0
-    for number in range(20):
-        out = leaves(node, pod.ipv4, WORLD4, tcp(1000 + number, 443))
-        found += out.verdict == TC_ACT_OK
-    # One in 740 finds none at first (0.95 ** 128), one in 190 at last: four of twenty, once in two million runs.
-    assert found >= 17
+    for number in range(50):
+        # One packet in 740 finds none at first (0.95 ** 128), one in 27 at last; but a client asks again.
+        tries = (leaves(node, pod.ipv4, WORLD4, tcp(1000 + number, 443)).verdict for _ in range(5))
+        assert TC_ACT_OK in tries, number
 
 
 def test_no_two_connections_share_a_port_though_all_cpus_ask_at_once(node: Node, pods: Pods) -> None:
@@ -303,9 +301,11 @@ def test_no_two_connections_share_a_port_though_all_cpus_ask_at_once(node: Node,
     def run(cpu: int) -> None:
         os.sched_setaffinity(0, {cpu % (os.cpu_count() or 1)})
         for number in range(500):
-            out = leaves(node, pods[cpu].ipv4, WORLD4, udp(1000 + number, 53))
-            if out.verdict == TC_ACT_OK:
-                results[cpu].append((1000 + number, parse(out.packet)[UDP].sport))
+            for _ in range(2):  # of the last ones, some do not find one of the last free ports with 128 tries
+                out = leaves(node, pods[cpu].ipv4, WORLD4, udp(1000 + number, 53))
+                if out.verdict == TC_ACT_OK:
+                    results[cpu].append((1000 + number, parse(out.packet)[UDP].sport))
+                    break
 
     threads = [threading.Thread(target=run, args=(cpu,)) for cpu in range(2)]
     for thread in threads:
@@ -313,7 +313,7 @@ def test_no_two_connections_share_a_port_though_all_cpus_ask_at_once(node: Node,
     for thread in threads:
         thread.join()
     ports = [port for result in results for _, port in result]
-    assert len(ports) == len(set(ports)) >= 985  # 128 tries each: about six do not find one of the last free ports
+    assert len(ports) == len(set(ports)) >= 990
     pairs = table(node)
     assert sum(bool(entry.flags & NatFlags.ANSWER) for entry in pairs.values()) == len(ports)
     assert len(pairs) == 2 * len(ports)

@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 
 from services.common.errors import Invalid
+from services.common.targets import is_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def parse(endpoint: str, headers: Sequence[str], ca: str) -> Target:
         raise Invalid(f"otlp_endpoint: {endpoint!r} must begin with http:// (plaintext) or https:// (TLS)")
     address = address.rstrip("/")
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536 or "/" in address:
+    if not host or not is_port(port, 1) or "/" in address:
         raise Invalid(f"otlp_endpoint: {endpoint!r} is not of the form https://host:port")
     if ca and not Path(ca).is_file():
         raise Invalid(f"otlp_ca: there is no file {ca}")

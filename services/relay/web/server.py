@@ -20,7 +20,7 @@ from aiohttp import web
 
 from services.common.errors import CiliateError, Denied, Exhausted, Invalid, Unavailable
 from services.common.log import get_logger
-from services.common.metrics import split_address
+from services.common.targets import split_address
 from services.common.tls import TlsFiles
 from services.flows.observer import READERS
 from services.relay.web.api import Api

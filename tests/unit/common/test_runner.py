@@ -9,9 +9,9 @@ import signal
 import pytest
 
 from services.common.errors import Invalid, NotFound, Unavailable
-from services.common.metrics import split_address
 from services.common.retry import Backoff
 from services.common.runner import GrpcServer, run
+from services.common.targets import split_address
 
 
 async def fails(error: BaseException) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from services.cli import connect
 from services.common.errors import CiliateError, Invalid
 from services.sandbox import netns, state
 from services.sandbox.probes import NO_ANSWER, NO_CONNECTION, read_curl
@@ -52,6 +53,19 @@ def test_a_state_file_that_was_cut_is_one_message(tmp_path: Path, monkeypatch: p
     (tmp_path / "t" / "sandbox.json").write_bytes(text)
     with pytest.raises(Invalid, match=r"sandbox\.json: not readable: .*; remove .* and start again"):
         state.load("t")
+
+
+def test_who_may_not_read_a_state_file_is_told_so_and_not_to_remove_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_arguments: object, **_options: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(state, "RUN_ROOT", tmp_path)
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(Invalid, match="only root may use the sandbox's sockets"):
+        connect.find(connect.Settings())
 
 
 async def test_the_ledger_ends_what_was_left_and_spares_reused_numbers(tmp_path: Path) -> None:
