@@ -132,7 +132,8 @@ async def test_a_watch_goes_on_at_another_replica(start: Callable[..., Awaitable
             service.target = other.target
             await other.deregister(address, "n1")
             db = (await other.allocate(DB, "n1")).identity
-            while db.id not in watch.identities or watch.entries:  # noqa: ASYNC110
+            # The other replica says that this is all only after it has told it.
+            while db.id not in watch.identities or watch.entries or synced < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         finally:
             follower.cancel()
